@@ -1,0 +1,84 @@
+# Works on a bare machine: every target first makes a virtual environment with the pinned versions of
+# pyproject.toml and builds the package into it. The second time only what changed is built.
+PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/pytest
+TRANSFORMERS := 5.23.0 4.57.6
+
+# torch and the build tools come before the package, which is built against the installed torch.
+TOOLCHAIN := $(shell sed -nE 's/^ *"((torch|scikit-build-core|cmake|ninja)==[^";]*)".*/\1/p' pyproject.toml)
+NATIVE_SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc' 2>/dev/null)
+INSTALLED := $(VENV)/installed.stamp
+NATIVE_STATUS := from quest_compile.ops.native import native_status as s; \
+  print('Native library:', s().info if s().loaded else 'none: ' + s().reason)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-no-native test-transformers lint format bench clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## make .venv and build the package into it (editable)
+
+demo: $(INSTALLED) ## answer questions about a long context: dense against Quest
+	$(BIN)/quest-compile demo $(ARGS)
+
+test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile $(ARGS)
+
+test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
+	QUEST_COMPILE_NATIVE=0 OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile tests/ops $(ARGS)
+
+test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other transformers versions
+
+test-transformers-%: $(VENV)-transformers-%/installed.stamp
+	PYTHONSAFEPATH=1 $(VENV)-transformers-$*/bin/python -m pytest tests/test_models.py $(ARGS)
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## rewrite Python and C++ in the project's style
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: $(INSTALLED) ## time dense decoding against Quest
+	$(BIN)/python -m quest_compile.bench decode $(ARGS)
+
+clean: ## remove what was built, keep the virtual environments
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(INSTALLED)
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environments too
+	rm -rf $(VENV) $(VENV)-transformers-*
+
+# bin/pip is the last thing venv writes: an interrupted run is started again.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
+
+$(VENV)/toolchain.stamp: pyproject.toml | $(BIN)/pip
+	@echo 'Installing $(TOOLCHAIN): minutes the first time'
+	$(BIN)/python $(PIP) $(TOOLCHAIN)
+	@touch $@
+
+$(INSTALLED): $(VENV)/toolchain.stamp CMakeLists.txt $(NATIVE_SOURCES)
+	@echo 'Building quest_compile and installing what tests and benchmarks need'
+	$(BIN)/python $(PIP) --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -c "$(NATIVE_STATUS)"
+	@touch $@
+
+# An environment that sees everything in $(VENV), the editable package included, except for transformers
+# and what another version of it needs.
+$(VENV)-transformers-%/installed.stamp: $(INSTALLED)
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(@D)/bin/python $(PIP) transformers==$*
+	@touch $@
+
+.SECONDARY:

@@ -1,0 +1,83 @@
+// Tensor arguments, checked and as kernels take them. Device independent but for read_seq_lens.
+#pragma once
+
+#include "checks.h"
+
+namespace quest {
+
+// Strides count elements.
+struct Query {
+  const void* data;  // [batch, num_q_heads, 1, head_dim], head_dim contiguous
+  int64_t batch_stride;
+  int64_t head_stride;
+};
+
+struct Cache {
+  const void* data;  // [batch, num_kv_heads, max_seq_len, head_dim], head_dim contiguous
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t token_stride;
+};
+
+struct PageSummary {
+  void* data;  // [batch, num_kv_heads, num_pages, 2, head_dim], the last two dimensions contiguous
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t page_stride;
+};
+
+// Strides are 0 where the mask is broadcast.
+struct Mask {
+  const uint8_t* data;  // [batch, num_q_heads, 1, max_seq_len], nonzero = attend; nullptr = all
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t token_stride;
+};
+
+struct Shape {
+  int64_t batch;
+  int64_t num_q_heads;
+  int64_t num_kv_heads;
+  int64_t group_size;
+  int64_t head_dim;
+  int64_t value_dim;
+  int64_t max_seq_len;
+};
+
+// The arguments that all attention ops share.
+struct Attention {
+  DType dtype;
+  Shape shape;
+  Tensor query_owner;  // `query` itself, or a copy of it with a contiguous last dimension
+  Query query;
+  Cache key_cache;
+  Cache value_cache;
+  Mask mask;
+  float scale;
+};
+
+Tensor contiguous_query(const Tensor& query);
+Query query_pointers(const Tensor& query);
+Cache cache_pointers(const Tensor& cache);
+PageSummary summary_pointers(const Tensor& page_summary);
+
+Attention check_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+                          const std::optional<Tensor>& attn_mask, std::optional<double> scale);
+// max_seq_len of a mask may be anything that makes `num_pages` pages where num_pages >= 0.
+Mask check_mask(const std::optional<Tensor>& attn_mask, const Tensor& device_of, int64_t batch,
+                int64_t num_q_heads, int64_t max_seq_len);
+void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch, int64_t num_kv_heads,
+                        int64_t num_pages, int64_t head_dim);
+void check_seq_lens(const Tensor& seq_lens, const Tensor& device_of, int64_t batch);
+// lengths [batch]: seq_lens of a CPU tensor, one per row. Errors unless 1 <= length <= max_seq_len.
+void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, int64_t* lengths);
+
+int64_t element_size(DType dtype);
+// data + index elements of dtype
+const void* offset(const void* data, DType dtype, int64_t index);
+void* offset(void* data, DType dtype, int64_t index);
+
+// An uninitialised contiguous tensor like `like`, of another shape and perhaps dtype.
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype);
+
+}  // namespace quest

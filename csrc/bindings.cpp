@@ -1,0 +1,31 @@
+// Every operator of the native library. Schemas are in Python (quest_compile/ops), except those of the two
+// ops that exist in this library only.
+#include "counters.h"
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
+
+namespace quest {
+
+std::string native_info() { return std::string("cpu:") + kernels().name; }
+
+}  // namespace quest
+
+STABLE_TORCH_LIBRARY_FRAGMENT(quest, m) {
+  m.def("native_counters(bool reset) -> int[]");
+  m.def("native_info() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(quest, CompositeExplicitAutograd, m) {
+  m.impl("native_counters", TORCH_BOX(&quest::native_counters));
+  m.impl("native_info", TORCH_BOX(&quest::native_info));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(quest, CPU, m) {
+  m.impl("update_page_summary", TORCH_BOX(&quest::update_page_summary));
+  m.impl("score_pages", TORCH_BOX(&quest::score_pages));
+  m.impl("select_pages", TORCH_BOX(&quest::select_pages));
+  m.impl("attend_pages", TORCH_BOX(&quest::attend_pages));
+  m.impl("sparse_decode", TORCH_BOX(&quest::sparse_decode));
+  m.impl("dense_decode", TORCH_BOX(&quest::dense_decode));
+  m.impl("share_mask", TORCH_BOX(&quest::share_mask));
+}

@@ -1,0 +1,30 @@
+#include "counters.h"
+#include "cpu/attention.h"
+#include "cpu/ops.h"
+
+namespace quest {
+
+Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,
+                    std::optional<Tensor> attn_mask, std::optional<double> scale) {
+  const Attention a = check_attention(query, key_cache, value_cache, attn_mask, scale);
+  const int64_t batch = a.shape.batch, num_q_heads = a.shape.num_q_heads;
+  check_seq_lens(seq_lens, query, batch);
+  Scratch& scratch = call_scratch();
+  scratch.reset();
+  int64_t* lengths = scratch.take<int64_t>(batch);
+  read_seq_lens(seq_lens, batch, a.shape.max_seq_len, lengths);
+  Tensor out = new_tensor(query, {batch, num_q_heads, 1, a.shape.value_dim}, query.scalar_type());
+
+  Work* works = scratch.take<Work>(batch * num_q_heads);
+  int64_t num_works = 0, bytes = 0;
+  for (int64_t row = 0; row < batch; ++row) {
+    num_works += plan_dense_row(a, row, lengths[row], works + num_works);
+    bytes += a.shape.num_kv_heads * cache_bytes(a, lengths[row]);
+  }
+  attend_all(a, works, num_works, {out.mutable_data_ptr(), nullptr}, scratch);
+  count(Counter::kDenseCalls, 1);
+  count(Counter::kBytesRead, bytes);
+  return out;
+}
+
+}  // namespace quest

@@ -1,0 +1,235 @@
+// Attention of one group of query heads over a list of tokens of their KV head.
+//
+// Tokens are taken in chunks: the logits of a chunk, then their softmax, then its values, with a running
+// maximum and sum from chunk to chunk. Heads are taken 4, 2 or 1 at a time. Both passes fetch the rows
+// that come next, keys and then values, some pages ahead.
+#include "cpu/kernels/dot.h"
+#include "cpu/kernels/value.h"
+#include "params.h"
+
+namespace quest {
+namespace QUEST_ISA {
+namespace {
+
+constexpr int kChunk = 256;
+// Tokens whose values are added to one set of columns before the next set.
+constexpr int kValueTokens = 64;
+constexpr int kFetchBytes = 16384;
+constexpr int kMaxFetchTokens = 256;
+static_assert(kMaxFetchTokens + kTileSize <= kTokenPadding, "fetching stays within the padding");
+
+alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
+
+// A part of AttendParams::tokens, at most kChunk.
+struct Chunk {
+  const int32_t* tokens;
+  int size;
+  int fetch;       // tokens to fetch ahead; 0 = another tile of heads has fetched the rows of the chunk
+  bool is_last;
+};
+
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+  int bytes;
+
+  QUEST_INLINE const T* operator[](int32_t token) const { return data + token * stride; }
+  QUEST_INLINE void fetch(int32_t token) const { prefetch(data + token * stride, bytes); }
+};
+
+template <class T>
+Rows<T> keys_of(const AttendParams& p) {
+  return {static_cast<const T*>(p.key), p.key_stride, p.head_dim * static_cast<int>(sizeof(T))};
+}
+
+template <class T>
+Rows<T> values_of(const AttendParams& p) {
+  return {static_cast<const T*>(p.value), p.value_stride, p.value_dim * static_cast<int>(sizeof(T))};
+}
+
+// logits [size rounded up to a tile, kHeads], -inf behind the chunk, in units of log2.
+template <class T, int kHeads>
+void compute_logits(const AttendParams& p, const Chunk& chunk, int first_head, float* logits) {
+  using D = Dot<T>;
+  constexpr int kRows = kTileSize / kHeads;
+  alignas(64) typename D::Query query[kHeads * kMaxHeadDim];
+  for (int h = 0; h < kHeads; ++h) {
+    D::prepare(static_cast<const T*>(p.query) + (first_head + h) * p.query_stride, p.head_dim,
+               query + h * kMaxHeadDim);
+  }
+  const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
+  const V scale = set1(p.scale_log2);
+  for (int t = 0; t < chunk.size; t += kRows) {
+    if (chunk.fetch) {
+      const int next = t + chunk.fetch;
+      if (next < chunk.size) {
+        for (int r = 0; r < kRows; ++r) keys.fetch(chunk.tokens[next + r]);
+      } else {
+        for (int r = 0; r < kRows; ++r) values.fetch(chunk.tokens[next - chunk.size + r]);
+      }
+    }
+    const T* rows[kRows];
+    QUEST_UNROLL
+    for (int r = 0; r < kRows; ++r) rows[r] = keys[chunk.tokens[t + r]];
+    V tile[kTileSize / kWidth];
+    dot_tile<D, kHeads>(rows, query, kMaxHeadDim, p.head_dim, tile);
+    for (int i = 0; i < kTileSize / kWidth; ++i) store(logits + t * kHeads + i * kWidth, tile[i] * scale);
+  }
+  const int end = (chunk.size + kRows - 1) / kRows * kRows * kHeads;
+  for (int i = chunk.size * kHeads; i < end; ++i) logits[i] = -kInfinity;
+}
+
+// Turns the logits of a chunk into weights relative to the new maxima, and brings maxima, sums and the
+// values summed so far up to date with them.
+template <class T, int kHeads>
+void apply_softmax(const AttendParams& p, const Chunk& chunk, int first_head, const float* logits,
+                   typename Values<T>::Weight* weights) {
+  constexpr int kRows = kTileSize / kHeads;
+  const int count = (chunk.size + kRows - 1) / kRows * kTileSize;
+  V top = set1(-kInfinity);
+  for (int i = 0; i < count; i += kWidth) top = max(load(logits + i), top);
+  float tops[kWidth], shifts[kWidth], factors[kWidth];
+  store(tops, top);
+  for (int h = 0; h < kHeads; ++h) {
+    float maximum = p.maxima[first_head + h];
+    factors[h] = maximum;
+    for (int i = h; i < kWidth; i += kHeads) maximum = tops[i] > maximum ? tops[i] : maximum;
+    p.maxima[first_head + h] = maximum;
+    // -inf - -inf would be NaN: only logits of -inf so far, whose weight is 0.
+    const float shift = maximum == -kInfinity ? 0 : maximum;
+    for (int i = h; i < kWidth; i += kHeads) shifts[i] = shift;
+  }
+  for (int i = kHeads; i < kWidth; ++i) factors[i] = 0;
+  const V shift = load(shifts);
+  store(factors, exp2(load(factors) - shift));
+
+  V sum = zero();
+  for (int i = 0; i < count; i += kWidth) {
+    const V weight = exp2(load(logits + i) - shift);
+    sum = sum + weight;
+    Values<T>::template store_weights<kHeads>(weights + i / Values<T>::kTokens, weight);
+  }
+  float sums[kWidth];
+  store(sums, sum);
+  for (int h = 0; h < kHeads; ++h) {
+    float total = p.sums[first_head + h] * factors[h];
+    for (int i = h; i < kWidth; i += kHeads) total += sums[i];
+    p.sums[first_head + h] = total;
+    if (factors[h] == 1) continue;
+    float* row = p.values + (first_head + h) * p.values_stride;
+    for (int d = 0; d < p.values_stride; d += kWidth) store(row + d, load(row + d) * set1(factors[h]));
+  }
+}
+
+// Adds the columns [column, column + kPairs pairs) of the values of tokens [begin, end) of a chunk.
+template <class T, int kHeads, int kPairs, bool kPartial>
+void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int begin, int end, int column,
+                 const typename Values<T>::Weight* weights) {
+  constexpr int kTokens = Values<T>::kTokens;
+  const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
+  const int fetch = column == 0 ? chunk.fetch : 0;
+  float* out = p.values + first_head * p.values_stride + column;
+  V sums[kHeads][kPairs][2];
+  QUEST_UNROLL
+  for (int h = 0; h < kHeads; ++h) {
+    QUEST_UNROLL
+    for (int c = 0; c < 2 * kPairs; ++c) sums[h][c / 2][c % 2] = load(out + h * p.values_stride + c * kWidth);
+  }
+  for (int t = begin; t < end; t += kTokens) {
+    if (fetch) {
+      const int next = t + fetch;
+      if (next < chunk.size) {
+        for (int i = 0; i < kTokens; ++i) values.fetch(chunk.tokens[next + i]);
+      } else if (!chunk.is_last) {
+        for (int i = 0; i < kTokens; ++i) keys.fetch(chunk.tokens[next + i]);
+      }
+    }
+    const T* row = values[chunk.tokens[t]] + column;
+    // Not the row behind the chunk: its weight is 0, but it may hold infinities.
+    const T* second = t + 1 < end ? values[chunk.tokens[t + 1]] + column
+                                  : reinterpret_cast<const T*>(kZeroRow);
+    Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
+                                                      weights + t / kTokens * kHeads);
+  }
+  QUEST_UNROLL
+  for (int h = 0; h < kHeads; ++h) {
+    QUEST_UNROLL
+    for (int c = 0; c < 2 * kPairs; ++c) store(out + h * p.values_stride + c * kWidth, sums[h][c / 2][c % 2]);
+  }
+}
+
+template <class T, int kHeads>
+void add_values(const AttendParams& p, const Chunk& chunk, int first_head,
+                const typename Values<T>::Weight* weights) {
+  constexpr int kPairs = kValuePairs(kHeads);
+  for (int t = 0; t < chunk.size; t += kValueTokens) {
+    const int end = t + kValueTokens < chunk.size ? t + kValueTokens : chunk.size;
+    int d = 0;
+    for (; d + kPairs * kPairWidth <= p.value_dim; d += kPairs * kPairWidth) {
+      add_columns<T, kHeads, kPairs, false>(p, chunk, first_head, t, end, d, weights);
+    }
+    for (; d + kPairWidth <= p.value_dim; d += kPairWidth) {
+      add_columns<T, kHeads, 1, false>(p, chunk, first_head, t, end, d, weights);
+    }
+    if (d < p.value_dim) add_columns<T, kHeads, 1, true>(p, chunk, first_head, t, end, d, weights);
+  }
+}
+
+template <class T, int kHeads>
+void attend_heads(const AttendParams& p, const Chunk& chunk, int first_head) {
+  alignas(64) float logits[kChunk * kHeads + kTileSize];
+  alignas(64) typename Values<T>::Weight weights[kChunk * kHeads + kTileSize];
+  compute_logits<T, kHeads>(p, chunk, first_head, logits);
+  apply_softmax<T, kHeads>(p, chunk, first_head, logits, weights);
+  add_values<T, kHeads>(p, chunk, first_head, weights);
+}
+
+template <class T>
+void attend_rows(const AttendParams& p) {
+  for (int h = 0; h < p.num_heads; ++h) {
+    p.maxima[h] = -kInfinity;
+    p.sums[h] = 0;
+    memset(p.values + h * p.values_stride, 0, p.values_stride * sizeof(float));
+  }
+  const Rows<T> keys = keys_of<T>(p);
+  const int wanted = kFetchBytes / keys.bytes;
+  const int fetch = wanted < kMaxFetchTokens ? wanted : kMaxFetchTokens;
+  if (p.is_first) {
+    for (int t = 0; t < fetch && t < p.num_tokens; ++t) keys.fetch(p.tokens[t]);
+  }
+  for (int first = 0; first < p.num_tokens; first += kChunk) {
+    const int rest = p.num_tokens - first;
+    Chunk chunk = {p.tokens + first, rest < kChunk ? rest : kChunk, fetch, rest <= kChunk && p.is_last};
+    for (int h = 0; h < p.num_heads;) {
+      if (p.num_heads - h >= 4) {
+        attend_heads<T, 4>(p, chunk, h);
+        h += 4;
+      } else if (p.num_heads - h >= 2) {
+        attend_heads<T, 2>(p, chunk, h);
+        h += 2;
+      } else {
+        attend_heads<T, 1>(p, chunk, h);
+        h += 1;
+      }
+      chunk.fetch = 0;
+    }
+  }
+  for (int h = 0; h < p.num_heads; ++h) sort_columns<T>(p.values + h * p.values_stride, p.value_dim);
+}
+
+}  // namespace
+
+void attend(const AttendParams& p) {
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return attend_rows<float>(p);
+    case DType::kBFloat16:
+      return attend_rows<BFloat16>(p);
+    case DType::kFloat16:
+      return attend_rows<Float16>(p);
+  }
+}
+
+}  // namespace QUEST_ISA
+}  // namespace quest

@@ -1,0 +1,23 @@
+// The kernels of this instruction-set level, for csrc/cpu/dispatch.cpp.
+#include "cpu/kernels/vec.h"
+#include "params.h"
+
+namespace quest {
+namespace QUEST_ISA {
+
+void page_minmax(const PageMinMaxParams& p);
+bool pages_are_current(const PageMinMaxParams& p);
+void score_pages(const ScoreParams& p);
+int32_t select_pages(const SelectParams& p);
+void attend(const AttendParams& p);
+void combine(const CombineParams& p);
+
+#define QUEST_STRING_(x) #x
+#define QUEST_STRING(x) QUEST_STRING_(x)
+
+extern const KernelTable kKernels;
+const KernelTable kKernels = {QUEST_STRING(QUEST_ISA), page_minmax, pages_are_current, score_pages,
+                              select_pages, attend, combine};
+
+}  // namespace QUEST_ISA
+}  // namespace quest

@@ -1,0 +1,95 @@
+#include "cpu/selection.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/dispatch.h"
+
+namespace quest {
+namespace {
+
+bool any_position(const uint8_t* mask, int64_t stride, int64_t begin, int64_t end) {
+  int64_t t = begin;
+  if (stride == 1) {
+    for (; t + 8 <= end; t += 8) {
+      uint64_t eight;
+      std::memcpy(&eight, mask + t, sizeof(eight));
+      if (eight) return true;
+    }
+  }
+  for (; t < end; ++t) {
+    if (mask[t * stride]) return true;
+  }
+  return false;
+}
+
+// live [num_pages]: whether one of the heads attends a position of the page.
+void find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t num_heads,
+                     int64_t page_size, int64_t seq_len, uint8_t* live) {
+  std::memset(live, 0, ceil_div(seq_len, page_size));
+  for (int64_t h = 0; h < (mask.head_stride ? num_heads : 1); ++h) {
+    const uint8_t* positions = mask.data + row * mask.batch_stride + (first_head + h) * mask.head_stride;
+    for (int64_t begin = 0, page = 0; begin < seq_len; begin += page_size, ++page) {
+      const int64_t end = std::min(begin + page_size, seq_len);
+      if (!live[page]) live[page] = any_position(positions, mask.token_stride, begin, end);
+    }
+  }
+}
+
+}  // namespace
+
+void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
+                      int64_t last_page, float* scores, int64_t scores_stride) {
+  if (first_page >= last_page) return;
+  const int64_t head = kv_head * scoring.group_size;
+  const Query& query = scoring.query;
+  const PageSummary& summary = scoring.page_summary;
+  ScoreParams p;
+  p.dtype = scoring.dtype;
+  p.group_reduce = scoring.group_reduce;
+  p.group_size = static_cast<int32_t>(scoring.group_size);
+  p.head_dim = static_cast<int32_t>(scoring.head_dim);
+  p.query = offset(query.data, scoring.dtype, row * query.batch_stride + head * query.head_stride);
+  p.query_stride = query.head_stride;
+  p.page_summary =
+      offset(summary.data, scoring.dtype, row * summary.batch_stride + kv_head * summary.head_stride);
+  p.summary_stride = summary.page_stride;
+  p.first_page = first_page;
+  p.last_page = last_page;
+  p.scores = scores;
+  p.scores_stride = scores_stride;
+  kernels().score_pages(p);
+}
+
+int64_t choose_pages(const Choice& choice, const Mask& mask, int64_t row, int64_t first_mask_head,
+                     int64_t num_mask_heads, int64_t seq_len, const float* scores, int32_t* page_indices,
+                     Scratch& scratch) {
+  const int64_t num_pages = ceil_div(seq_len, choice.page_size);
+  uint8_t* live = nullptr;
+  if (mask.data) {
+    live = scratch.take<uint8_t>(num_pages);
+    find_live_pages(mask, row, first_mask_head, num_mask_heads, choice.page_size, seq_len, live);
+  }
+  SelectParams p;
+  p.scores = scores;
+  p.live = live;
+  p.num_pages = static_cast<int32_t>(num_pages);
+  p.page_budget = static_cast<int32_t>(choice.page_budget);
+  p.num_sink_pages = static_cast<int32_t>(choice.num_sink_pages);
+  p.num_recent_pages = static_cast<int32_t>(choice.num_recent_pages);
+  p.keys = scratch.take<int32_t>(num_pages + kKeyPadding);
+  p.page_indices = page_indices;
+  return kernels().select_pages(p);
+}
+
+int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t page_size, int64_t seq_len) {
+  if (num_pages == 0) return 0;
+  const int64_t last = page_indices[num_pages - 1] * page_size;
+  return (num_pages - 1) * page_size + std::min(page_size, seq_len - last);
+}
+
+int64_t summary_bytes(const Scoring& scoring, int64_t num_complete) {
+  return num_complete * 2 * scoring.head_dim * element_size(scoring.dtype);
+}
+
+}  // namespace quest

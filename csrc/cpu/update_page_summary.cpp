@@ -1,0 +1,122 @@
+#include <algorithm>
+
+#include "arguments.h"
+#include "counters.h"
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
+#include "cpu/scratch.h"
+#include "cpu/tasks.h"
+
+namespace quest {
+namespace {
+
+constexpr int64_t kTaskPages = 256;
+constexpr int64_t kSamples = 4;
+
+struct Written {
+  int64_t first;  // smallest position
+  int64_t end;    // largest position + 1
+};
+
+Written read_positions(const Tensor& cache_position, int64_t max_seq_len) {
+  CHECK_DTYPE(cache_position, ScalarType::Long);
+  CHECK_DIM(cache_position, 1, "[number of positions]");
+  const int64_t count = cache_position.size(0), stride = cache_position.stride(0);
+  QUEST_CHECK(count >= 1, "cache_position: expected at least one position, got none");
+  const int64_t* data = static_cast<const int64_t*>(cache_position.const_data_ptr());
+  int64_t smallest = data[0], largest = data[0];
+  for (int64_t i = 1; i < count; ++i) {
+    smallest = std::min(smallest, data[i * stride]);
+    largest = std::max(largest, data[i * stride]);
+  }
+  QUEST_CHECK(smallest >= 0 && largest < max_seq_len, "cache_position: expected 0 <= position < ",
+              max_seq_len, ", got ", smallest < 0 ? smallest : largest);
+  return {smallest, largest + 1};
+}
+
+// Pages that are looked at for changes made by others: the last sealed one that is kept, and three that
+// vary with the position.
+void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) {
+  const int64_t hash = static_cast<int64_t>(static_cast<uint64_t>(first_position) * 2654435761u % (1ull << 32));
+  samples[0] = num_kept - 1;
+  for (int64_t j = 0; j + 1 < kSamples; ++j) samples[j + 1] = (hash + j * 40503) % num_kept;
+}
+
+bool is_current(PageMinMaxParams p, const int64_t* samples) {
+  for (int64_t i = 0; i < kSamples; ++i) {
+    p.first_page = samples[i];
+    p.last_page = samples[i] + 1;
+    if (!kernels().pages_are_current(p)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary, Tensor num_sealed,
+                         int64_t page_size) {
+  const DType dtype = check_float_dtype(key_cache, "key_cache");
+  CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
+  CHECK_LAST_DIM_CONTIGUOUS(key_cache);
+  const int64_t batch = key_cache.size(0), num_kv_heads = key_cache.size(1);
+  const int64_t max_seq_len = key_cache.size(2), head_dim = key_cache.size(3);
+  check_head_dim(head_dim, "key_cache");
+  check_page_size(page_size);
+  check_page_summary(page_summary, key_cache, batch, num_kv_heads, ceil_div(max_seq_len, page_size), head_dim);
+  CHECK_DTYPE(num_sealed, ScalarType::Long);
+  CHECK_SHAPE(num_sealed, 1);
+  CHECK_SAME_DEVICE(num_sealed, key_cache);
+  CHECK_SAME_DEVICE(cache_position, key_cache);
+  const Written written = read_positions(cache_position, max_seq_len);
+  int64_t* sealed = static_cast<int64_t*>(num_sealed.mutable_data_ptr());
+  QUEST_CHECK(*sealed >= 0, "num_sealed: expected at least 0, got ", *sealed);
+
+  const int64_t start = std::min(*sealed, written.first / page_size);
+  const int64_t end = written.end / page_size;
+  const Cache cache = cache_pointers(key_cache);
+  const PageSummary summary = summary_pointers(page_summary);
+
+  const int64_t num_heads = batch * num_kv_heads;
+  const int64_t page_bytes = page_size * head_dim * element_size(dtype);
+  Scratch& scratch = call_scratch();
+  scratch.reset();
+  bool* is_stale = scratch.take<bool>(num_heads);
+  std::fill_n(is_stale, num_heads, false);
+  const auto params = [&](int64_t head, int64_t first_page, int64_t last_page) {
+    const int64_t row = head / num_kv_heads, kv_head = head % num_kv_heads;
+    PageMinMaxParams p;
+    p.dtype = dtype;
+    p.head_dim = static_cast<int32_t>(head_dim);
+    p.page_size = static_cast<int32_t>(page_size);
+    p.key = offset(cache.data, dtype, row * cache.batch_stride + kv_head * cache.head_stride);
+    p.key_stride = cache.token_stride;
+    p.page_summary = offset(summary.data, dtype, row * summary.batch_stride + kv_head * summary.head_stride);
+    p.summary_stride = summary.page_stride;
+    p.first_page = first_page;
+    p.last_page = last_page;
+    return p;
+  };
+  if (start > 0) {
+    int64_t samples[kSamples];
+    choose_samples(written.first, start, samples);
+    run_tasks(num_heads, num_heads * kSamples * page_bytes,
+              [&](int64_t head) { is_stale[head] = !is_current(params(head, 0, 0), samples); });
+  }
+
+  const int64_t num_stale = std::count(is_stale, is_stale + num_heads, true);
+  const int64_t num_pages = num_heads * (end - start) + num_stale * start;
+  const int64_t parts = ceil_div(end, kTaskPages);
+  run_tasks(num_pages > 0 ? num_heads * parts : 0, num_pages * page_bytes, [&](int64_t i) {
+    const int64_t head = i / parts, first = i % parts * kTaskPages;
+    const int64_t last = std::min(first + kTaskPages, end);
+    const int64_t begin = is_stale[head] ? first : std::max(first, start);
+    if (begin < last) kernels().page_minmax(params(head, begin, last));
+  });
+  *sealed = end;
+
+  count(Counter::kUpdateCalls, 1);
+  count(Counter::kSummariesRebuilt, num_stale);
+  count(Counter::kPagesSealed, num_pages);
+}
+
+}  // namespace quest

@@ -1,0 +1,112 @@
+// What a CPU kernel is given: raw pointers, sizes and strides. Kernels know no torch.
+// Strides count elements, except those of masks (bytes, which is the same for bool).
+#pragma once
+
+#include <stdint.h>
+
+namespace quest {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+enum class GroupReduce : int32_t { kSum, kMax, kNone };
+
+constexpr int32_t kMaxHeadDim = 256;
+// Entries behind the last token of AttendParams::tokens, all of them tokens that may be read: kernels
+// work in tiles of tokens and fetch ahead.
+constexpr int32_t kTokenPadding = 320;
+// Splits of a token list.
+constexpr int32_t kMaxSplits = 128;
+// Rows of partial values are whole vectors of every instruction set.
+constexpr int32_t kPartialAlignment = 32;
+
+// Pages [first_page, last_page) of one (batch row, KV head).
+struct PageMinMaxParams {
+  DType dtype;
+  int32_t head_dim;
+  int32_t page_size;
+  const void* key;         // [max_seq_len, head_dim]
+  int64_t key_stride;      // token to token
+  void* page_summary;      // [num_pages, 2, head_dim]: minimum, maximum
+  int64_t summary_stride;  // page to page
+  int64_t first_page;
+  int64_t last_page;
+};
+
+// Scores of pages [first_page, last_page) for the query heads of one (batch row, KV head).
+struct ScoreParams {
+  DType dtype;
+  GroupReduce group_reduce;
+  int32_t group_size;
+  int32_t head_dim;
+  const void* query;         // [group_size, head_dim]
+  int64_t query_stride;      // head to head
+  const void* page_summary;  // [num_pages, 2, head_dim]: minimum, maximum
+  int64_t summary_stride;    // page to page
+  int64_t first_page;
+  int64_t last_page;
+  float* scores;          // [num_pages]; with kNone [group_size, num_pages]
+  int64_t scores_stride;  // head to head, kNone only
+};
+
+struct SelectParams {
+  const float* scores;  // [num_pages]
+  const uint8_t* live;  // [num_pages], 0 = no position to attend; nullptr = every page is live
+  int32_t num_pages;    // pages in use, not those of the cache
+  int32_t page_budget;
+  int32_t num_sink_pages;
+  int32_t num_recent_pages;
+  int32_t* keys;          // [num_pages + kKeyPadding], scratch
+  int32_t* page_indices;  // [page_budget], out
+};
+constexpr int32_t kKeyPadding = 16;
+
+// Attention of query heads that share one KV head over a list of its tokens, not normalised yet.
+struct AttendParams {
+  DType dtype;
+  int32_t num_heads;
+  int32_t head_dim;
+  int32_t value_dim;
+  const void* query;      // [num_heads, head_dim]
+  int64_t query_stride;   // head to head
+  const void* key;        // [max_seq_len, head_dim]
+  int64_t key_stride;     // token to token
+  const void* value;      // [max_seq_len, value_dim]
+  int64_t value_stride;   // token to token
+  const int32_t* tokens;  // [num_tokens + kTokenPadding], positions to attend
+  int32_t num_tokens;
+  bool is_first;  // nothing has fetched the first rows
+  bool is_last;   // the tokens behind are padding, not those of the next call
+  float scale_log2;  // softmax scale * log2(e)
+  float* maxima;     // [num_heads], out: largest logit, in units of log2; -inf without tokens
+  float* sums;       // [num_heads], out: sum of exp2(logit - maximum)
+  float* values;     // [num_heads, value_dim], out: sum of exp2(logit - maximum) * value
+  int64_t values_stride;  // head to head: value_dim rounded up to kPartialAlignment
+};
+
+// Merges the partial results of the splits of one token list, in ascending order.
+struct CombineParams {
+  DType dtype;
+  int32_t num_splits;
+  int32_t num_heads;
+  int32_t value_dim;
+  const float* maxima;   // [num_splits, num_heads]
+  const float* sums;     // [num_splits, num_heads]
+  const float* values;   // [num_splits, num_heads, value_dim]
+  int64_t values_stride; // head to head
+  void* out;             // [num_heads, value_dim]
+  float* lse;            // [num_heads], natural log; may be nullptr
+};
+
+// The kernels of one instruction-set level (kernels/table.cpp).
+struct KernelTable {
+  const char* name;
+  void (*page_minmax)(const PageMinMaxParams& p);
+  // Whether the stored summaries of all the pages are bitwise those of their keys.
+  bool (*pages_are_current)(const PageMinMaxParams& p);
+  void (*score_pages)(const ScoreParams& p);
+  // Returns the number of pages written to page_indices, ascending.
+  int32_t (*select_pages)(const SelectParams& p);
+  void (*attend)(const AttendParams& p);
+  void (*combine)(const CombineParams& p);
+};
+
+}  // namespace quest

@@ -1,0 +1,15 @@
+"""FX passes that substitute Quest attention for scaled-dot-product attention."""
+
+from quest_compile.passes.decide import Decision, Treatment
+from quest_compile.passes.match_attention import AttentionCall, AttentionSite, Reason
+from quest_compile.passes.pipeline import Rewrite, run_passes
+
+__all__ = [
+    "AttentionCall",
+    "AttentionSite",
+    "Decision",
+    "Reason",
+    "Rewrite",
+    "Treatment",
+    "run_passes",
+]

@@ -1,0 +1,76 @@
+"""Give every sparse key cache its page summary: two graph inputs and an update after the write."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import torch
+from torch import fx
+
+from quest_compile import ops
+from quest_compile.config import QuestConfig
+from quest_compile.passes.decide import Decision
+from quest_compile.passes.graph import example_value
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryInputs:
+    """The inputs one key cache gained.
+
+    ``cache_index``: position of the key cache among the placeholders.
+    ``page_summary`` [B, num_kv_heads, num_pages, 2, head_dim], ``num_sealed`` int64 [1].
+    """
+
+    cache_index: int
+    key_cache: fx.Node
+    page_summary: fx.Node
+    num_sealed: fx.Node
+
+
+def add_page_summaries(
+    gm: fx.GraphModule, decisions: list[Decision], *, config: QuestConfig
+) -> list[SummaryInputs]:
+    """Add the inputs behind all others, in the order returned, and update them after each write."""
+    placeholders = list(gm.graph.find_nodes(op="placeholder"))
+    cache_indices = {node: i for i, node in enumerate(placeholders)}
+    last = placeholders[-1] if placeholders else None
+    added: dict[fx.Node, SummaryInputs] = {}
+    for decision in decisions:
+        site = decision.call.site
+        if not decision.needs_summary or site is None or site.key_cache in added:
+            continue
+        summary_value, sealed_value = _empty_state(example_value(site.key_cache), config.page_size)
+        name = f"quest_{len(added)}"
+        page_summary = last = _add_static_input(gm, last, f"{name}_page_summary", summary_value)
+        num_sealed = last = _add_static_input(gm, last, f"{name}_num_sealed", sealed_value)
+        with gm.graph.inserting_after(site.key_write):
+            gm.graph.call_function(
+                torch.ops.quest.update_page_summary.default,
+                (site.key_cache, site.cache_position, page_summary, num_sealed),
+                {"page_size": config.page_size},
+            )
+        added[site.key_cache] = SummaryInputs(
+            cache_indices[site.key_cache], site.key_cache, page_summary, num_sealed
+        )
+    return list(added.values())
+
+
+def _empty_state(key_cache: torch.Tensor, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fakes of the state of this (fake) key cache."""
+    with getattr(key_cache, "fake_mode", None) or contextlib.nullcontext():
+        return ops.empty_page_summary(key_cache, page_size), key_cache.new_zeros(
+            1, dtype=torch.int64
+        )
+
+
+def _add_static_input(
+    gm: fx.GraphModule, last: fx.Node | None, name: str, value: torch.Tensor
+) -> fx.Node:
+    """A placeholder that Dynamo, AOT Autograd and CUDA graphs take for a fixed-address buffer."""
+    with gm.graph.inserting_after(last):
+        placeholder = gm.graph.placeholder(name)
+    placeholder.meta["example_value"] = value
+    placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+    placeholder._dynamo_source = None
+    return placeholder

@@ -1,0 +1,105 @@
+"""What every pass needs to ask a Dynamo graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+# In-place tensor methods whose result is their first argument.
+_RETURNS_SELF = frozenset({"index_copy_", "index_put_", "scatter_", "copy_", "fill_", "zero_"})
+
+# Methods and functions that give a view of, or the same tensor as, their first argument.
+_VIEWS = frozenset(
+    "getitem view view_as reshape expand expand_as unsqueeze squeeze flatten unflatten transpose "
+    "permute swapaxes narrow select detach contiguous alias t mT T".split()
+)
+
+
+def call_name(node: fx.Node) -> str:
+    """``"reshape"`` for both ``x.reshape(...)`` and ``torch.reshape(x, ...)``; ``""`` if no call."""
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", "")
+    return ""
+
+
+def example_value(node: Any) -> Any:
+    """The fake tensor (or SymInt) Dynamo recorded for a node; None where there is none."""
+    return node.meta.get("example_value") if isinstance(node, fx.Node) else None
+
+
+def is_inplace_call(node: fx.Node) -> bool:
+    """Does this call write its first argument?"""
+    name = call_name(node)
+    if name == "setitem":
+        return True
+    if node.op == "call_method":
+        return name.endswith("_") and not name.endswith("__")
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def same_tensor(node: Any) -> Any:
+    """Walk back over in-place calls to the tensor they wrote and returned."""
+    while isinstance(node, fx.Node) and call_name(node) in _RETURNS_SELF and node.args:
+        node = node.args[0]
+    return node
+
+
+def aliased_placeholder(node: Any) -> fx.Node | None:
+    """The placeholder whose memory this node may be a view of, else None."""
+    while isinstance(node, fx.Node) and node.op != "placeholder":
+        name = call_name(node)
+        if not node.args or not (name in _VIEWS or name in _RETURNS_SELF):
+            return None
+        node = node.args[0]
+    return node if isinstance(node, fx.Node) else None
+
+
+def erase_dead_views(graph: fx.Graph) -> None:
+    """Erase views that nothing reads any more (they can only be left over from a rewrite)."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and (call_name(node) in _VIEWS or call_name(node) == "repeat_interleave"):
+            graph.erase_node(node)
+
+
+def clone_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
+    """Copy Dynamo's graph with all that later stages look up on it.
+
+    Dynamo walks the placeholders of its own graph module after the backend returns, so that one
+    must never be edited.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, val_map={}))
+    clone = fx.GraphModule(gm, graph)
+    clone.meta = dict(gm.meta)
+    if hasattr(gm, "_param_name_to_source"):
+        clone._param_name_to_source = gm._param_name_to_source
+    for old, new in zip(gm.graph.find_nodes(op="placeholder"), graph.find_nodes(op="placeholder")):
+        new._dynamo_source = old._dynamo_source
+    graph.output_node().meta = dict(gm.graph.output_node().meta)
+    return clone
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:123`` of the user code that made this call; empty when not recorded."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    if not frames:
+        return ""
+    parts = frames[-1].split('"')
+    number = frames[-1].split("line ")[-1].split(",")[0]
+    return f"{parts[1].rsplit('/', 1)[-1]}:{number}"
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """A fake of an ordinary tensor: no DTensor, no other wrapper subclass."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return type(value).__module__.startswith("torch._subclasses.fake") or type(value) in (
+        torch.Tensor,
+        torch.nn.Parameter,
+    )

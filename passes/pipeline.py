@@ -1,0 +1,55 @@
+"""Run the passes on the graph Dynamo hands to the backend: match, decide, add, replace."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+
+import torch
+from torch import fx
+
+from quest_compile.config import QuestConfig
+from quest_compile.passes.add_page_summaries import SummaryInputs, add_page_summaries
+from quest_compile.passes.decide import Decision, decide
+from quest_compile.passes.graph import clone_graph_module, example_value
+from quest_compile.passes.match_attention import match_attention
+from quest_compile.passes.replace_attention import replace_attention
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """A rewritten graph: ``gm`` takes the inputs of the original, then the state of ``summaries``.
+
+    ``gm`` is the original object when nothing was rewritten.
+    """
+
+    gm: fx.GraphModule
+    decisions: list[Decision]
+    summaries: list[SummaryInputs]
+    seconds: float
+
+    def state_values(self) -> list[torch.Tensor]:
+        """Fakes of the added inputs, in their order."""
+        nodes = [node for s in self.summaries for node in (s.page_summary, s.num_sealed)]
+        return [example_value(node) for node in nodes]
+
+
+def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
+    """Give the attention calls over static caches in ``gm`` Quest decoding; ``gm`` is not edited."""
+    start = time.perf_counter()
+    clone = clone_graph_module(gm)
+    decisions = decide(match_attention(clone), config)
+    summaries: list[SummaryInputs] = []
+    if any(decision.is_rewritten for decision in decisions):
+        summaries = add_page_summaries(clone, decisions, config=config)
+        replace_attention(clone, decisions, summaries, config=config)
+        clone.graph.lint()
+        clone.recompile()
+    else:
+        clone = gm
+    seconds = time.perf_counter() - start
+    log.debug("%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds)
+    return Rewrite(clone, decisions, summaries, seconds)

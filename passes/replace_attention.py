@@ -1,0 +1,93 @@
+"""Put quest::sparse_decode and quest::dense_decode where attention over a static cache was."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from quest_compile.config import QuestConfig
+from quest_compile.passes.add_page_summaries import SummaryInputs
+from quest_compile.passes.decide import Decision, Treatment
+from quest_compile.passes.graph import erase_dead_views, example_value
+
+
+def replace_attention(
+    gm: fx.GraphModule,
+    decisions: list[Decision],
+    summaries: list[SummaryInputs],
+    *,
+    config: QuestConfig,
+) -> int:
+    """Rewrite the decode calls in place; returns how many were."""
+    page_summary_of = {inputs.key_cache: inputs.page_summary for inputs in summaries}
+    derived = _DerivedInputs(gm.graph)
+    replaced: dict[fx.Node, fx.Node] = {}
+    for decision in decisions:
+        site, node = decision.call.site, decision.call.node
+        is_sparse = decision.treatment is Treatment.SPARSE
+        if site is None or not (is_sparse or decision.uses_dense_decode):
+            continue
+        seq_lens = derived.seq_lens(site.cache_position)
+        attn_mask = derived.shared_mask(site.attn_mask)
+        query = replaced.get(site.query, site.query)
+        caches = (query, site.key_cache, site.value_cache)
+        with gm.graph.inserting_before(node):
+            if is_sparse:
+                new = gm.graph.call_function(
+                    torch.ops.quest.sparse_decode.default,
+                    (*caches, page_summary_of[site.key_cache], seq_lens, attn_mask),
+                    {
+                        "budget": config.budget,
+                        "page_size": config.page_size,
+                        "num_sink_pages": config.num_sink_pages,
+                        "num_recent_pages": config.num_recent_pages,
+                        "group_reduce": config.group_reduce,
+                        "scale": site.scale,
+                    },
+                )
+            else:
+                new = gm.graph.call_function(
+                    torch.ops.quest.dense_decode.default, (*caches, seq_lens, attn_mask), {"scale": site.scale}
+                )
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        gm.graph.erase_node(node)
+        replaced[node] = new
+    erase_dead_views(gm.graph)
+    return len(replaced)
+
+
+class _DerivedInputs:
+    """Nodes made once and shared by all layers that ask for the same thing."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.made: dict[fx.Node, fx.Node] = {}
+
+    def seq_lens(self, cache_position: fx.Node) -> fx.Node:
+        """int64 [1]: valid positions once ``cache_position`` is written."""
+        if cache_position not in self.made:
+            with self._after(cache_position):
+                node = self.graph.call_function(operator.add, (cache_position, 1))
+            node.meta["example_value"] = torch.add(example_value(cache_position), 1)
+            self.made[cache_position] = node
+        return self.made[cache_position]
+
+    def shared_mask(self, attn_mask: fx.Node | None) -> fx.Node | None:
+        """The mask behind an opaque op, so that Inductor does not compute it again per layer."""
+        if attn_mask is None or attn_mask.op == "placeholder":
+            return attn_mask
+        if attn_mask not in self.made:
+            with self._after(attn_mask):
+                node = self.graph.call_function(torch.ops.quest.share_mask.default, (attn_mask,))
+            node.meta["example_value"] = example_value(attn_mask)
+            self.made[attn_mask] = node
+        return self.made[attn_mask]
+
+    def _after(self, node: fx.Node):
+        last = node
+        if node.op == "placeholder":
+            *_, last = self.graph.find_nodes(op="placeholder")
+        return self.graph.inserting_after(last)

@@ -1,0 +1,191 @@
+"""The torch.compile backend: rewrite the graph, compile it, thread the page summaries through."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from quest_compile import ops
+from quest_compile.config import QuestConfig
+from quest_compile.passes import Reason, Rewrite, Treatment, run_passes
+from quest_compile.report import GraphReport, Report, report_rewrite
+from quest_compile.state import record_own_write, state_of
+
+
+class QuestStrictError(RuntimeError):
+    """``strict=True`` and an attention call that should be sparse is not."""
+
+
+class QuestBackend:
+    """A torch.compile backend with fixed settings; made by :func:`backend`, compared by them."""
+
+    def __init__(self, config: QuestConfig) -> None:
+        self.config = config
+        self._graphs: list[GraphReport] = []
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Callable[..., Any]:
+        """Compile a Dynamo graph; ``mode`` and ``options`` as torch.compile hands them over.
+
+        Raises:
+            ValueError: an unknown option or mode.
+            QuestStrictError: see ``strict``.
+        """
+        config = self.config.replace(options) if options else self.config
+        patches = _mode_options(mode) | dict(config.inductor_options or {})
+        rewrite = run_passes(gm, config=config)
+        if rewrite.gm is not gm:
+            ops.warn_if_missing()
+        graph = report_rewrite(rewrite, config, mode)
+        self._graphs.append(graph)
+        if config.strict:
+            _check_strict(graph)
+        compiled = _compile(rewrite, example_inputs, config.inner, patches)
+        if not rewrite.summaries:
+            return compiled
+        return with_state(compiled, [s.cache_index for s in rewrite.summaries], config.page_size)
+
+    def report(self) -> Report:
+        """What became of the attention calls of every graph compiled so far."""
+        return Report(self._graphs)
+
+    def reset(self) -> None:
+        """Forget the report; called by ``torch._dynamo.reset()``."""
+        self._graphs.clear()
+        if torch.cuda.is_available():
+            from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+            reset_cudagraph_trees()
+
+    def get_compiler_config(self) -> dict[str, Any]:
+        """Inductor's settings as these graphs see them (asked for by torch.compile)."""
+        from torch._inductor.compile_fx import get_patched_config_dict
+
+        return get_patched_config_dict(config_patches=dict(self.config.inductor_options or {}))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QuestBackend) and self.config == other.config
+
+    def __hash__(self) -> int:
+        return hash(self.config)
+
+    def __deepcopy__(self, memo: dict) -> QuestBackend:
+        return self
+
+    def __reduce__(self) -> tuple:
+        return (_backend_of, (self.config.as_dict(),))
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{name}={value!r}"
+            for name, value in self.config.as_dict().items()
+            if value != QuestConfig().as_dict()[name]
+        ]
+        return f"quest_compile.backend({', '.join(changed)})"
+
+
+def _compile(
+    rewrite: Rewrite, example_inputs: Sequence[Any], inner: str, patches: dict[str, Any]
+) -> Callable[..., Any]:
+    inputs = [*example_inputs, *rewrite.state_values()]
+    if inner == "eager":
+        return rewrite.gm.forward
+    if inner == "aot_eager":
+        from torch._dynamo.backends.debugging import aot_eager
+
+        return aot_eager(rewrite.gm, inputs)
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(rewrite.gm, inputs, config_patches=patches or None)
+
+
+def _mode_options(mode: str | None) -> dict[str, Any]:
+    """Inductor settings of a torch.compile mode."""
+    if mode is None or mode == "default":
+        return {}
+    try:
+        return dict(torch._inductor.list_mode_options(mode))
+    except RuntimeError as error:
+        known = ", ".join(torch._inductor.list_mode_options())
+        raise ValueError(f"mode must be one of {known}; got {mode!r}") from error
+
+
+def with_state(
+    compiled: Callable[..., Any], cache_indices: list[int], page_size: int
+) -> Callable[..., Any]:
+    """Call ``compiled`` with the state of the key caches among its arguments appended."""
+
+    def step(*args: Any) -> Any:
+        owners = [(args[i], state_of(args[i], page_size)) for i in cache_indices]
+        states = [t for _, state in owners for t in (state.page_summary, state.num_sealed)]
+        out = compiled(*args, *states)
+        for key_cache, state in owners:
+            record_own_write(key_cache, state)
+        return out
+
+    return step
+
+
+def _check_strict(graph: GraphReport) -> None:
+    """Every decode call behind the dense layers must be sparse; a prefill graph is fine as it is."""
+    expected = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.PREFILL, Reason.CACHE_CREATED_IN_GRAPH)
+    wrong = [row for row in graph.rows if row.reason not in expected]
+    if wrong or not graph.rows:
+        found = f"{len(wrong)} of {len(graph.rows)} attention calls are not as expected"
+        raise QuestStrictError(
+            f"strict=True: {found if graph.rows else 'nothing to replace'}\n{Report([graph])}"
+        )
+    if graph.is_decode and not graph.count(Treatment.SPARSE):
+        raise QuestStrictError(f"strict=True: no layer is sparse\n{Report([graph])}")
+
+
+_backends: dict[QuestConfig, QuestBackend] = {}
+_backends_lock = threading.Lock()
+
+
+def backend(**config: Any) -> QuestBackend:
+    """The Quest backend for ``torch.compile``; equal settings give the same object.
+
+    Args:
+        **config: the fields of :class:`quest_compile.QuestConfig`: ``budget=2048``,
+            ``page_size=16``, ``num_dense_layers=2``, ``num_sink_pages=1``, ``num_recent_pages=2``,
+            ``group_reduce="sum"``, ``summary="minmax"``, ``inner="inductor"``, ``strict=False``,
+            ``inductor_options=None``.
+
+    Raises:
+        TypeError, ValueError: a setting has the wrong type or value, or an unknown name.
+    """
+    settings = QuestConfig.from_options(config)
+    with _backends_lock:
+        return _backends.setdefault(settings, QuestBackend(settings))
+
+
+def _backend_of(config: dict[str, Any]) -> QuestBackend:
+    return backend(**config)
+
+
+def quest(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """``torch.compile(model, backend="quest", options={"budget": 2048})``."""
+    return backend(**(options or {}))(gm, example_inputs, mode=mode)
+
+
+def report() -> Report:
+    """The graphs of all Quest backends of this process, ``backend="quest"`` among them."""
+    with _backends_lock:
+        return Report([graph for made in _backends.values() for graph in made.report().graphs])

@@ -1,0 +1,52 @@
+"""The command line: ``quest-compile demo | explain | bench``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import quest_compile
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="quest-compile", description="Quest decoding as a torch.compile backend."
+    )
+    parser.add_argument("--version", action="version", version=quest_compile.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    from quest_compile import demo
+
+    demo.add_arguments(
+        commands.add_parser("demo", help="answer questions over a long context, sparse and dense")
+    )
+    explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
+    explain.add_argument("model", help="folder or hub name of a transformers model")
+    explain.add_argument("--budget", type=int, default=2048, help="tokens; default 2048")
+    bench = commands.add_parser("bench", help="benchmarks; see quest-compile bench --help")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    args = parser.parse_args(argv)
+    if args.command == "demo":
+        return demo.run(args)
+    if args.command == "explain":
+        return _explain(args)
+    from quest_compile.bench.__main__ import main as bench_main
+
+    return bench_main(args.arguments)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    """Trace the model with random weights: only its configuration is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    print(quest_compile.explain(model, quest=quest_compile.QuestConfig(budget=args.budget)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The settings of Quest decoding, in one frozen object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from quest_compile.ops.limits import GROUP_REDUCTIONS, PAGE_SIZES, SUMMARIES
+
+INNER_COMPILERS = ("inductor", "aot_eager", "eager")
+
+_INT_FIELDS = ("budget", "page_size", "num_dense_layers", "num_sink_pages", "num_recent_pages")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestConfig:
+    """Settings of Quest decoding (arXiv 2406.10774); hashable, compared by value.
+
+    Args:
+        budget: tokens a query attends at most, the open page included. Rounded down to whole pages.
+        page_size: tokens per page, a multiple of 8 from 8 to 128.
+        num_dense_layers: this many first layers of the model attend everything.
+        num_sink_pages: the first pages with a live token are always attended.
+        num_recent_pages: the last pages, open page included, are always attended (at least 1).
+        group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or ``"max"``
+            of their page scores, or ``"none"``: every query head selects for itself (the paper).
+        summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys.
+        inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
+        strict: raise when a layer that should be sparse is not.
+        inductor_options: Inductor settings for these graphs only, as in ``torch.compile(options=)``.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        ValueError: a field has a value that is not supported, or the budget is too small.
+    """
+
+    budget: int = 2048
+    page_size: int = 16
+    num_dense_layers: int = 2
+    num_sink_pages: int = 1
+    num_recent_pages: int = 2
+    group_reduce: str = "sum"
+    summary: str = "minmax"
+    inner: str = "inductor"
+    strict: bool = False
+    inductor_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in _INT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+        if not isinstance(self.strict, bool):
+            raise TypeError(f"strict must be a bool, got {self.strict!r}")
+        if self.budget < 1:
+            raise ValueError(f"budget must be a positive number of tokens, got {self.budget}")
+        _check_choice("page_size", self.page_size, tuple(PAGE_SIZES))
+        _check_choice("group_reduce", self.group_reduce, tuple(GROUP_REDUCTIONS))
+        _check_choice("summary", self.summary, SUMMARIES)
+        _check_choice("inner", self.inner, INNER_COMPILERS)
+        for name, lowest in (("num_dense_layers", 0), ("num_sink_pages", 0), ("num_recent_pages", 1)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if self.page_budget < self.num_sink_pages + self.num_recent_pages:
+            raise ValueError(
+                f"budget must hold the pages that are always attended: {self.num_sink_pages} sink + "
+                f"{self.num_recent_pages} recent pages of {self.page_size} tokens = "
+                f"{(self.num_sink_pages + self.num_recent_pages) * self.page_size} tokens, "
+                f"got budget={self.budget}"
+            )
+        if self.inductor_options is not None:
+            if not isinstance(self.inductor_options, Mapping):
+                raise TypeError(
+                    "inductor_options must be a mapping of Inductor settings, "
+                    f"got {self.inductor_options!r}"
+                )
+            frozen = MappingProxyType(dict(self.inductor_options))
+            object.__setattr__(self, "inductor_options", frozen)
+
+    @property
+    def page_budget(self) -> int:
+        """Pages a query attends at most, open page included."""
+        return self.budget // self.page_size
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> QuestConfig:
+        """Build from named options.
+
+        Raises:
+            ValueError: a name is unknown; the message lists the known ones.
+        """
+        return cls().replace(options)
+
+    def replace(self, options: Mapping[str, Any]) -> QuestConfig:
+        """This configuration with some fields changed; unknown names raise ValueError."""
+        known = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"unknown option {', '.join(unknown)}; known: {', '.join(known)}")
+        return dataclasses.replace(self, **options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values (JSON-able when inductor_options is)."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.inductor_options is not None:
+            fields["inductor_options"] = dict(self.inductor_options)
+        return fields
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,47 @@
+"""Decode with a transformers model and a static cache, step by step, in any version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def prefill(model: Any, tokens: torch.Tensor, max_seq_len: int) -> Any:
+    """A new StaticCache of ``max_seq_len`` positions that holds ``tokens`` [B, T]; eager."""
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=max_seq_len)
+    with torch.no_grad():
+        model(**step_inputs(cache, tokens, position=0), logits_to_keep=1)
+    return cache
+
+
+def step_inputs(cache: Any, tokens: torch.Tensor, position: int) -> dict[str, Any]:
+    """Arguments of ``model(...)`` for ``tokens`` [B, n] at ``position`` of the cache."""
+    inputs = {"input_ids": tokens, "past_key_values": cache, "use_cache": True}
+    if not _counts_its_tokens(cache):
+        end = position + tokens.shape[1]
+        inputs["cache_position"] = torch.arange(position, end, device=tokens.device)
+    return inputs
+
+
+def rewind(cache: Any, length: int) -> None:
+    """Make the cache continue at position ``length``; keys and values stay as they are."""
+    for layer in cache.layers:
+        if torch.is_tensor(getattr(layer, "cumulative_length", None)):
+            layer.cumulative_length.fill_(length)
+
+
+def greedy_step(
+    step: Callable[..., Any], cache: Any, tokens: torch.Tensor, position: int
+) -> torch.Tensor:
+    """Feed ``tokens`` [B, n] at ``position`` and return the most likely next tokens [B, 1]."""
+    logits = step(**step_inputs(cache, tokens, position)).logits
+    return logits[:, -1:].argmax(-1)
+
+
+def _counts_its_tokens(cache: Any) -> bool:
+    """transformers 5 keeps the length in the cache; 4 takes ``cache_position`` with each call."""
+    return all(hasattr(layer, "cumulative_length") for layer in cache.layers)

@@ -1,0 +1,37 @@
+"""The operators ``torch.ops.quest.*`` and their checked functions; importing registers them."""
+
+from quest_compile.ops.attend_pages import attend_pages
+from quest_compile.ops.build_page_summary import build_page_summary, empty_page_summary
+from quest_compile.ops.counters import counters, reset_counters
+from quest_compile.ops.dense_decode import dense_decode
+from quest_compile.ops.native import (
+    NativeLibraryWarning,
+    NativeStatus,
+    native_status,
+    warn_if_missing,
+)
+from quest_compile.ops.score_pages import score_pages
+from quest_compile.ops.select_pages import select_pages
+from quest_compile.ops.share_mask import share_mask
+from quest_compile.ops.sparse_decode import sparse_decode
+from quest_compile.ops.update_page_summary import update_page_summary
+
+native_status()
+
+__all__ = [
+    "NativeLibraryWarning",
+    "NativeStatus",
+    "attend_pages",
+    "build_page_summary",
+    "counters",
+    "dense_decode",
+    "empty_page_summary",
+    "native_status",
+    "reset_counters",
+    "score_pages",
+    "select_pages",
+    "share_mask",
+    "sparse_decode",
+    "update_page_summary",
+    "warn_if_missing",
+]

@@ -1,0 +1,139 @@
+"""Checks of the arguments that several operators share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from quest_compile.ops import limits, require
+
+
+def page_size(value: int) -> None:
+    require.integer("page_size", value, 1)
+    if value not in limits.PAGE_SIZES:
+        raise ValueError(f"page_size: expected a multiple of 8 from 8 to 128, got {value}")
+
+
+def page_budget(name: str, value: int, num_sink_pages: int, num_recent_pages: int) -> None:
+    """``value`` pages, which follow from the argument ``name``."""
+    require.integer("num_sink_pages", num_sink_pages, 0)
+    require.integer("num_recent_pages", num_recent_pages, 1)
+    require.that(
+        value >= num_sink_pages + num_recent_pages,
+        lambda: (
+            f"{name}: expected room for {num_sink_pages} sink and {num_recent_pages} recent pages, "
+            f"got {value} pages"
+        ),
+    )
+
+
+def group_reduce(value: str) -> None:
+    if value not in limits.GROUP_REDUCTIONS:
+        expected = ", ".join(map(repr, limits.GROUP_REDUCTIONS))
+        raise ValueError(f"group_reduce: expected one of {expected}, got {value!r}")
+
+
+def head_dim(name: str, tensor: Tensor) -> None:
+    """The last dimension, and the dtype."""
+    require.dtype(name, tensor, *limits.DTYPES)
+    size, multiple = tensor.shape[-1], limits.HEAD_DIM_MULTIPLE
+    for condition in (size >= multiple, size <= limits.MAX_HEAD_DIM, size % multiple == 0):
+        require.that(
+            condition,
+            lambda: (
+                f"{name}: expected a last dimension that is a multiple of {multiple} up to "
+                f"{limits.MAX_HEAD_DIM}, got {size}"
+            ),
+        )
+
+
+def query(tensor: Tensor, num_kv_heads: int) -> None:
+    require.rank("query", tensor, 4, "[batch, num_q_heads, 1, head_dim]")
+    head_dim("query", tensor)
+    _, num_q_heads, q_len, _ = tensor.shape
+    require.that(q_len == 1, lambda: f"query: expected q_len (dimension 2) 1, got {q_len}")
+    require.that(
+        num_q_heads % num_kv_heads == 0,
+        lambda: f"query: expected a multiple of {num_kv_heads} KV heads, got {num_q_heads} heads",
+    )
+
+
+def key_cache(tensor: Tensor) -> None:
+    shape = list(tensor.shape)
+    require.rank("key_cache", tensor, 4, "[batch, num_kv_heads, max_seq_len, head_dim]")
+    head_dim("key_cache", tensor)
+    require.contiguous("key_cache", tensor, 1)
+    for size in tensor.shape[1:3]:
+        require.that(size >= 1, lambda: f"key_cache: expected no empty dimension, got {shape}")
+
+
+def value_cache(tensor: Tensor, keys: Tensor) -> None:
+    layout = "[batch, num_kv_heads, max_seq_len, value_dim]"
+    require.rank("value_cache", tensor, 4, layout)
+    head_dim("value_cache", tensor)
+    require.shape("value_cache", tensor, (*keys.shape[:3], tensor.shape[3]), layout)
+    require.contiguous("value_cache", tensor, 1)
+
+
+def page_summary(tensor: Tensor, like: Tensor, sizes: tuple[int, int, int, int]) -> None:
+    """``like``: for dtype and device; ``sizes``: batch, num_kv_heads, num_pages, head_dim."""
+    layout = "[batch, num_kv_heads, num_pages, 2, head_dim]"
+    require.shape("page_summary", tensor, (*sizes[:3], 2, sizes[3]), layout)
+    require.dtype("page_summary", tensor, like.dtype)
+    require.device("page_summary", tensor, like)
+    require.contiguous("page_summary", tensor, 2)
+
+
+def page_summary_of(tensor: Tensor, keys: Tensor, size: int) -> None:
+    """A page summary of the cache ``keys`` with pages of this size."""
+    batch, num_kv_heads, max_seq_len, last = keys.shape
+    num_pages = limits.num_pages_of(max_seq_len, size)
+    page_summary(tensor, keys, (batch, num_kv_heads, num_pages, last))
+
+
+def seq_lens(tensor: Tensor, like: Tensor, max_seq_len: int) -> None:
+    """``like``: for batch and device."""
+    require.dtype("seq_lens", tensor, torch.int32, torch.int64)
+    require.rank("seq_lens", tensor, 1, "[1] or [batch]")
+    require.broadcastable("seq_lens", tensor, (like.shape[0],))
+    require.device("seq_lens", tensor, like)
+    require.values("seq_lens", tensor, 1, max_seq_len)
+
+
+def attn_mask(tensor: Tensor | None, like: Tensor, sizes: tuple[int | None, ...]) -> None:
+    """``like``: for the device; ``sizes``: batch, num_q_heads, 1, max_seq_len."""
+    if tensor is None:
+        return
+    require.tensors(attn_mask=tensor)
+    require.dtype("attn_mask", tensor, torch.bool)
+    layout = "a shape broadcastable to [batch, num_q_heads, 1, max_seq_len]"
+    require.rank("attn_mask", tensor, 4, layout)
+    require.broadcastable("attn_mask", tensor, sizes)
+    require.device("attn_mask", tensor, like)
+
+
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+) -> None:
+    """What every attention over a cache takes."""
+    require.tensors(query=queries, key_cache=keys, value_cache=values, seq_lens=lengths)
+    key_cache(keys)
+    query(queries, keys.shape[1])
+    layout = "[batch, num_kv_heads, max_seq_len, head_dim]"
+    sizes = (queries.shape[0], keys.shape[1], keys.shape[2], queries.shape[3])
+    require.shape("key_cache", keys, sizes, layout)
+    value_cache(values, keys)
+    for name, tensor in (("key_cache", keys), ("value_cache", values)):
+        require.dtype(name, tensor, queries.dtype)
+        require.device(name, tensor, queries)
+    seq_lens(lengths, queries, keys.shape[2])
+    attn_mask(mask, queries, (*queries.shape[:3], keys.shape[2]))
+    if isinstance(scale, (int, float)) and not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale}")

@@ -1,0 +1,64 @@
+"""Attend every position: for the dense layers and for short contexts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quest_compile.ops import checks, reference, registration
+from quest_compile.ops.counters import count_dense_call
+from quest_compile.ops.native import announce_reference
+
+registration.define(
+    "dense_decode",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens, "
+    "Tensor? attn_mask=None, *, float? scale=None) -> Tensor",
+)
+
+
+@registration.reference("dense_decode")
+def _dense_decode_reference(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
+    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+    announce_reference(query)
+    count_dense_call(key_cache, value_cache, seq_lens)
+    return reference.dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
+
+
+@registration.fake("dense_decode")
+def _dense_decode_fake(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
+    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+    return query.new_empty(*query.shape[:3], value_cache.shape[3])
+
+
+_dense_decode = torch.ops.quest.dense_decode.default
+
+
+def dense_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    seq_lens: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of one query per row over all valid positions.
+
+    Args:
+        query: [batch, num_q_heads, 1, head_dim].
+        key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
+        value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
+        seq_lens: int32 or int64 [batch] or [1], valid positions, the current token included.
+        attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, 1, max_seq_len].
+        scale: of query.key; 1 / sqrt(head_dim) by default.
+
+    Returns:
+        [batch, num_q_heads, 1, value_dim] in the dtype of query; 0 for a query head with nothing
+        to attend.
+
+    Raises:
+        ValueError, TypeError: an argument is not as described.
+    """
+    arguments = (query, key_cache, value_cache, seq_lens, attn_mask)
+    checks.attention(*arguments, scale)
+    return _dense_decode(*arguments, scale=scale)

@@ -1,0 +1,17 @@
+"""What the operators support; the one place that says so in Python."""
+
+from __future__ import annotations
+
+import torch
+
+PAGE_SIZES = range(8, 129, 8)
+HEAD_DIM_MULTIPLE = 8
+MAX_HEAD_DIM = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GROUP_REDUCTIONS = ("sum", "max", "none")
+SUMMARIES = ("minmax",)
+
+
+def num_pages_of(max_seq_len: int, page_size: int) -> int:
+    """Pages of a cache of this many positions; the last one may be cut short by its end."""
+    return (max_seq_len + page_size - 1) // page_size

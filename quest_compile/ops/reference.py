@@ -1,0 +1,200 @@
+"""Quest decoding (arXiv 2406.10774) in plain torch: what the operators mean.
+
+Kernels answer to these functions. In float64 they are the oracle of the tests; as they are, they
+serve where no kernel is installed. Only the CPU is asked for values: no other device is waited for.
+
+Shape suffixes: B batch, Q query heads, K KV heads, G query heads per KV head, S heads that select,
+H heads that share what they attend (K or Q), M heads of the mask (1 or Q), P pages, T positions,
+N gathered positions, D head_dim, E head_dim of the values, W minimum and maximum of a page (2*D).
+"""
+
+import torch
+from torch.nn.functional import pad
+
+_TILE_SIZE = 1024
+
+
+def update_page_summary(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count."""
+    max_seq_len = key_cache.shape[2]
+    written = cache_position.clamp(0, max_seq_len - 1)
+    first_written, num_complete = written.min(), (written.max() + 1) // page_size
+    start = torch.minimum(num_sealed[0].clamp(min=0), first_written // page_size)
+    # Somebody else may have written the cache: compare some sealed pages with the keys, bit by bit.
+    spread = first_written * 2654435761 % 2**32 + 40503 * _arange(3, start)
+    sampled = torch.cat([(start - 1)[None], spread % start.clamp(min=1)]).clamp(min=0)
+    tokens = (sampled[:, None] * page_size + _arange(page_size, start)).clamp(max=max_seq_len - 1)
+    expected, stored = _page_min_max(key_cache[:, :, tokens]), page_summary[:, :, sampled]
+    differs = expected.view(torch.uint8) != stored.view(torch.uint8)
+    is_stale_BK = differs.flatten(2).any(-1) & (start > 0)
+    start_BK = torch.where(is_stale_BK, 0, start)
+    low, high = 0, max_seq_len // page_size
+    if start.is_cpu:
+        low, high = min(int(start_BK.min()), int(num_complete)), int(num_complete)
+    page = _arange(high, start)[low:]
+    is_new_BKP = (page >= start_BK[..., None]) & (page < num_complete)
+    keys = key_cache[:, :, low * page_size : high * page_size].unflatten(2, (high - low, page_size))
+    stored = page_summary[:, :, low:high]
+    stored.copy_(torch.where(is_new_BKP[..., None, None], _page_min_max(keys), stored))
+    num_sealed.copy_(num_complete)
+    return is_stale_BK.sum(), is_new_BKP
+
+
+def score_pages(query, page_summary, seq_lens, *, page_size=16, group_reduce="sum"):
+    """Upper bound of query.key over each complete page; -inf for the others."""
+    batch, num_kv_heads, num_pages, _, head_dim = page_summary.shape
+    query_BKGD = _widen(query.reshape(batch, num_kv_heads, -1, head_dim))
+    # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: a bound is one dot product.
+    weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
+    if group_reduce == "sum":
+        weight_BKGW = weight_BKGW.sum(2, keepdim=True)
+    bound_BKGP = _dot_products(weight_BKGW, _widen(page_summary.flatten(-2)))
+    score_BSP = bound_BKGP.amax(2) if group_reduce == "max" else bound_BKGP.flatten(1, 2)
+    num_complete_B11 = _seq_len_B11(seq_lens, num_pages * page_size) // page_size
+    is_complete_B1P = _arange(num_pages, seq_lens) < num_complete_B11
+    return score_BSP.masked_fill(~is_complete_B1P, -torch.inf)
+
+
+def select_pages(
+    scores, seq_lens, attn_mask=None, *, page_budget, page_size=16, num_sink_pages=1,
+    num_recent_pages=2
+):  # fmt: skip
+    """Sinks, recents and the highest scores: ascending indices of live pages, -1 behind them."""
+    _, num_select_heads, num_pages = scores.shape
+    live_BMT = _live_positions(seq_lens, attn_mask, num_pages * page_size)
+    live_BMP = live_BMT.unflatten(-1, (num_pages, page_size)).any(-1)
+    num_groups = min(live_BMP.shape[1], num_select_heads)
+    live_BSP = live_BMP.unflatten(1, (num_groups, -1)).any(2).expand_as(scores)
+    num_used_B11 = (_seq_len_B11(seq_lens, num_pages * page_size) + page_size - 1) // page_size
+    is_sink_BSP = live_BSP.cumsum(-1) <= num_sink_pages
+    is_recent_B1P = _arange(num_pages, scores) >= num_used_B11 - num_recent_pages
+    # Rank by kind (forced, live, dead), then by score, NaN being the highest, then by index.
+    kind_BSP = live_BSP.int() + (live_BSP & (is_sink_BSP | is_recent_B1P)).int()
+    by_score = scores.argsort(dim=-1, descending=True, stable=True)
+    by_kind = kind_BSP.gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
+    chosen = by_score.gather(-1, by_kind)[..., :page_budget]
+    chosen = chosen.masked_fill(~live_BSP.gather(-1, chosen), num_pages).sort(-1).values
+    chosen = pad(chosen, (0, page_budget - chosen.shape[-1]), value=num_pages)
+    return chosen.masked_fill(chosen == num_pages, -1).int()
+
+
+def attend_pages(
+    query, key_cache, value_cache, page_indices, seq_lens, attn_mask=None, *, page_size=16,
+    scale=None
+):  # fmt: skip
+    """Attention over the live positions of the listed pages: out, log of the softmax's sum."""
+    batch, max_seq_len = query.shape[0], key_cache.shape[2]
+    live_BMT = _live_positions(seq_lens, attn_mask, max_seq_len)
+    num_heads = max(page_indices.shape[1], live_BMT.shape[1])
+    page_BHP = page_indices.long().repeat_interleave(num_heads // page_indices.shape[1], 1)
+    position_BHN = (page_BHP[..., None] * page_size + _arange(page_size, page_BHP)).flatten(-2)
+    in_cache_BHN = position_BHN.clamp(0, max_seq_len - 1)
+    live_BHN = live_BMT.expand(batch, num_heads, -1).gather(-1, in_cache_BHN)
+    live_BHN &= in_cache_BHN == position_BHN
+    row = _arange(batch, query)[:, None, None]
+    kv_head = (_arange(num_heads, query) * key_cache.shape[1] // num_heads)[:, None]
+    key_BHND, value_BHNE = (cache[row, kv_head, in_cache_BHN] for cache in (key_cache, value_cache))
+    out_BHGE, lse_BHG = _attend(query, key_BHND, value_BHNE, live_BHN, scale)
+    return out_BHGE.flatten(1, 2)[:, :, None].to(query.dtype), lse_BHG.flatten(1, 2)[..., None]
+
+
+def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
+    """Attention over all live positions, a tile at a time; a tile without any changes no bit."""
+    num_kv_heads, max_seq_len = key_cache.shape[1:3]
+    live_BMT = _live_positions(seq_lens, attn_mask, max_seq_len)
+    num_heads = max(num_kv_heads, live_BMT.shape[1])
+    out, lse = query.new_zeros(()), query.new_full((), -torch.inf, dtype=torch.float32)
+    for first in range(0, int(seq_lens.max()) if seq_lens.is_cpu else max_seq_len, _TILE_SIZE):
+        live_BHT = live_BMT[..., first : first + _TILE_SIZE].expand(-1, num_heads, -1)
+        key_BHTD, value_BHTE = (
+            cache[:, :, first : first + _TILE_SIZE].repeat_interleave(num_heads // num_kv_heads, 1)
+            for cache in (key_cache, value_cache)
+        )
+        part, part_lse = _attend(query, key_BHTD, value_BHTE, live_BHT, scale)
+        old_lse, lse = lse, torch.logaddexp(lse, part_lse)
+        out = out * _exp(old_lse, lse)[..., None] + part * _exp(part_lse, lse)[..., None]
+    return out.flatten(1, 2)[:, :, None].to(query.dtype)
+
+
+def sparse_decode(
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, *, budget, page_size=16,
+    num_sink_pages=1, num_recent_pages=2, group_reduce="sum", scale=None
+):  # fmt: skip
+    """Score, select, attend; a row that fits the budget is dense. Returns (out, selected pages)."""
+    page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
+    fits_B11 = _seq_len_B11(seq_lens, max_seq_len) <= page_budget * page_size
+    if max_seq_len <= page_budget * page_size or (fits_B11.is_cpu and fits_B11.all()):
+        return dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale), None
+    scores = score_pages(
+        query, page_summary, seq_lens, page_size=page_size, group_reduce=group_reduce
+    )
+    pages = select_pages(
+        scores, seq_lens, attn_mask, page_budget=page_budget, page_size=page_size,
+        num_sink_pages=num_sink_pages, num_recent_pages=num_recent_pages
+    )  # fmt: skip
+    out, _ = attend_pages(
+        query, key_cache, value_cache, pages, seq_lens, attn_mask, page_size=page_size, scale=scale
+    )
+    if fits_B11.is_cpu and not fits_B11.any():
+        return out, pages
+    # A row that fits lies in the first tiles; whole ones, as dense_decode would cut them.
+    end = -(-page_budget * page_size // _TILE_SIZE) * _TILE_SIZE
+    mask = None if attn_mask is None else attn_mask[..., :end]
+    keys, values = key_cache[:, :, :end], value_cache[:, :, :end]
+    dense = dense_decode(query, keys, values, seq_lens.clamp(max=end), mask, scale=scale)
+    return torch.where(fits_B11[..., None], dense, out), pages
+
+
+def share_mask(attn_mask):
+    return attn_mask.clone(memory_format=torch.contiguous_format)
+
+
+def _attend(query, key_BHND, value_BHNE, live_BHN, scale):
+    """Softmax attention: out [B, H, G, E], lse [B, H, G]; 0 and -inf where nothing is live."""
+    query_BHGD = _widen(query.reshape(*key_BHND.shape[:2], -1, query.shape[-1]))
+    # Dead entries are zeroed as well as masked: 0 * NaN is NaN.
+    key_BHND, value_BHNE = (_widen(x.where(live_BHN[..., None], 0)) for x in (key_BHND, value_BHNE))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logit_BHGN = _dot_products(query_BHGD, key_BHND) * scale
+    logit_BHGN = logit_BHGN.masked_fill(~live_BHN[:, :, None], -torch.inf)
+    lse_BHG = logit_BHGN.logsumexp(-1)
+    weight_BHGN = _exp(logit_BHGN, lse_BHG[..., None])
+    return torch.stack([w @ v for w, v in zip(weight_BHGN, value_BHNE, strict=True)]), lse_BHG
+
+
+def _dot_products(query_BHGD, key_BHND):
+    """[B, H, G, N]. BLAS rounds by shape: row by row, no bit depends on the rest of the batch; keys
+    first, none on how threads share the queries."""
+    products = [key @ query.mT for query, key in zip(query_BHGD, key_BHND, strict=True)]
+    return torch.stack(products).mT
+
+
+def _live_positions(seq_lens, attn_mask, num_positions):
+    """What may be attended: bool [B or 1, M, T]."""
+    live_BMT = _arange(num_positions, seq_lens) < _seq_len_B11(seq_lens, num_positions)
+    if attn_mask is not None:
+        missing = num_positions - attn_mask.shape[-1] if attn_mask.shape[-1] > 1 else 0
+        live_BMT = live_BMT & pad(attn_mask[:, :, 0], (0, missing))
+    return live_BMT
+
+
+def _seq_len_B11(seq_lens, max_seq_len):
+    return seq_lens.long().clamp(1, max_seq_len)[:, None, None]
+
+
+def _page_min_max(keys):
+    """[B, K, P, page_size, D] -> [B, K, P, 2, D]. Adding 0 leaves one zero: -0.0 becomes 0.0."""
+    return torch.stack([keys.amin(3), keys.amax(3)], 3) + 0.0
+
+
+def _exp(x, total):
+    """exp(x - total), 0 where total is -inf."""
+    return (x - total.clamp(min=torch.finfo(x.dtype).min)).exp()
+
+
+def _arange(end, like):
+    return torch.arange(end, device=like.device)
+
+
+def _widen(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))

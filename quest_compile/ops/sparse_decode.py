@@ -1,0 +1,116 @@
+"""Quest decoding, the operator of users. For rows that do not fit the budget it is
+
+    scores = score_pages(query, page_summary, seq_lens)
+    page_indices = select_pages(scores, seq_lens, attn_mask, page_budget=budget // page_size)
+    out, lse = attend_pages(query, key_cache, value_cache, page_indices, seq_lens, attn_mask)
+
+and for the others, which would select every page, dense_decode(query, key_cache, value_cache, ...).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops.counters import count_sparse_call
+from quest_compile.ops.native import announce_reference
+
+registration.define(
+    "sparse_decode",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
+    "Tensor? attn_mask=None, *, int budget, int page_size=16, int num_sink_pages=1, "
+    'int num_recent_pages=2, str group_reduce="sum", float? scale=None) -> Tensor',
+)
+
+
+def _check(
+    query,
+    key_cache,
+    value_cache,
+    page_summary,
+    seq_lens,
+    attn_mask,
+    *,
+    budget,
+    page_size=16,
+    num_sink_pages=1,
+    num_recent_pages=2,
+    group_reduce="sum",
+    scale=None,
+):
+    require.tensors(page_summary=page_summary)
+    checks.page_size(page_size)
+    checks.group_reduce(group_reduce)
+    require.integer("budget", budget, 1)
+    checks.page_budget("budget", budget // page_size, num_sink_pages, num_recent_pages)
+    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+    checks.page_summary_of(page_summary, key_cache, page_size)
+
+
+@registration.reference("sparse_decode")
+def _sparse_decode_reference(
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, **settings
+):
+    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask)
+    _check(*arguments, **settings)
+    announce_reference(query)
+    out, page_indices = reference.sparse_decode(*arguments, **settings)
+    count_sparse_call(
+        query, key_cache, value_cache, seq_lens, page_indices, settings.get("page_size", 16)
+    )
+    return out
+
+
+@registration.fake("sparse_decode")
+def _sparse_decode_fake(
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, **settings
+):
+    _check(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, **settings)
+    return query.new_empty(*query.shape[:3], value_cache.shape[3])
+
+
+_sparse_decode = torch.ops.quest.sparse_decode.default
+
+
+def sparse_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    page_summary: Tensor,
+    seq_lens: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    budget: int,
+    page_size: int = 16,
+    num_sink_pages: int = 1,
+    num_recent_pages: int = 2,
+    group_reduce: str = "sum",
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of one query per row over the pages that matter for it (arXiv 2406.10774).
+
+    Tensors are those of score_pages and attend_pages; the numbers of pages those of select_pages.
+
+    Args:
+        page_summary: [batch, num_kv_heads, num_pages, 2, head_dim], up to date for complete pages.
+        budget: tokens that a query attends at most, the open page included; rounded down to pages.
+            A row of at most that many tokens gets the result of dense_decode, bit for bit.
+
+    Returns:
+        [batch, num_q_heads, 1, value_dim] in the dtype of query.
+
+    Raises:
+        ValueError, TypeError: an argument is not as described.
+    """
+    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask)
+    settings = {
+        "budget": budget,
+        "page_size": page_size,
+        "num_sink_pages": num_sink_pages,
+        "num_recent_pages": num_recent_pages,
+        "group_reduce": group_reduce,
+        "scale": scale,
+    }
+    _check(*arguments, **settings)
+    return _sparse_decode(*arguments, **settings)

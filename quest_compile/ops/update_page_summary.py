@@ -1,0 +1,86 @@
+"""Bring the page summary up to date after a write to the key cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops.counters import count_update_call
+from quest_compile.ops.native import announce_reference
+
+registration.define(
+    "update_page_summary",
+    "(Tensor key_cache, Tensor cache_position, Tensor(a!) page_summary, Tensor(b!) num_sealed, *, "
+    "int page_size=16) -> ()",
+)
+
+
+def _check(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+    require.tensors(
+        key_cache=key_cache,
+        cache_position=cache_position,
+        page_summary=page_summary,
+        num_sealed=num_sealed,
+    )
+    checks.page_size(page_size)
+    checks.key_cache(key_cache)
+    checks.page_summary_of(page_summary, key_cache, page_size)
+    require.rank("cache_position", cache_position, 1, "[num_written]")
+    num_written = cache_position.shape[0]
+    require.that(num_written >= 1, lambda: "cache_position: expected positions, got none")
+    require.shape("num_sealed", num_sealed, (1,), "[1]")
+    for name, tensor in (("cache_position", cache_position), ("num_sealed", num_sealed)):
+        require.dtype(name, tensor, torch.int64)
+        require.device(name, tensor, key_cache)
+    require.values("cache_position", cache_position, 0, key_cache.shape[2] - 1)
+
+
+@registration.reference("update_page_summary")
+def _update_page_summary_reference(
+    key_cache, cache_position, page_summary, num_sealed, *, page_size=16
+):
+    arguments = (key_cache, cache_position, page_summary, num_sealed)
+    _check(*arguments, page_size=page_size)
+    announce_reference(key_cache)
+    num_stale, is_new = reference.update_page_summary(*arguments, page_size=page_size)
+    count_update_call(num_stale, is_new)
+
+
+@registration.fake("update_page_summary")
+def _update_page_summary_fake(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+    _check(key_cache, cache_position, page_summary, num_sealed, page_size=page_size)
+
+
+_update_page_summary = torch.ops.quest.update_page_summary.default
+
+
+def update_page_summary(
+    key_cache: Tensor,
+    cache_position: Tensor,
+    page_summary: Tensor,
+    num_sealed: Tensor,
+    *,
+    page_size: int = 16,
+) -> None:
+    """Summarise, in place, every page that a write completed or changed.
+
+    Pages are always summarised from all of their keys. Pages that were summarised before are
+    sampled: where the keys are others than then, that row and KV head start again from page 0.
+
+    Args:
+        key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous, as
+            it is after the write.
+        cache_position: int64 [n], the positions that were written.
+        page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache;
+            written: elementwise minimum and maximum of the keys of each complete page.
+        num_sealed: int64 [1], leading pages whose summary is known to be up to date; 0 before the
+            first update, and to have everything summarised again. Written.
+        page_size: positions per page.
+
+    Raises:
+        ValueError, TypeError: an argument is not as described.
+    """
+    arguments = (key_cache, cache_position, page_summary, num_sealed)
+    _check(*arguments, page_size=page_size)
+    _update_page_summary(*arguments, page_size=page_size)

@@ -1,0 +1,198 @@
+"""What became of every attention call: the table behind ``backend.report()`` and ``explain``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from quest_compile import ops
+from quest_compile.config import QuestConfig
+from quest_compile.passes import Decision, Reason, Rewrite, Treatment
+from quest_compile.passes.graph import example_value
+
+log = logging.getLogger(__name__)
+
+NOTHING_COMPILED = """\
+no graph was compiled by this backend. Likely reasons:
+  - torch.compile(model, ...).generate(...) calls the uncompiled model: use
+    quest_compile.compile_for_generate(model, ...) and model.generate(...)
+  - the compiled model has not been called yet
+  - generate() ran without a static cache, or compiled with another backend"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportRow:
+    """One attention call.
+
+    ``pages`` and ``tokens``: what a query attends at most; None where nothing was rewritten.
+    ``attention``: the operator that runs it.
+    """
+
+    layer: int
+    treatment: Treatment
+    reason: Reason
+    attention: str
+    pages: int | str | None
+    tokens: int | str | None
+    source: str
+
+    def as_dict(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        return fields | {"treatment": self.treatment.value, "reason": self.reason.name}
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphReport:
+    """One graph that was compiled: ``rows`` in graph order, ``config`` in force, seconds spent."""
+
+    rows: tuple[ReportRow, ...]
+    config: QuestConfig
+    mode: str | None
+    rewrite_seconds: float
+
+    def count(self, treatment: Treatment) -> int:
+        return sum(row.treatment is treatment for row in self.rows)
+
+    @property
+    def is_decode(self) -> bool:
+        """Does this graph decode one token over a static cache?"""
+        decode_reasons = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.BUDGET_COVERS_CACHE)
+        return any(row.reason in decode_reasons for row in self.rows)
+
+    @property
+    def summary(self) -> str:
+        counts = ", ".join(f"{self.count(t)} {t.value}" for t in Treatment)
+        return f"{len(self.rows)} attention calls: {counts}"
+
+
+class Report:
+    """The graphs a backend compiled; ``str()`` gives the table."""
+
+    def __init__(self, graphs: Sequence[GraphReport]) -> None:
+        self.graphs = tuple(graphs)
+
+    @property
+    def rows(self) -> tuple[ReportRow, ...]:
+        """The attention calls of all graphs."""
+        return tuple(row for graph in self.graphs for row in graph.rows)
+
+    def count(self, treatment: Treatment | str) -> int:
+        """Calls with this treatment over all graphs."""
+        return sum(graph.count(Treatment(treatment)) for graph in self.graphs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "kernels": ops.native_status().info,
+            "graphs": [
+                {
+                    "config": graph.config.as_dict(),
+                    "mode": graph.mode,
+                    "rewrite_seconds": graph.rewrite_seconds,
+                    "rows": [row.as_dict() for row in graph.rows],
+                }
+                for graph in self.graphs
+            ],
+        }
+
+    def __str__(self) -> str:
+        if not self.graphs:
+            return f"quest_compile: {NOTHING_COMPILED}"
+        lines = [f"quest_compile: CPU kernels: {_kernels()}"]
+        for i, graph in enumerate(self.graphs):
+            lines += ["", f"graph {i}: {graph.summary} ({_settings(graph)})", *_table(graph.rows)]
+        if not self.count(Treatment.SPARSE):
+            lines += ["", _why_not_sparse(self)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def report_rewrite(rewrite: Rewrite, config: QuestConfig, mode: str | None) -> GraphReport:
+    """Describe one rewritten graph, and tell the log and the structured trace."""
+    graph = GraphReport(
+        rows=tuple(_row(decision, config) for decision in rewrite.decisions),
+        config=config,
+        mode=mode,
+        rewrite_seconds=rewrite.seconds,
+    )
+    if graph.rows:
+        log.info("%s\n%s", graph.summary, "\n".join(_table(graph.rows)))
+        torch._logging.trace_structured(
+            "artifact",
+            metadata_fn=lambda: {"name": "quest_compile_report", "encoding": "json"},
+            payload_fn=lambda: json.dumps(Report([graph]).as_dict(), default=str),
+        )
+    return graph
+
+
+def _row(decision: Decision, config: QuestConfig) -> ReportRow:
+    call, site = decision.call, decision.call.site
+    is_sparse = decision.treatment is Treatment.SPARSE
+    pages: int | str | None = None
+    tokens: int | str | None = None
+    if site is not None:
+        max_seq_len = example_value(site.key_cache).shape[2]
+        if is_sparse:
+            pages, tokens = config.page_budget, config.page_budget * config.page_size
+        elif isinstance(max_seq_len, int):
+            pages, tokens = -(-max_seq_len // config.page_size), max_seq_len
+        else:
+            pages, tokens = "all", "all"
+    attention = "sdpa"
+    if is_sparse or decision.uses_dense_decode:
+        attention = "quest::sparse_decode" if is_sparse else "quest::dense_decode"
+    elif decision.needs_summary:
+        attention = "sdpa + page summary"
+    return ReportRow(
+        call.layer, decision.treatment, decision.reason, attention, pages, tokens, call.source
+    )
+
+
+def _table(rows: Sequence[ReportRow]) -> list[str]:
+    header = ("layer", "", "attention", "pages", "tokens", "why", "where")
+    cells = [header] + [
+        (
+            str(row.layer),
+            row.treatment.value,
+            row.attention,
+            "-" if row.pages is None else str(row.pages),
+            "-" if row.tokens is None else str(row.tokens),
+            row.reason.value,
+            row.source,
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells]
+
+
+def _settings(graph: GraphReport) -> str:
+    config = graph.config
+    mode = f", mode {graph.mode}" if graph.mode else ""
+    return f"budget {config.budget}, page {config.page_size}, inner {config.inner}{mode}"
+
+
+def _kernels() -> str:
+    status = ops.native_status()
+    return status.info if status.loaded else f"torch reference, slow ({status.reason})"
+
+
+def _why_not_sparse(report: Report) -> str:
+    if not report.rows:
+        return (
+            "No attention call was found in what was compiled: load the model with "
+            'attn_implementation="sdpa", and check that it is the model that was compiled.'
+        )
+    reasons = {row.reason for row in report.rows}
+    if reasons <= {Reason.NOT_A_CACHE, Reason.CACHE_CREATED_IN_GRAPH, Reason.PREFILL}:
+        return (
+            "No decode step over a static cache was compiled: pass past_key_values=StaticCache(...)"
+            ' (in generate: cache_implementation="static").'
+        )
+    return "No attention call is sparse: see the column 'why'."

@@ -1,0 +1,72 @@
+"""Page summaries live with the key cache they describe: same lifetime, same identity.
+
+The state hangs on the cache tensor as an attribute: it is freed with the cache, needs no table of
+caches, and costs 0.15 us to find. A copy of a cache (deepcopy, pickle) starts without one.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from quest_compile import ops
+
+_ATTRIBUTE = "_quest_page_summaries"
+
+
+class PageSummaryState:
+    """What is known about one key cache.
+
+    ``page_summary`` [B, num_kv_heads, num_pages, 2, head_dim] in the cache's dtype.
+    ``num_sealed`` int64 [1], on the cache's device: leading pages whose summary is up to date.
+    ``version``: the cache's version counter after our last call; None for inference tensors,
+    which have none (there only the device's own check of the summaries against the keys is left).
+    """
+
+    __slots__ = ("address", "num_sealed", "page_summary", "version")
+
+    def __init__(self, key_cache: torch.Tensor, page_size: int) -> None:
+        # Outside inference mode, so that the state may be written in either mode later.
+        with torch.inference_mode(False), torch.no_grad():
+            self.page_summary = ops.empty_page_summary(key_cache, page_size)
+            self.num_sealed = torch.zeros(1, dtype=torch.int64, device=key_cache.device)
+        self.version: int | None = None
+        self.address = key_cache.data_ptr()
+
+    def invalidate(self) -> None:
+        """Forget everything: the next update rebuilds all page summaries from the keys."""
+        self.num_sealed.zero_()
+
+
+class _StatesOfCache(dict):
+    """Page size -> state. Copies of the cache tensor get an empty one."""
+
+    def __deepcopy__(self, memo: dict) -> _StatesOfCache:
+        return _StatesOfCache()
+
+    def __reduce__(self) -> tuple:
+        return (_StatesOfCache, ())
+
+
+def state_of(key_cache: torch.Tensor, page_size: int) -> PageSummaryState:
+    """The state of this cache, made on first sight, invalidated if somebody else wrote the cache.
+
+    Called before each step. Two checks together find foreign writes: the version counter here, and
+    on the device the comparison of sampled summaries with the keys (``update_page_summary``).
+    """
+    states = key_cache.__dict__.get(_ATTRIBUTE)
+    state = None if states is None else states.get(page_size)
+    if state is None:
+        state = PageSummaryState(key_cache, page_size)
+        key_cache.__dict__.setdefault(_ATTRIBUTE, _StatesOfCache())[page_size] = state
+    elif key_cache.is_inference():
+        pass
+    elif state.version != key_cache._version or state.address != key_cache.data_ptr():
+        state.invalidate()
+        state.address = key_cache.data_ptr()
+    return state
+
+
+def record_own_write(key_cache: torch.Tensor, state: PageSummaryState) -> None:
+    """Called after each step: what the cache's version is once our graph has written it."""
+    if not key_cache.is_inference():
+        state.version = key_cache._version

@@ -1,0 +1,143 @@
+"""The rewritten graph: what is in it, what is not, and that it computes the same."""
+
+import operator
+
+import pytest
+import torch
+from passes_layers import SUPPORTED, capture, enable_gqa_layer, inputs, transformers_layer
+
+from quest_compile.config import QuestConfig
+from quest_compile.passes import Reason, Treatment, run_passes
+
+SPARSE = QuestConfig(budget=48, num_dense_layers=0)
+QUEST = torch.ops.quest
+
+
+def rewrite(function, *args, config=SPARSE):
+    with torch.no_grad():
+        gm, example_inputs = capture(function, *args)
+        return gm, example_inputs, run_passes(gm, config=config)
+
+
+def count(gm, target):
+    return sum(node.target == target for node in gm.graph.nodes)
+
+
+def run(rewritten, example_inputs):
+    """Run a rewritten graph on real tensors with zeroed state."""
+    state = [torch.zeros(v.shape, dtype=v.dtype) for v in rewritten.state_values()]
+    return rewritten.gm(*example_inputs, *state)
+
+
+@pytest.mark.parametrize("layer", SUPPORTED)
+def test_decode_becomes_update_and_sparse_decode(layer):
+    _, example_inputs, rewritten = rewrite(layer, *inputs())
+    gm = rewritten.gm
+    assert count(gm, QUEST.sparse_decode.default) == 1
+    assert count(gm, QUEST.update_page_summary.default) == 1
+    assert count(gm, torch.nn.functional.scaled_dot_product_attention) == 0
+    assert not [n for n in gm.graph.nodes if n.target in ("expand", "reshape", "flatten")]
+    (decision,) = rewritten.decisions
+    assert decision.treatment is Treatment.SPARSE
+
+
+@pytest.mark.parametrize("layer", SUPPORTED)
+def test_same_numbers_while_the_budget_covers_the_context(layer):
+    arguments = inputs(position=40)
+    expected = layer(*[a.clone() for a in arguments])
+    again = [a.clone() for a in arguments]
+    _, example_inputs, rewritten = rewrite(layer, *again)
+    # Tracing ran the layer once on ``again``; writing the same keys twice changes nothing.
+    (out,) = run(rewritten, example_inputs)
+    torch.testing.assert_close(out, expected)
+
+
+def test_the_update_follows_the_write_and_comes_before_the_read():
+    _, _, rewritten = rewrite(transformers_layer, *inputs())
+    names = [str(n.target) for n in rewritten.gm.graph.nodes]
+    assert (
+        names.index("index_copy_")
+        < names.index("quest.update_page_summary.default")
+        < names.index("quest.sparse_decode.default")
+    )
+
+
+def test_dynamos_graph_is_not_edited():
+    gm, _, rewritten = rewrite(transformers_layer, *inputs())
+    assert rewritten.gm is not gm
+    assert count(gm, torch.nn.functional.scaled_dot_product_attention) == 1
+    assert len(list(rewritten.gm.graph.find_nodes(op="placeholder"))) == 2 + len(
+        list(gm.graph.find_nodes(op="placeholder"))
+    )
+
+
+def test_a_graph_with_nothing_to_rewrite_comes_back_as_it_was():
+    gm, _, rewritten = rewrite(lambda x: x + 1, torch.ones(3))
+    assert rewritten.gm is gm
+    assert rewritten.state_values() == []
+
+
+def test_prefill_keeps_sdpa_and_updates_the_summaries():
+    _, _, rewritten = rewrite(transformers_layer, *inputs(q_len=5))
+    assert count(rewritten.gm, torch.nn.functional.scaled_dot_product_attention) == 1
+    assert count(rewritten.gm, QUEST.update_page_summary.default) == 1
+    (decision,) = rewritten.decisions
+    assert (decision.treatment, decision.reason) == (Treatment.DENSE, Reason.PREFILL)
+
+
+def test_added_inputs_look_like_static_buffers():
+    _, _, rewritten = rewrite(transformers_layer, *inputs())
+    (summary,) = rewritten.summaries
+    assert rewritten.state_values()[0].shape == (2, 2, 4, 2, 16)
+    for node in (summary.page_summary, summary.num_sealed):
+        assert node.meta["tensor_dict"] == {"_dynamo_static_input_type": "unguarded"}
+        assert node._dynamo_source is None
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (QuestConfig(budget=48, num_dense_layers=1), Reason.DENSE_LAYER),
+        (QuestConfig(budget=64, num_dense_layers=0), Reason.BUDGET_COVERS_CACHE),
+    ],
+)
+def test_dense_layers_run_dense_decode_without_a_summary(config, reason):
+    _, _, rewritten = rewrite(transformers_layer, *inputs(), config=config)
+    assert count(rewritten.gm, QUEST.dense_decode.default) == 1
+    assert count(rewritten.gm, QUEST.update_page_summary.default) == 0
+    assert rewritten.decisions[0].reason is reason
+
+
+def shared_cache_layers(query, key, value, key_cache, value_cache, cache_position, attn_mask):
+    """KV sharing: one cache, written once, read by two layers; the mask is computed here."""
+    mask = attn_mask & (torch.arange(64) >= 0)
+    out = enable_gqa_layer(query, key, value, key_cache, value_cache, cache_position, mask)
+    return torch.nn.functional.scaled_dot_product_attention(
+        out, key_cache, value_cache, mask, enable_gqa=True
+    )
+
+
+def test_layers_share_state_length_and_mask():
+    _, _, rewritten = rewrite(shared_cache_layers, *inputs())
+    gm = rewritten.gm
+    assert count(gm, QUEST.sparse_decode.default) == 2
+    assert count(gm, QUEST.update_page_summary.default) == 1
+    assert count(gm, QUEST.share_mask.default) == 1
+    assert count(gm, operator.add) == 1
+    masks = {n.args[5] for n in gm.graph.nodes if n.target == QUEST.sparse_decode.default}
+    assert len(masks) == 1
+
+
+def test_a_mask_that_is_an_input_is_used_as_it_is():
+    _, _, rewritten = rewrite(transformers_layer, *inputs())
+    assert count(rewritten.gm, QUEST.share_mask.default) == 0
+
+
+def test_settings_reach_the_operator():
+    config = QuestConfig(budget=48, num_dense_layers=0, page_size=8, group_reduce="max")
+    _, _, rewritten = rewrite(transformers_layer, *inputs(), config=config)
+    (node,) = [n for n in rewritten.gm.graph.nodes if n.target == QUEST.sparse_decode.default]
+    assert node.kwargs["budget"] == 48
+    assert node.kwargs["page_size"] == 8
+    assert node.kwargs["group_reduce"] == "max"
+    assert node.kwargs["scale"] == 0.2

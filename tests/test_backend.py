@@ -1,0 +1,234 @@
+"""What a user sees: one line compiles the model, the report says what happened, errors are clear."""
+
+import copy
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+from tiny_models import NUM_LAYERS, random_prompt, tiny_model
+
+import quest_compile
+from quest_compile import ops
+from quest_compile.decoding import greedy_step, prefill
+
+LENGTH, MAX_SEQ_LEN = 200, 512
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    ops.reset_counters()
+
+
+def decode(step, model, steps=3, grad_mode=torch.no_grad):
+    """Greedy tokens of ``step`` after a prompt of LENGTH tokens."""
+    prompt = random_prompt(1, LENGTH)
+    with torch.no_grad():
+        cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
+    tokens, token = [], prompt[:, -1:]
+    with grad_mode():
+        for i in range(steps):
+            token = greedy_step(step, cache, token, LENGTH - 1 + i)
+            tokens.append(int(token))
+    return tokens
+
+
+def test_one_line_replaces_attention_behind_the_dense_layers(model):
+    backend = quest_compile.backend(budget=64, inner="aot_eager")
+    decode(torch.compile(model, backend=backend), model)
+    (graph,) = backend.report().graphs
+    assert [row.treatment.value for row in graph.rows] == ["dense", "dense", "sparse", "sparse"]
+    assert [row.attention for row in graph.rows] == ["quest::dense_decode"] * 2 + [
+        "quest::sparse_decode"
+    ] * 2
+    assert [row.tokens for row in graph.rows] == [MAX_SEQ_LEN] * 2 + [64] * 2
+    assert graph.rows[2].pages == 4
+    counted = ops.counters()
+    assert counted["sparse_calls"] == 2 * 3
+    assert 48 < counted["max_tokens_attended"] <= 64
+
+
+def test_budget_that_covers_the_context_gives_dense_tokens(model):
+    step = torch.compile(model, backend=quest_compile.backend(budget=256, inner="aot_eager"))
+    assert decode(step, model) == decode(model, model)
+    assert ops.counters()["sparse_calls_covered"] == 2 * 3
+
+
+def test_report_is_a_table_with_reasons_and_source_lines(model):
+    backend = quest_compile.backend(budget=64, inner="eager")
+    decode(torch.compile(model, backend=backend), model, steps=1)
+    text = str(backend.report())
+    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in text
+    assert "one of the first num_dense_layers layers" in text
+    assert "sdpa_attention.py:" in text
+    assert json.loads(json.dumps(backend.report().as_dict()))["graphs"][0]["rows"]
+
+
+def test_report_names_the_likely_reason_when_nothing_was_compiled(model):
+    backend = quest_compile.backend(budget=80)
+    torch.compile(model, backend=backend).generate(random_prompt(1, 8), max_new_tokens=2)
+    text = str(backend.report())
+    assert "no graph was compiled" in text
+    assert "compile_for_generate" in text
+
+
+def test_report_of_a_dynamic_cache_says_to_use_a_static_one(model):
+    backend = quest_compile.backend(budget=96, inner="eager")
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(random_prompt(1, 8))
+    report = backend.report()
+    assert report.count("untouched") == NUM_LAYERS
+    assert {row.reason.name for row in report.rows} == {"NOT_A_CACHE"}
+    assert "StaticCache" in str(report)
+
+
+def test_report_of_another_attention_says_to_use_sdpa():
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    backend = quest_compile.backend(budget=112, inner="eager")
+    decode(torch.compile(model, backend=backend), model, steps=1)
+    assert "attn_implementation" in str(backend.report())
+
+
+def test_the_log_shows_the_table(model, caplog):
+    with caplog.at_level(logging.INFO, logger="quest_compile"):
+        decode(torch.compile(model, backend=quest_compile.backend(inner="eager")), model, steps=1)
+    assert "4 attention calls" in caplog.text
+
+
+def test_gradients_leave_the_model_dense_and_say_so():
+    model = tiny_model("llama")
+    backend = quest_compile.backend(budget=64, inner="eager")
+    decode(torch.compile(model, backend=backend), model, steps=1, grad_mode=torch.enable_grad)
+    assert {row.reason.name for row in backend.report().rows} == {"GRADIENTS"}
+    assert ops.counters()["sparse_calls"] == 0
+
+
+class TestStrict:
+    def test_passes_when_every_layer_is_as_expected(self, model):
+        backend = quest_compile.backend(budget=64, inner="eager", strict=True)
+        decode(torch.compile(model, backend=backend), model, steps=1)
+        assert backend.report().count("sparse") == NUM_LAYERS - 2
+
+    def test_a_dense_prefill_graph_is_fine(self, model):
+        backend = quest_compile.backend(budget=64, inner="eager", strict=True)
+        with torch.no_grad():
+            cache = prefill(model, random_prompt(1, 8), MAX_SEQ_LEN)
+            greedy_step(torch.compile(model, backend=backend), cache, random_prompt(1, 8), 8)
+
+    def test_raises_with_the_table_when_a_layer_is_left(self, model):
+        backend = quest_compile.backend(budget=64, inner="eager", strict=True)
+        with torch.no_grad(), pytest.raises(Exception, match="strict=True.*4 of 4") as raised:
+            torch.compile(model, backend=backend)(random_prompt(1, 8))
+        assert "do not come from a static cache" in str(raised.value)
+
+    def test_raises_when_there_is_nothing_to_replace(self):
+        backend = quest_compile.backend(strict=True, inner="eager")
+        with torch.no_grad(), pytest.raises(Exception, match="strict=True: nothing to replace"):
+            torch.compile(torch.nn.Linear(2, 2), backend=backend)(torch.ones(1, 2))
+
+    def test_raises_when_every_layer_is_a_dense_layer(self, model):
+        backend = quest_compile.backend(num_dense_layers=4, strict=True, inner="eager")
+        with pytest.raises(Exception, match="no layer is sparse"):
+            decode(torch.compile(model, backend=backend), model, steps=1)
+
+
+class TestIdentity:
+    def test_equal_settings_give_the_same_object(self):
+        assert quest_compile.backend(budget=64) is quest_compile.backend(budget=64)
+        assert quest_compile.backend(budget=64) != quest_compile.backend(budget=128)
+
+    def test_copies_are_the_object_itself(self):
+        backend = quest_compile.backend(budget=64, inductor_options={"epilogue_fusion": False})
+        assert copy.deepcopy(backend) is backend
+        assert hash(copy.copy(backend)) == hash(backend)
+
+    def test_pickles_to_the_object_itself(self):
+        backend = quest_compile.backend(budget=64)
+        assert pickle.loads(pickle.dumps(backend)) is backend
+
+    def test_repr_shows_what_differs_from_the_defaults(self):
+        assert repr(quest_compile.backend(budget=64)) == "quest_compile.backend(budget=64)"
+
+    def test_an_equal_backend_does_not_recompile(self, model):
+        first = quest_compile.backend(budget=64, inner="eager")
+        decode(torch.compile(model, backend=first), model)
+        second = quest_compile.QuestBackend(first.config)
+        decode(torch.compile(model, backend=second), model)
+        assert not second.report().graphs
+
+
+class TestOptions:
+    def test_backend_by_name_with_options(self, model):
+        options = {"budget": 64, "inner": "aot_eager"}
+        decode(torch.compile(model, backend="quest", options=options), model)
+        assert quest_compile.backend(**options).report().count("sparse") == 2
+        assert ops.counters()["sparse_calls"] == 2 * 3
+
+    def test_options_override_the_object(self, model):
+        backend = quest_compile.backend(budget=64, inner="eager")
+        decode(torch.compile(model, backend=backend, options={"budget": 128}), model)
+        assert backend.report().rows[2].tokens == 128
+
+    @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+    def test_modes_are_accepted(self, model, mode):
+        backend = quest_compile.backend(budget=64, inner="aot_eager")
+        decode(torch.compile(model, backend=backend, mode=mode), model)
+        assert ops.counters()["sparse_calls"] == 2 * 3
+
+    def test_unknown_mode_lists_the_known_ones(self, model):
+        with pytest.raises(Exception, match="mode must be one of .*reduce-overhead"):
+            quest_compile.backend(inner="eager")(torch.fx.symbolic_trace(model.lm_head), [], mode="x")
+
+    def test_unknown_option_lists_the_known_ones(self):
+        with pytest.raises(ValueError, match="unknown option bugdet; known: budget, page_size"):
+            quest_compile.backend(bugdet=64)
+
+    @pytest.mark.parametrize(
+        ("settings", "error", "message"),
+        [
+            ({"budget": 0}, ValueError, "budget must be a positive number of tokens, got 0"),
+            ({"budget": -16}, ValueError, "budget must be a positive"),
+            ({"budget": 47}, ValueError, "1 sink .* 2 recent pages of 16 tokens = 48 tokens"),
+            ({"budget": 2048.0}, TypeError, "budget must be an int, got 2048.0"),
+            ({"budget": True}, TypeError, "budget must be an int"),
+            ({"page_size": 12}, ValueError, "page_size must be one of 8, 16.*got 12"),
+            ({"num_dense_layers": -1}, ValueError, "num_dense_layers must be at least 0"),
+            ({"num_sink_pages": "1"}, TypeError, "num_sink_pages must be an int"),
+            ({"num_recent_pages": 0}, ValueError, "num_recent_pages must be at least 1"),
+            ({"group_reduce": "mean"}, ValueError, "group_reduce must be one of 'sum', 'max'"),
+            ({"summary": "int3"}, ValueError, "summary must be one of 'minmax'"),
+            ({"inner": "tvm"}, ValueError, "inner must be one of 'inductor'"),
+            ({"strict": 1}, TypeError, "strict must be a bool"),
+            ({"inductor_options": 3}, TypeError, "inductor_options must be a mapping"),
+        ],
+    )
+    def test_bad_settings_name_themselves(self, settings, error, message):
+        with pytest.raises(error, match=message):
+            quest_compile.backend(**settings)
+
+
+class TestExplain:
+    def test_a_model_alone_is_traced_for_a_decode_step(self, model):
+        report = quest_compile.explain(model, quest=quest_compile.QuestConfig(budget=64))
+        assert [report.count(t) for t in ("sparse", "dense", "untouched")] == [2, 2, 0]
+
+    def test_a_call_is_traced_as_it_is(self, model):
+        report = quest_compile.explain(model, random_prompt(1, 8))
+        assert report.count("untouched") == NUM_LAYERS
+
+    def test_something_else_alone_is_a_clear_error(self):
+        with pytest.raises(TypeError, match="needs a transformers model"):
+            quest_compile.explain(torch.nn.Linear(2, 2))
+
+
+def test_compile_for_generate_wants_a_model_that_generates():
+    with pytest.raises(TypeError, match="model must be a transformers model"):
+        quest_compile.compile_for_generate(torch.nn.Linear(2, 2), budget=64)
