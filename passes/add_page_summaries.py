@@ -29,10 +29,10 @@ class SummaryInputs:
 
 
 def add_page_summaries(
-    gm: fx.GraphModule, decisions: list[Decision], *, config: QuestConfig
+    graph: fx.Graph, decisions: list[Decision], *, config: QuestConfig
 ) -> list[SummaryInputs]:
     """Add the inputs behind all others, in the order returned, and update them after each write."""
-    placeholders = list(gm.graph.find_nodes(op="placeholder"))
+    placeholders = list(graph.find_nodes(op="placeholder"))
     cache_indices = {node: i for i, node in enumerate(placeholders)}
     last = placeholders[-1] if placeholders else None
     added: dict[fx.Node, SummaryInputs] = {}
@@ -42,10 +42,10 @@ def add_page_summaries(
             continue
         summary_value, sealed_value = _empty_state(example_value(site.key_cache), config.page_size)
         name = f"quest_{len(added)}"
-        page_summary = last = _add_static_input(gm, last, f"{name}_page_summary", summary_value)
-        num_sealed = last = _add_static_input(gm, last, f"{name}_num_sealed", sealed_value)
-        with gm.graph.inserting_after(site.key_write):
-            gm.graph.call_function(
+        page_summary = last = _add_static_input(graph, last, f"{name}_page_summary", summary_value)
+        num_sealed = last = _add_static_input(graph, last, f"{name}_num_sealed", sealed_value)
+        with graph.inserting_after(site.key_write):
+            graph.call_function(
                 torch.ops.quest.update_page_summary.default,
                 (site.key_cache, site.cache_position, page_summary, num_sealed),
                 {"page_size": config.page_size},
@@ -65,11 +65,11 @@ def _empty_state(key_cache: torch.Tensor, page_size: int) -> tuple[torch.Tensor,
 
 
 def _add_static_input(
-    gm: fx.GraphModule, last: fx.Node | None, name: str, value: torch.Tensor
+    graph: fx.Graph, last: fx.Node | None, name: str, value: torch.Tensor
 ) -> fx.Node:
     """A placeholder that Dynamo, AOT Autograd and CUDA graphs take for a fixed-address buffer."""
-    with gm.graph.inserting_after(last):
-        placeholder = gm.graph.placeholder(name)
+    with graph.inserting_after(last):
+        placeholder = graph.placeholder(name)
     placeholder.meta["example_value"] = value
     placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
     placeholder._dynamo_source = None

@@ -66,22 +66,27 @@ def erase_dead_views(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def clone_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
-    """Copy Dynamo's graph with all that later stages look up on it.
+def copy_graph(gm: fx.GraphModule) -> fx.Graph:
+    """A copy of Dynamo's graph, with all that later stages look up on its nodes.
 
-    Dynamo walks the placeholders of its own graph module after the backend returns, so that one
-    must never be edited.
+    Dynamo walks the placeholders of its own graph after the backend returns, so that one must never
+    be edited.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, val_map={}))
-    clone = fx.GraphModule(gm, graph)
-    clone.meta = dict(gm.meta)
-    if hasattr(gm, "_param_name_to_source"):
-        clone._param_name_to_source = gm._param_name_to_source
     for old, new in zip(gm.graph.find_nodes(op="placeholder"), graph.find_nodes(op="placeholder")):
-        new._dynamo_source = old._dynamo_source
+        new._dynamo_source = getattr(old, "_dynamo_source", None)
     graph.output_node().meta = dict(gm.graph.output_node().meta)
-    return clone
+    return graph
+
+
+def module_of(graph: fx.Graph, original: fx.GraphModule) -> fx.GraphModule:
+    """The graph module of an edited copy of ``original``'s graph."""
+    gm = fx.GraphModule(original, graph)
+    gm.meta = dict(original.meta)
+    if hasattr(original, "_param_name_to_source"):
+        gm._param_name_to_source = original._param_name_to_source
+    return gm
 
 
 def source_line(node: fx.Node) -> str:

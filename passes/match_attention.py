@@ -99,9 +99,9 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def match_attention(gm: fx.GraphModule) -> list[AttentionCall]:
-    """List the attention calls of ``gm`` in graph order. Linear in the size of the graph."""
-    nodes = list(gm.graph.nodes)
+def match_attention(graph: fx.Graph) -> list[AttentionCall]:
+    """List the attention calls in graph order. Linear in the size of the graph."""
+    nodes = list(graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
     writes = _cache_writes(nodes)
     calls = []

@@ -12,7 +12,7 @@ from torch import fx
 from quest_compile.config import QuestConfig
 from quest_compile.passes.add_page_summaries import SummaryInputs, add_page_summaries
 from quest_compile.passes.decide import Decision, decide
-from quest_compile.passes.graph import clone_graph_module, example_value
+from quest_compile.passes.graph import copy_graph, example_value, module_of
 from quest_compile.passes.match_attention import match_attention
 from quest_compile.passes.replace_attention import replace_attention
 
@@ -40,16 +40,15 @@ class Rewrite:
 def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     """Give the attention calls over static caches in ``gm`` Quest decoding; ``gm`` is not edited."""
     start = time.perf_counter()
-    clone = clone_graph_module(gm)
-    decisions = decide(match_attention(clone), config)
+    graph = copy_graph(gm)
+    decisions = decide(match_attention(graph), config)
     summaries: list[SummaryInputs] = []
+    rewritten = gm
     if any(decision.is_rewritten for decision in decisions):
-        summaries = add_page_summaries(clone, decisions, config=config)
-        replace_attention(clone, decisions, summaries, config=config)
-        clone.graph.lint()
-        clone.recompile()
-    else:
-        clone = gm
+        summaries = add_page_summaries(graph, decisions, config=config)
+        replace_attention(graph, decisions, summaries, config=config)
+        graph.lint()
+        rewritten = module_of(graph, gm)
     seconds = time.perf_counter() - start
     log.debug("%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds)
-    return Rewrite(clone, decisions, summaries, seconds)
+    return Rewrite(rewritten, decisions, summaries, seconds)

@@ -14,7 +14,7 @@ from quest_compile.passes.graph import erase_dead_views, example_value
 
 
 def replace_attention(
-    gm: fx.GraphModule,
+    graph: fx.Graph,
     decisions: list[Decision],
     summaries: list[SummaryInputs],
     *,
@@ -22,7 +22,7 @@ def replace_attention(
 ) -> int:
     """Rewrite the decode calls in place; returns how many were."""
     page_summary_of = {inputs.key_cache: inputs.page_summary for inputs in summaries}
-    derived = _DerivedInputs(gm.graph)
+    derived = _DerivedInputs(graph)
     replaced: dict[fx.Node, fx.Node] = {}
     for decision in decisions:
         site, node = decision.call.site, decision.call.node
@@ -33,9 +33,9 @@ def replace_attention(
         attn_mask = derived.shared_mask(site.attn_mask)
         query = replaced.get(site.query, site.query)
         caches = (query, site.key_cache, site.value_cache)
-        with gm.graph.inserting_before(node):
+        with graph.inserting_before(node):
             if is_sparse:
-                new = gm.graph.call_function(
+                new = graph.call_function(
                     torch.ops.quest.sparse_decode.default,
                     (*caches, page_summary_of[site.key_cache], seq_lens, attn_mask),
                     {
@@ -48,14 +48,14 @@ def replace_attention(
                     },
                 )
             else:
-                new = gm.graph.call_function(
+                new = graph.call_function(
                     torch.ops.quest.dense_decode.default, (*caches, seq_lens, attn_mask), {"scale": site.scale}
                 )
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
-        gm.graph.erase_node(node)
+        graph.erase_node(node)
         replaced[node] = new
-    erase_dead_views(gm.graph)
+    erase_dead_views(graph)
     return len(replaced)
 
 

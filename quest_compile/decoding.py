@@ -20,6 +20,8 @@ def prefill(model: Any, tokens: torch.Tensor, max_seq_len: int) -> Any:
 
 def step_inputs(cache: Any, tokens: torch.Tensor, position: int) -> dict[str, Any]:
     """Arguments of ``model(...)`` for ``tokens`` [B, n] at ``position`` of the cache."""
+    # A slice of a prompt keeps the prompt's stride, and every new stride would compile once more.
+    tokens = tokens.clone(memory_format=torch.contiguous_format)
     inputs = {"input_ids": tokens, "past_key_values": cache, "use_cache": True}
     if not _counts_its_tokens(cache):
         end = position + tokens.shape[1]

@@ -185,7 +185,9 @@ class TestOptions:
 
     def test_unknown_mode_lists_the_known_ones(self, model):
         with pytest.raises(Exception, match="mode must be one of .*reduce-overhead"):
-            quest_compile.backend(inner="eager")(torch.fx.symbolic_trace(model.lm_head), [], mode="x")
+            quest_compile.backend(inner="eager")(
+                torch.fx.symbolic_trace(model.lm_head), [], mode="x"
+            )
 
     def test_unknown_option_lists_the_known_ones(self):
         with pytest.raises(ValueError, match="unknown option bugdet; known: budget, page_size"):

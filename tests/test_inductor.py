@@ -55,14 +55,18 @@ def test_no_buffer_of_the_size_of_a_cache_is_made(decode_step):
     allocations = re.findall(r"empty_strided\w*\(\(([\d, ]+)\)", code)
     assert allocations, "the pattern does not fit the generated code any more"
     sizes = [eval(f"[{shape}]") for shape in allocations]
-    assert not [shape for shape in sizes if MAX_SEQ_LEN in shape and len(shape) == 4 and shape[1] > 1]
+    assert not [
+        shape for shape in sizes if MAX_SEQ_LEN in shape and len(shape) == 4 and shape[1] > 1
+    ]
     assert not [shape for shape in sizes if torch.Size(shape).numel() >= 2 * MAX_SEQ_LEN * 16]
 
 
 def test_the_mask_is_computed_once(decode_step):
     code, _, _ = decode_step
     assert len(re.findall(r"torch\.ops\.quest\.share_mask\.default\(", code)) == 1
-    masks = [s for s in re.findall(r"empty_strided\w*\(\(([\d, ]+)\)", code) if str(MAX_SEQ_LEN) in s]
+    masks = [
+        s for s in re.findall(r"empty_strided\w*\(\(([\d, ]+)\)", code) if str(MAX_SEQ_LEN) in s
+    ]
     assert len(masks) == 1
 
 

@@ -56,10 +56,15 @@ def _model_with_large_cache(family):
     model = tiny_model(family)
     if IS_TRANSFORMERS_4:
         # transformers 4 keeps the largest cache it ever made for a model.
-        _generate(model, random_prompt(1, MAX_SEQ_LEN - NUM_NEW_TOKENS), None, **{
-            "cache_implementation": "static",
-            "disable_compile": True,
-        })
+        _generate(
+            model,
+            random_prompt(1, MAX_SEQ_LEN - NUM_NEW_TOKENS),
+            None,
+            **{
+                "cache_implementation": "static",
+                "disable_compile": True,
+            },
+        )
     return model
 
 

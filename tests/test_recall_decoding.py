@@ -150,7 +150,9 @@ def test_fused_operator_gives_the_same_tokens_within_its_budget(
     counted = ops.counters()
     assert predicted == reference_runs[budget][0]
     num_steps = NUM_QUESTIONS * STEPS_PER_QUESTION
-    assert counted["sparse_calls"] == (model.config.num_hidden_layers - NUM_DENSE_LAYERS) * num_steps
+    assert (
+        counted["sparse_calls"] == (model.config.num_hidden_layers - NUM_DENSE_LAYERS) * num_steps
+    )
     assert counted["dense_calls"] == NUM_DENSE_LAYERS * num_steps
     assert 0 < counted["max_tokens_attended"] <= budget
 

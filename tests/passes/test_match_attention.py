@@ -15,7 +15,7 @@ from quest_compile.passes.match_attention import Reason, match_attention
 
 def match_one(function, *args):
     gm, _ = capture(function, *args)
-    (call,) = match_attention(gm)
+    (call,) = match_attention(gm.graph)
     return gm, call
 
 
@@ -76,7 +76,9 @@ def read_before_write(query, key, value, key_cache, value_cache, position, mask)
 def sliced(query, key, value, key_cache, value_cache, position, mask):
     key_cache.index_copy_(2, position, key)
     value_cache.index_copy_(2, position, value)
-    return sdpa(query, key_cache[:, :, :32], value_cache[:, :, :32], mask[..., :32], enable_gqa=True)
+    return sdpa(
+        query, key_cache[:, :, :32], value_cache[:, :, :32], mask[..., :32], enable_gqa=True
+    )
 
 
 def other_positions(query, key, value, key_cache, value_cache, position, mask):
@@ -173,4 +175,4 @@ def test_layers_are_numbered_by_the_source_of_their_cache():
         return query
 
     gm, _ = capture(last_two_layers, query, cache)
-    assert [call.layer for call in match_attention(gm)] == [2, 3]
+    assert [call.layer for call in match_attention(gm.graph)] == [2, 3]

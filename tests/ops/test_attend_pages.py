@@ -1,0 +1,123 @@
+import pytest
+import torch
+from hostile import CASES, NAN, Case, make_inputs, wild_slots
+from oracle import assert_as_accurate_as
+from torch.nn.functional import scaled_dot_product_attention
+
+from quest_compile import ops
+
+
+def attend_clean(inputs, pages, dtype, scale=None):
+    """out and lse over the live positions of the pages, by scaled_dot_product_attention."""
+    case = inputs.case
+    positions = torch.arange(case.max_seq_len, device=pages.device) // case.page_size
+    is_listed = (pages[..., None, :] == positions[:, None]).any(-1)
+    is_listed = is_listed.repeat_interleave(inputs.live.shape[1] // pages.shape[1], 1)
+    is_attended = (inputs.live & is_listed)[:, :, None]
+    query = inputs.query.to(dtype)
+    keys, values = (
+        x.to(dtype).repeat_interleave(case.group_size, 1)
+        for x in (inputs.clean_keys, inputs.clean_values)
+    )
+    out = scaled_dot_product_attention(query, keys, values, is_attended, scale=scale)
+    logits = (query @ keys.mT).float() if dtype != torch.float64 else query @ keys.mT
+    logits = logits * (scale or case.head_dim**-0.5)
+    lse = logits.masked_fill(~is_attended, -torch.inf).logsumexp(-1)
+    return out.masked_fill(~is_attended.any(-1, keepdim=True), 0), lse
+
+
+def attend(inputs, pages, **settings):
+    return ops.attend_pages(
+        inputs.query,
+        inputs.key_cache,
+        inputs.value_cache,
+        pages,
+        inputs.seq_lens,
+        inputs.attn_mask,
+        page_size=inputs.case.page_size,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_is_attention_over_the_listed_pages(case, device):
+    inputs = make_inputs(case, device)
+    pages = inputs.pages(inputs.scores())
+    out, lse = attend(inputs, wild_slots(pages))
+    exact, exact_lse = attend_clean(inputs, pages, torch.float64)
+    plain, _ = attend_clean(inputs, pages, case.dtype)
+    _, plain_lse = attend_clean(inputs, pages, torch.float32)
+    assert_as_accurate_as(plain, out, exact)
+    assert_as_accurate_as(plain_lse, lse, exact_lse)
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, -0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scale_multiplies_the_logits(scale, dtype):
+    inputs = make_inputs(Case(dtype))
+    pages = inputs.pages(inputs.scores())
+    out, _ = attend(inputs, pages, scale=scale)
+    exact, _ = attend_clean(inputs, pages, torch.float64, scale)
+    plain, _ = attend_clean(inputs, pages, dtype, scale)
+    assert_as_accurate_as(plain, out, exact)
+
+
+def test_skips_slots_that_are_no_page_in_use():
+    inputs = make_inputs(Case(lengths=(50,)))
+    full = torch.arange(4, dtype=torch.int32).expand(1, 2, 4)
+    out, lse = attend(inputs, full)
+    wild = torch.tensor([-5, 0, 4, 1, -1, 2, 7, 3, 2**31 - 1, -(2**31)], dtype=torch.int32)
+    wild_out, wild_lse = attend(inputs, wild.expand(1, 2, -1))
+    torch.testing.assert_close(wild_out, out)
+    torch.testing.assert_close(wild_lse, lse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nothing_attended_is_zero_and_minus_infinity(dtype):
+    inputs = make_inputs(Case(dtype, lengths=(50, 20)))
+    pages = torch.full((2, 2, 4), -1, dtype=torch.int32)
+    pages[1, 0, 0] = 1
+    out, lse = attend(inputs, pages)
+    assert (out[0] == 0).all() and (lse[0] == -torch.inf).all()
+    assert (out[1, 4:] == 0).all() and (lse[1, 4:] == -torch.inf).all()
+    assert lse[1, :4].isfinite().all()
+
+
+def test_no_other_page_is_read(device):
+    inputs = make_inputs(Case(torch.bfloat16, lengths=(500,), max_seq_len=512), device)
+    pages = inputs.pages(inputs.scores())
+    expected = attend(inputs, pages)
+    for head in range(2):
+        is_chosen = torch.isin(torch.arange(32), pages[0, head].cpu()).repeat_interleave(16)
+        for cache in (inputs.key_cache, inputs.value_cache):
+            cache[0, head, ~is_chosen] = NAN
+    actual = attend(inputs, pages)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_query_head", [False, True])
+def test_masked_tokens_are_never_attended(dtype, per_query_head):
+    """Not even by the other heads of the group when one of them attends a NaN."""
+    inputs = make_inputs(Case(dtype, num_kv_heads=1, mask="per_head"))
+    pages = inputs.pages(torch.zeros(1, 4 if per_query_head else 1, 8))
+    expected, expected_lse = attend(inputs, pages)
+    position = int((inputs.live[0, 0] & ~inputs.live[0, 1]).nonzero()[0])
+    spoilt = inputs.live[0, :, position] & (pages == position // 16).any(-1)[0]
+    for cache in (inputs.key_cache, inputs.value_cache):
+        cache[0, 0, position] = NAN
+    out, lse = attend(inputs, pages)
+    assert out[0, spoilt].isnan().all()
+    assert torch.equal(out[0, ~spoilt], expected[0, ~spoilt])
+    assert torch.equal(lse[0, ~spoilt], expected_lse[0, ~spoilt])
+
+
+def test_large_logits_do_not_overflow():
+    inputs = make_inputs(Case(lengths=(100,)))
+    inputs.query.mul_(1000)
+    pages = inputs.pages(inputs.scores())
+    out, lse = attend(inputs, pages)
+    exact, exact_lse = attend_clean(inputs, pages, torch.float64)
+    plain, plain_lse = attend_clean(inputs, pages, torch.float32)
+    assert_as_accurate_as(plain, out, exact)
+    assert_as_accurate_as(plain_lse, lse, exact_lse)
