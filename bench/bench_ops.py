@@ -114,7 +114,9 @@ def read_bandwidth(rounds: int) -> float:
     """Bytes per second of a plain read: torch.sum over 512 MiB of float32."""
     data = torch.ones(2**27)
     data.sum()
-    return data.nbytes / statistics.median(_seconds(lambda _: data.sum(), None) for _ in range(rounds))
+    return data.nbytes / statistics.median(
+        _seconds(lambda _: data.sum(), None) for _ in range(rounds)
+    )
 
 
 def measure(

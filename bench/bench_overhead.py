@@ -82,7 +82,12 @@ def wrapper_row(num_layers: int, *, steps: int = 2000) -> dict[str, Any]:
                 call(*arguments)
             times[name].append((time.perf_counter() - start) / steps)
     plain, wrapped = (1e6 * statistics.median(times[name]) for name in ("plain", "wrapped"))
-    return {"layers": num_layers, "plain us": plain, "wrapped us": wrapped, "added us": wrapped - plain}
+    return {
+        "layers": num_layers,
+        "plain us": plain,
+        "wrapped us": wrapped,
+        "added us": wrapped - plain,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,8 @@ import torch
 
 from quest_compile.config import QuestConfig
 from quest_compile.passes.graph import example_value
-from quest_compile.passes.match_attention import AttentionCall, Reason
+from quest_compile.passes.match_attention import AttentionCall
+from quest_compile.passes.reasons import Reason
 
 # Where quest::dense_decode is faster than scaled_dot_product_attention.
 _DENSE_DECODE_DEVICES = frozenset({"cpu"})

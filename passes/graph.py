@@ -18,7 +18,7 @@ _VIEWS = frozenset(
 
 
 def call_name(node: fx.Node) -> str:
-    """``"reshape"`` for both ``x.reshape(...)`` and ``torch.reshape(x, ...)``; ``""`` if no call."""
+    """``"reshape"`` for ``x.reshape(...)`` and ``torch.reshape(x, ...)``; ``""`` if no call."""
     if node.op == "call_method":
         return str(node.target)
     if node.op == "call_function":

@@ -38,7 +38,7 @@ class Rewrite:
 
 
 def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
-    """Give the attention calls over static caches in ``gm`` Quest decoding; ``gm`` is not edited."""
+    """Give attention over static caches in ``gm`` Quest decoding; ``gm`` itself is not edited."""
     start = time.perf_counter()
     graph = copy_graph(gm)
     decisions = decide(match_attention(graph), config)
@@ -50,5 +50,7 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
         graph.lint()
         rewritten = module_of(graph, gm)
     seconds = time.perf_counter() - start
-    log.debug("%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds)
+    log.debug(
+        "%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds
+    )
     return Rewrite(rewritten, decisions, summaries, seconds)

@@ -49,7 +49,9 @@ def replace_attention(
                 )
             else:
                 new = graph.call_function(
-                    torch.ops.quest.dense_decode.default, (*caches, seq_lens, attn_mask), {"scale": site.scale}
+                    torch.ops.quest.dense_decode.default,
+                    (*caches, seq_lens, attn_mask),
+                    {"scale": site.scale},
                 )
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)

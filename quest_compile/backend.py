@@ -106,7 +106,8 @@ def _compile(
         return aot_eager(rewrite.gm, inputs)
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(rewrite.gm, inputs, config_patches=patches or None)
+    compiled: Any = compile_fx(rewrite.gm, inputs, config_patches=patches or None)
+    return compiled
 
 
 def _mode_options(mode: str | None) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def with_state(
 
 
 def _check_strict(graph: GraphReport) -> None:
-    """Every decode call behind the dense layers must be sparse; a prefill graph is fine as it is."""
+    """Every decode call behind the dense layers must be sparse; a prefill graph is fine."""
     expected = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.PREFILL, Reason.CACHE_CREATED_IN_GRAPH)
     wrong = [row for row in graph.rows if row.reason not in expected]
     if wrong or not graph.rows:

@@ -24,12 +24,12 @@ class QuestConfig:
         num_dense_layers: this many first layers of the model attend everything.
         num_sink_pages: the first pages with a live token are always attended.
         num_recent_pages: the last pages, open page included, are always attended (at least 1).
-        group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or ``"max"``
-            of their page scores, or ``"none"``: every query head selects for itself (the paper).
+        group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or
+            ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
         strict: raise when a layer that should be sparse is not.
-        inductor_options: Inductor settings for these graphs only, as in ``torch.compile(options=)``.
+        inductor_options: Inductor settings, as in ``torch.compile(options=)``, for these graphs.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -60,13 +60,17 @@ class QuestConfig:
         _check_choice("group_reduce", self.group_reduce, tuple(GROUP_REDUCTIONS))
         _check_choice("summary", self.summary, SUMMARIES)
         _check_choice("inner", self.inner, INNER_COMPILERS)
-        for name, lowest in (("num_dense_layers", 0), ("num_sink_pages", 0), ("num_recent_pages", 1)):
+        for name, lowest in (
+            ("num_dense_layers", 0),
+            ("num_sink_pages", 0),
+            ("num_recent_pages", 1),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
         if self.page_budget < self.num_sink_pages + self.num_recent_pages:
             raise ValueError(
-                f"budget must hold the pages that are always attended: {self.num_sink_pages} sink + "
-                f"{self.num_recent_pages} recent pages of {self.page_size} tokens = "
+                f"budget must hold the pages that are always attended: {self.num_sink_pages} sink "
+                f"+ {self.num_recent_pages} recent pages of {self.page_size} tokens = "
                 f"{(self.num_sink_pages + self.num_recent_pages) * self.page_size} tokens, "
                 f"got budget={self.budget}"
             )

@@ -38,7 +38,9 @@ class Run:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``quest-compile demo``."""
-    parser.add_argument("--model", help="folder or hub name; default: the recall model shipped here")
+    parser.add_argument(
+        "--model", help="folder or hub name; default: the recall model shipped here"
+    )
     parser.add_argument("--prompt-file", type=Path, help="UTF-8 text to continue (with --model)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="with --model; default 64")
     parser.add_argument("--budget", type=int, help="tokens; default 256 (2048 with --model)")
@@ -105,8 +107,12 @@ def _run_own_model(args: argparse.Namespace) -> int:
     prompt = tokenizer(text, return_tensors="pt").input_ids.to(args.device)
     length = prompt.shape[1]
     if length < 2:
-        raise SystemExit(f"quest-compile: {args.prompt_file} gives {length} tokens; need at least 2")
-    print(f"{args.model} continues {length} tokens of {args.prompt_file}.\n{_describe(model, args)}")
+        raise SystemExit(
+            f"quest-compile: {args.prompt_file} gives {length} tokens; need at least 2"
+        )
+    print(
+        f"{args.model} continues {length} tokens of {args.prompt_file}.\n{_describe(model, args)}"
+    )
     cache = prefill(model, prompt[:, :-1], length + args.max_new_tokens)
 
     def answer(step: Callable[..., Any], number: int, seconds: list[float]) -> list[int]:
@@ -181,14 +187,14 @@ def _print_results(
         2 * layer.keys[:, :, :context_tokens].numel() * layer.keys.element_size()
         for layer in caches
     )
-    header = ("", "right", "tokens/s", "ms/step", "KV read/step", "pages/query", "compile")
+    header = ("", "right", "tokens/s", "ms/step", "KV read/step", "tokens/sparse query", "compile")
     rows = [header]
     for r, answers in zip(runs, right):
         steps, counted = len(r.step_seconds), r.counters
-        tokens_read, pages = dense_bytes, "all"
+        bytes_read, tokens = dense_bytes, str(context_tokens)
         if counted["sparse_rows"]:
-            tokens_read = counted["bytes_read"] // steps
-            pages = f"{counted['tokens_attended'] / counted['sparse_rows'] / 16:.1f}"
+            bytes_read = counted["bytes_read"] // steps
+            tokens = f"{counted['tokens_attended'] / counted['sparse_rows']:.0f}"
         milliseconds = 1e3 * statistics.median(r.step_seconds)
         rows.append(
             (
@@ -196,8 +202,8 @@ def _print_results(
                 answers,
                 f"{r.tokens_per_second:.0f}",
                 f"{milliseconds:.2f}",
-                f"{tokens_read / 2**20:.2f} MiB",
-                pages,
+                f"{bytes_read / 2**20:.2f} MiB",
+                tokens,
                 f"{r.compile_seconds:.0f} s",
             )
         )

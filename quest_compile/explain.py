@@ -16,7 +16,7 @@ from quest_compile.report import Report
 def explain(
     model: Callable[..., Any], *args: Any, quest: QuestConfig | None = None, **kwargs: Any
 ) -> Report:
-    """One row per attention call of ``model(*args, **kwargs)``: sparse, dense or untouched, and why.
+    """One row per attention call of ``model(*args, **kwargs)``: what becomes of it, and why.
 
     The call is traced and run once, without Inductor and without gradients, so it writes the cache
     it is given. With no arguments at all, a transformers model is traced for one decode step over a

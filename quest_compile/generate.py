@@ -32,7 +32,7 @@ def compile_for_generate(model: Model, **config: Any) -> Model:
             f"model must be a transformers model with generate(), got {type(model).__name__}; "
             "if torch.compile wrapped it, pass the model itself"
         )
-    compile_config = CompileConfig(backend=backend(**config), fullgraph=False)
+    compile_config: Any = CompileConfig(backend=backend(**config), fullgraph=False)
     compile_config._compile_all_devices = True
     generation_config.cache_implementation = "static"
     generation_config.compile_config = compile_config

@@ -1,4 +1,4 @@
-"""What a user sees: one line compiles the model, the report says what happened, errors are clear."""
+"""What a user sees: one line compiles the model, a report says what happened, errors are clear."""
 
 import copy
 import json

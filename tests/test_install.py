@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"quest_compile": "quest_compile", "passes": "quest_compile/passes"}
 PACKAGES["bench"] = "quest_compile/bench"
 LIBRARY = "quest_compile/libquest.so"
-HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
+HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++", os.environ.get("CXX", ""))))
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 IMPORT_ALL = "import quest_compile, quest_compile.passes, quest_compile.bench"
@@ -33,9 +33,10 @@ NATIVE_IS_LOADED = "torch._C._dispatch_has_kernel_for_dispatch_key('quest::score
 
 
 def run(*command: object, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
-    """Run a command without the settings of this test run that would change what it does."""
-    dropped = ("PYTHONPATH", "QUEST_COMPILE_NATIVE", "QUEST_COMPILE_CUDA", "PYTHONWARNINGS")
+    """Run a command with this environment's build tools on PATH, and without its settings."""
+    dropped = ("PYTHONPATH", "PYTHONWARNINGS", "QUEST_COMPILE_NATIVE", "QUEST_COMPILE_CUDA")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -148,7 +149,7 @@ def test_wheel_works_outside_the_repository(native_wheel: Path, tmp_path: Path) 
 def test_editable_install_follows_the_tree(
     unpacked_sdist: Path, native_wheel: Path, tmp_path: Path
 ) -> None:
-    """native_wheel comes first only for its build folder: nothing is compiled twice."""
+    """native_wheel comes first for its build folder: nothing is compiled again."""
     environment = Environment(tmp_path)
     environment.install("--editable", unpacked_sdist, QUEST_COMPILE_NATIVE="1")
     (unpacked_sdist / "passes" / "added_later.py").write_text("HERE = __file__")

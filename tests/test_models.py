@@ -1,4 +1,4 @@
-"""Every supported family gives the tokens of dense eager decoding when the budget covers the context.
+"""Every supported family decodes the tokens of dense eager decoding if the budget covers them.
 
 The cache is larger than the budget, so that the sparse path runs; the counters prove that it did.
 Runs against several transformers versions: ``make test-transformers``.

@@ -1,4 +1,4 @@
-"""The compiled model against Quest in plain torch, on a model that has to find what it is asked for.
+"""The compiled model against Quest in plain torch, on a model that has to find what it is asked.
 
 Page by page and token by token; the counters show that the sparse path ran, and how much it read.
 """

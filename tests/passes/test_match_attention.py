@@ -10,7 +10,8 @@ from passes_layers import (
 )
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from quest_compile.passes.match_attention import Reason, match_attention
+from quest_compile.passes.match_attention import match_attention
+from quest_compile.passes.reasons import Reason
 
 
 def match_one(function, *args):
