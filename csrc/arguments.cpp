@@ -18,7 +18,8 @@ Cache cache_pointers(const Tensor& cache) {
 }
 
 PageSummary summary_pointers(const Tensor& page_summary) {
-  return {page_summary.data_ptr(), page_summary.stride(0), page_summary.stride(1), page_summary.stride(2)};
+  return {page_summary.data_ptr(), page_summary.stride(0), page_summary.stride(1),
+          page_summary.stride(2)};
 }
 
 Attention check_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
@@ -35,13 +36,15 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
   shape.value_dim = value_cache.size(3);
   shape.max_seq_len = key_cache.size(2);
   QUEST_CHECK(query.size(2) == 1, "query: expected q_len (dimension 2) 1, got ", query.size(2));
-  QUEST_CHECK(shape.num_kv_heads > 0 && shape.num_q_heads > 0 && shape.num_q_heads % shape.num_kv_heads == 0,
+  QUEST_CHECK(shape.num_kv_heads > 0 && shape.num_q_heads > 0 &&
+                  shape.num_q_heads % shape.num_kv_heads == 0,
               "query: expected a multiple of the ", shape.num_kv_heads, " heads of key_cache, got ",
               shape.num_q_heads);
   shape.group_size = shape.num_q_heads / shape.num_kv_heads;
   check_head_dim(shape.head_dim, "query");
   check_head_dim(shape.value_dim, "value_cache");
-  const int64_t batch = shape.batch, num_kv_heads = shape.num_kv_heads, max_seq_len = shape.max_seq_len;
+  const int64_t batch = shape.batch, num_kv_heads = shape.num_kv_heads,
+                max_seq_len = shape.max_seq_len;
   const int64_t head_dim = shape.head_dim, value_dim = shape.value_dim;
   CHECK_SHAPE(key_cache, batch, num_kv_heads, max_seq_len, head_dim);
   CHECK_SHAPE(value_cache, batch, num_kv_heads, max_seq_len, value_dim);
@@ -51,7 +54,8 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
   CHECK_SAME_DEVICE(value_cache, query);
   CHECK_LAST_DIM_CONTIGUOUS(key_cache);
   CHECK_LAST_DIM_CONTIGUOUS(value_cache);
-  QUEST_CHECK(max_seq_len < INT32_MAX, "key_cache: expected max_seq_len below 2^31, got ", max_seq_len);
+  QUEST_CHECK(max_seq_len < INT32_MAX, "key_cache: expected max_seq_len below 2^31, got ",
+              max_seq_len);
   if (scale) QUEST_CHECK(std::isfinite(*scale), "scale: expected a finite number, got ", *scale);
   const Mask mask = check_mask(attn_mask, query, batch, shape.num_q_heads, max_seq_len);
   const Tensor owner = contiguous_query(query);
@@ -65,8 +69,8 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
           static_cast<float>(scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim)))};
 }
 
-Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t batch, int64_t num_q_heads,
-                int64_t max_seq_len) {
+Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t batch,
+                int64_t num_q_heads, int64_t max_seq_len) {
   if (!mask) return {nullptr, 0, 0, 0};
   const Tensor& attn_mask = *mask;
   CHECK_DTYPE(attn_mask, ScalarType::Bool);
@@ -77,13 +81,16 @@ Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t 
   };
   QUEST_CHECK(fits(0, batch) && fits(1, num_q_heads) && fits(2, 1) && fits(3, max_seq_len),
               "attn_mask: expected a shape broadcastable to ",
-              to_string({batch, num_q_heads, int64_t{1}, max_seq_len}), ", got ", to_string(attn_mask.sizes()));
-  const auto stride = [&](int64_t dim) { return attn_mask.size(dim) == 1 ? 0 : attn_mask.stride(dim); };
+              to_string({batch, num_q_heads, int64_t{1}, max_seq_len}), ", got ",
+              to_string(attn_mask.sizes()));
+  const auto stride = [&](int64_t dim) {
+    return attn_mask.size(dim) == 1 ? 0 : attn_mask.stride(dim);
+  };
   return {static_cast<const uint8_t*>(attn_mask.const_data_ptr()), stride(0), stride(1), stride(3)};
 }
 
-void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch, int64_t num_kv_heads,
-                        int64_t num_pages, int64_t head_dim) {
+void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch,
+                        int64_t num_kv_heads, int64_t num_pages, int64_t head_dim) {
   CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
   CHECK_DTYPE(page_summary, cache.scalar_type());
   CHECK_SAME_DEVICE(page_summary, cache);
@@ -108,8 +115,9 @@ void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, i
   for (int64_t b = 0; b < batch; ++b) {
     lengths[b] = is_long ? static_cast<const int64_t*>(data)[b * stride]
                          : static_cast<const int32_t*>(data)[b * stride];
-    QUEST_CHECK(lengths[b] >= 1 && lengths[b] <= max_seq_len, "seq_lens: expected 1 <= length <= ",
-                max_seq_len, ", got ", lengths[b], " in row ", b);
+    QUEST_CHECK(lengths[b] >= 1 && lengths[b] <= max_seq_len,
+                "seq_lens: expected 1 <= length <= ", max_seq_len, ", got ", lengths[b], " in row ",
+                b);
   }
 }
 

@@ -66,8 +66,8 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
 // max_seq_len of a mask may be anything that makes `num_pages` pages where num_pages >= 0.
 Mask check_mask(const std::optional<Tensor>& attn_mask, const Tensor& device_of, int64_t batch,
                 int64_t num_q_heads, int64_t max_seq_len);
-void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch, int64_t num_kv_heads,
-                        int64_t num_pages, int64_t head_dim);
+void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch,
+                        int64_t num_kv_heads, int64_t num_pages, int64_t head_dim);
 void check_seq_lens(const Tensor& seq_lens, const Tensor& device_of, int64_t batch);
 // lengths [batch]: seq_lens of a CPU tensor, one per row. Errors unless 1 <= length <= max_seq_len.
 void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, int64_t* lengths);

@@ -1,5 +1,5 @@
-// Every operator of the native library. Schemas are in Python (quest_compile/ops), except those of the two
-// ops that exist in this library only.
+// Every operator of the native library. Schemas are in Python (quest_compile/ops), except those of
+// the two ops that exist in this library only.
 #include "counters.h"
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"

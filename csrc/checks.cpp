@@ -16,7 +16,9 @@ std::string join(const int64_t* sizes, size_t count) {
 }  // namespace
 
 std::string to_string(Sizes sizes) { return join(sizes.data(), sizes.size()); }
-std::string to_string(std::initializer_list<int64_t> sizes) { return join(sizes.begin(), sizes.size()); }
+std::string to_string(std::initializer_list<int64_t> sizes) {
+  return join(sizes.begin(), sizes.size());
+}
 
 const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
@@ -62,7 +64,8 @@ DType check_float_dtype(const Tensor& tensor, const char* name) {
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      QUEST_CHECK(false, name, ": expected dtype float32, bfloat16 or float16, got ", dtype_name(dtype));
+      QUEST_CHECK(false, name, ": expected dtype float32, bfloat16 or float16, got ",
+                  dtype_name(dtype));
   }
   return DType::kFloat32;
 }
@@ -91,11 +94,12 @@ GroupReduce check_group_reduce(StringHandle text) {
 
 void check_page_budget(int64_t page_budget, int64_t num_sink_pages, int64_t num_recent_pages) {
   QUEST_CHECK(num_sink_pages >= 0, "num_sink_pages: expected at least 0, got ", num_sink_pages);
-  QUEST_CHECK(num_recent_pages >= 1, "num_recent_pages: expected at least 1, got ", num_recent_pages);
+  QUEST_CHECK(num_recent_pages >= 1, "num_recent_pages: expected at least 1, got ",
+              num_recent_pages);
   QUEST_CHECK(page_budget >= 1 && num_sink_pages <= page_budget &&
                   num_recent_pages <= page_budget - num_sink_pages,
-              "budget: expected at least num_sink_pages + num_recent_pages pages (", num_sink_pages, " + ",
-              num_recent_pages, "), got ", page_budget, " pages");
+              "budget: expected at least num_sink_pages + num_recent_pages pages (", num_sink_pages,
+              " + ", num_recent_pages, "), got ", page_budget, " pages");
 }
 
 }  // namespace quest

@@ -10,26 +10,28 @@
 // QUEST_CHECK(condition, "page_size: expected ..., got ", page_size)
 #define QUEST_CHECK(condition, ...) STD_TORCH_CHECK(condition, "quest: ", __VA_ARGS__)
 
-#define CHECK_DIM(tensor, expected, layout)                                                     \
-  QUEST_CHECK((tensor).dim() == (expected), #tensor, ": expected ", expected, " dimensions ", layout, \
-              ", got ", ::quest::to_string((tensor).sizes()))
+#define CHECK_DIM(tensor, expected, layout)                                                   \
+  QUEST_CHECK((tensor).dim() == (expected), #tensor, ": expected ", expected, " dimensions ", \
+              layout, ", got ", ::quest::to_string((tensor).sizes()))
 
 // CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim)
-#define CHECK_SHAPE(tensor, ...)                                                                        \
-  QUEST_CHECK(::quest::has_shape(tensor, {__VA_ARGS__}), #tensor, ": expected shape ",                  \
-              ::quest::to_string({__VA_ARGS__}), " (" #__VA_ARGS__ "), got ",                           \
+#define CHECK_SHAPE(tensor, ...)                                                       \
+  QUEST_CHECK(::quest::has_shape(tensor, {__VA_ARGS__}), #tensor, ": expected shape ", \
+              ::quest::to_string({__VA_ARGS__}), " (" #__VA_ARGS__ "), got ",          \
               ::quest::to_string((tensor).sizes()))
 
-#define CHECK_DTYPE(tensor, expected)                                                           \
-  QUEST_CHECK((tensor).scalar_type() == (expected), #tensor, ": expected dtype ",               \
-              ::quest::dtype_name(expected), ", got ", ::quest::dtype_name((tensor).scalar_type()))
+#define CHECK_DTYPE(tensor, expected)                                             \
+  QUEST_CHECK((tensor).scalar_type() == (expected), #tensor, ": expected dtype ", \
+              ::quest::dtype_name(expected), ", got ",                            \
+              ::quest::dtype_name((tensor).scalar_type()))
 
-#define CHECK_SAME_DEVICE(tensor, other)                                                        \
+#define CHECK_SAME_DEVICE(tensor, other) \
   QUEST_CHECK(::quest::is_same_device(tensor, other), #tensor, ": expected the device of " #other)
 
-#define CHECK_LAST_DIM_CONTIGUOUS(tensor)                                                       \
-  QUEST_CHECK((tensor).stride((tensor).dim() - 1) == 1, #tensor,                                \
-              ": expected a contiguous last dimension, got strides ", ::quest::to_string((tensor).strides()))
+#define CHECK_LAST_DIM_CONTIGUOUS(tensor)                             \
+  QUEST_CHECK((tensor).stride((tensor).dim() - 1) == 1, #tensor,      \
+              ": expected a contiguous last dimension, got strides ", \
+              ::quest::to_string((tensor).strides()))
 
 namespace quest {
 

@@ -22,7 +22,8 @@ void count(Counter counter, int64_t amount) {
 
 void count_maximum(Counter counter, int64_t value) {
   int64_t seen = slot(counter).load(std::memory_order_relaxed);
-  while (seen < value && !slot(counter).compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  while (seen < value &&
+         !slot(counter).compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
   }
 }
 

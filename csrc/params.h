@@ -10,8 +10,8 @@ enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
 enum class GroupReduce : int32_t { kSum, kMax, kNone };
 
 constexpr int32_t kMaxHeadDim = 256;
-// Entries behind the last token of AttendParams::tokens, all of them tokens that may be read: kernels
-// work in tiles of tokens and fetch ahead.
+// Entries behind the last token of AttendParams::tokens, all of them tokens that may be read:
+// kernels work in tiles of tokens and fetch ahead.
 constexpr int32_t kTokenPadding = 320;
 // Splits of a token list.
 constexpr int32_t kMaxSplits = 128;
@@ -73,12 +73,12 @@ struct AttendParams {
   int64_t value_stride;   // token to token
   const int32_t* tokens;  // [num_tokens + kTokenPadding], positions to attend
   int32_t num_tokens;
-  bool is_first;  // nothing has fetched the first rows
-  bool is_last;   // the tokens behind are padding, not those of the next call
-  float scale_log2;  // softmax scale * log2(e)
-  float* maxima;     // [num_heads], out: largest logit, in units of log2; -inf without tokens
-  float* sums;       // [num_heads], out: sum of exp2(logit - maximum)
-  float* values;     // [num_heads, value_dim], out: sum of exp2(logit - maximum) * value
+  bool is_first;          // nothing has fetched the first rows
+  bool is_last;           // the tokens behind are padding, not those of the next call
+  float scale_log2;       // softmax scale * log2(e)
+  float* maxima;          // [num_heads], out: largest logit, in units of log2; -inf without tokens
+  float* sums;            // [num_heads], out: sum of exp2(logit - maximum)
+  float* values;          // [num_heads, value_dim], out: sum of exp2(logit - maximum) * value
   int64_t values_stride;  // head to head: value_dim rounded up to kPartialAlignment
 };
 
@@ -88,12 +88,12 @@ struct CombineParams {
   int32_t num_splits;
   int32_t num_heads;
   int32_t value_dim;
-  const float* maxima;   // [num_splits, num_heads]
-  const float* sums;     // [num_splits, num_heads]
-  const float* values;   // [num_splits, num_heads, value_dim]
-  int64_t values_stride; // head to head
-  void* out;             // [num_heads, value_dim]
-  float* lse;            // [num_heads], natural log; may be nullptr
+  const float* maxima;    // [num_splits, num_heads]
+  const float* sums;      // [num_splits, num_heads]
+  const float* values;    // [num_splits, num_heads, value_dim]
+  int64_t values_stride;  // head to head
+  void* out;              // [num_heads, value_dim]
+  float* lse;             // [num_heads], natural log; may be nullptr
 };
 
 // The kernels of one instruction-set level (kernels/table.cpp).

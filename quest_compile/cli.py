@@ -25,17 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
     explain.add_argument("model", help="folder or hub name of a transformers model")
     explain.add_argument("--budget", type=int, default=2048, help="tokens; default 2048")
-    bench = commands.add_parser("bench", help="benchmarks; see quest-compile bench --help")
-    bench.add_argument("arguments", nargs=argparse.REMAINDER)
+    commands.add_parser("bench", help="benchmarks; see quest-compile bench --help", add_help=False)
 
-    args = parser.parse_args(argv)
-    if args.command == "demo":
-        return demo.run(args)
-    if args.command == "explain":
-        return _explain(args)
-    from quest_compile.bench.__main__ import main as bench_main
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "bench":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if args.command == "demo":
+            return demo.run(args)
+        if args.command == "explain":
+            return _explain(args)
+        from quest_compile.bench.__main__ import main as bench_main
 
-    return bench_main(args.arguments)
+        return bench_main(rest)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"quest-compile: {error}", file=sys.stderr)
+        return 2
 
 
 def _explain(args: argparse.Namespace) -> int:

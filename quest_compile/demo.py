@@ -49,19 +49,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demonstration; the exit status is 0 when everything worked."""
+    """Run the demonstration and print what it found; 0 when it is done.
+
+    Raises:
+        ValueError: options that do not fit together or have a bad value.
+        OSError: the model or the prompt file cannot be read.
+    """
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("quest-compile: --device cuda, but torch sees no CUDA device")
+        raise ValueError("--device cuda, but torch sees no CUDA device")
     if args.model is None:
         if args.prompt_file is not None:
-            raise SystemExit("quest-compile: --prompt-file needs --model")
+            raise ValueError("--prompt-file needs --model")
         return _run_recall(args)
     if args.prompt_file is None:
-        raise SystemExit("quest-compile: --model needs --prompt-file, the text to continue")
+        raise ValueError("--model needs --prompt-file, the text to continue")
+    if args.max_new_tokens < 2:
+        raise ValueError(f"--max-new-tokens must be at least 2, got {args.max_new_tokens}")
     return _run_own_model(args)
 
 
 def _run_recall(args: argparse.Namespace) -> int:
+    quest = backend(budget=256 if args.budget is None else args.budget)
     model = recall.load_model(dtype=DTYPES[args.dtype], device=args.device)
     context = recall.make_context(_CONTEXT_TOKENS, _NUM_QUESTIONS, _NUM_QUESTIONS, seed=0)
     questions = context.questions.to(args.device)
@@ -84,7 +92,6 @@ def _run_recall(args: argparse.Namespace) -> int:
                 token = given[i + 1 : i + 2]
         return answer_tokens
 
-    quest = backend(budget=args.budget or 256)
     runs = [
         _measure(f"quest, budget {quest.config.budget}", quest, model, answer, _NUM_QUESTIONS),
         _measure("dense, torch.compile", "inductor", model, answer, _NUM_QUESTIONS),
@@ -98,8 +105,7 @@ def _run_recall(args: argparse.Namespace) -> int:
 def _run_own_model(args: argparse.Namespace) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if args.max_new_tokens < 2:
-        raise SystemExit("quest-compile: --max-new-tokens must be at least 2")
+    quest = backend(budget=2048 if args.budget is None else args.budget)
     text = args.prompt_file.read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=DTYPES[args.dtype])
@@ -123,7 +129,6 @@ def _run_own_model(args: argparse.Namespace) -> int:
             tokens.append(int(token))
         return tokens
 
-    quest = backend(budget=args.budget or 2048)
     runs = [
         _measure(f"quest, budget {quest.config.budget}", quest, model, answer, 1),
         _measure("dense, torch.compile", "inductor", model, answer, 1),

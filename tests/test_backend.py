@@ -3,7 +3,10 @@
 import copy
 import json
 import logging
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,6 +104,32 @@ def test_the_log_shows_the_table(model, caplog):
     with caplog.at_level(logging.INFO, logger="quest_compile"):
         decode(torch.compile(model, backend=quest_compile.backend(inner="eager")), model, steps=1)
     assert "4 attention calls" in caplog.text
+
+
+_LAYER_PROGRAM = """
+import torch, quest_compile
+
+def layer(query, key, key_cache, value_cache, position, mask):
+    key_cache.index_copy_(2, position, key)
+    value_cache.index_copy_(2, position, key)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key_cache, value_cache, mask, enable_gqa=True)
+
+backend = quest_compile.backend(budget=64, num_dense_layers=0, inner="eager")
+with torch.no_grad():
+    torch.compile(layer, backend=backend)(
+        torch.ones(1, 4, 1, 16), torch.ones(1, 2, 1, 16), *torch.zeros(2, 1, 2, 256, 16),
+        torch.tensor([200]), torch.ones(1, 1, 1, 256, dtype=torch.bool))
+"""
+
+
+def test_torch_logs_and_the_structured_trace_carry_the_report(tmp_path):
+    environment = os.environ | {"TORCH_LOGS": "quest_compile", "TORCH_TRACE": str(tmp_path)}
+    program = [sys.executable, "-c", _LAYER_PROGRAM]
+    done = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
+    assert "1 attention calls: 1 sparse, 0 dense, 0 untouched" in done.stderr
+    (trace,) = tmp_path.iterdir()
+    assert "quest_compile_report" in trace.read_text()
 
 
 def test_gradients_leave_the_model_dense_and_say_so():

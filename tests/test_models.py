@@ -52,19 +52,14 @@ def _static_cache_settings():
     return {"max_cache_len": MAX_SEQ_LEN}
 
 
-def _model_with_large_cache(family):
+def _model_with_large_cache(family, prompt="batch_1"):
     model = tiny_model(family)
     if IS_TRANSFORMERS_4:
-        # transformers 4 keeps the largest cache it ever made for a model.
-        _generate(
-            model,
-            random_prompt(1, MAX_SEQ_LEN - NUM_NEW_TOKENS),
-            None,
-            **{
-                "cache_implementation": "static",
-                "disable_compile": True,
-            },
-        )
+        # transformers 4 keeps the largest cache it ever made for a model and batch size.
+        batch = PROMPTS[prompt]()[0].shape[0]
+        longest = random_prompt(batch, MAX_SEQ_LEN - NUM_NEW_TOKENS)
+        settings = {"cache_implementation": "static", "disable_compile": True}
+        _generate(model, longest, torch.ones_like(longest), **settings)
     return model
 
 
@@ -112,7 +107,7 @@ def test_direct_call_with_a_static_cache_gives_dense_tokens(family, prompt):
 
 @_all_cases
 def test_generate_with_a_compile_config_gives_dense_tokens(family, prompt):
-    model = _model_with_large_cache(family)
+    model = _model_with_large_cache(family, prompt)
     backend = quest_compile.backend(**SETTINGS)
     compile_config = transformers.CompileConfig(backend=backend, fullgraph=False)
     compile_config._compile_all_devices = True
@@ -130,7 +125,7 @@ def test_generate_with_a_compile_config_gives_dense_tokens(family, prompt):
 
 @_all_cases
 def test_compile_for_generate_gives_dense_tokens(family, prompt):
-    model = _model_with_large_cache(family)
+    model = _model_with_large_cache(family, prompt)
     assert quest_compile.compile_for_generate(model, **SETTINGS) is model
     tokens = _generate(model, *PROMPTS[prompt](), **_static_cache_settings())
     assert tokens == expected_tokens(family, prompt)

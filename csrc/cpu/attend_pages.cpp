@@ -39,8 +39,8 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
   const int64_t num_select_heads = page_indices.size(1), num_slots = page_indices.size(2);
   QUEST_CHECK(page_indices.size(0) == batch &&
                   (num_select_heads == a.shape.num_kv_heads || num_select_heads == num_q_heads),
-              "page_indices: expected shape [", batch, ", ", a.shape.num_kv_heads, " or ", num_q_heads,
-              ", page_budget], got ", to_string(page_indices.sizes()));
+              "page_indices: expected shape [", batch, ", ", a.shape.num_kv_heads, " or ",
+              num_q_heads, ", page_budget], got ", to_string(page_indices.sizes()));
   Scratch& scratch = call_scratch();
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(batch);
@@ -56,9 +56,11 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
   int64_t num_works = 0;
   for (int64_t row = 0; row < batch; ++row) {
     for (int64_t head = 0; head < num_q_heads; head += num_heads) {
-      const int32_t* listed = slots + row * page_indices.stride(0) + head / shared * page_indices.stride(1);
-      works[num_works] = plan_listed(make_unit(a, row, head, num_heads), listed, page_indices.stride(2),
-                                     num_slots, lengths[row], page_size, pages + num_works * num_slots);
+      const int32_t* listed =
+          slots + row * page_indices.stride(0) + head / shared * page_indices.stride(1);
+      works[num_works] =
+          plan_listed(make_unit(a, row, head, num_heads), listed, page_indices.stride(2), num_slots,
+                      lengths[row], page_size, pages + num_works * num_slots);
       ++num_works;
     }
   }

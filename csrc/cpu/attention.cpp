@@ -11,11 +11,12 @@ constexpr int64_t kSmallSplit = 512;
 constexpr int64_t kLargeSplit = 2048;
 constexpr int64_t kAimedSplits = 64;
 
-// Tokens of a split: small enough that a few thousand tokens of 8 KV heads keep many threads busy, large
-// enough that merging is nothing beside reading.
+// Tokens of a split: small enough that a few thousand tokens of 8 KV heads keep many threads busy,
+// large enough that merging is nothing beside reading.
 int64_t split_tokens(int64_t num_tokens) {
   if (num_tokens <= 2 * kLargeSplit) return kSmallSplit;
-  return std::max(kLargeSplit, ceil_div(ceil_div(num_tokens, kAimedSplits), kSmallSplit) * kSmallSplit);
+  return std::max(kLargeSplit,
+                  ceil_div(ceil_div(num_tokens, kAimedSplits), kSmallSplit) * kSmallSplit);
 }
 
 // page_size is at most 128.
@@ -28,12 +29,14 @@ int64_t partial_stride(const Attention& a) {
 }
 
 // Positions [begin, end) that the mask lets the unit attend.
-int32_t* append_positions(const Attention& a, const Unit& unit, int64_t begin, int64_t end, int32_t* tokens) {
+int32_t* append_positions(const Attention& a, const Unit& unit, int64_t begin, int64_t end,
+                          int32_t* tokens) {
   if (!a.mask.data) {
     for (int64_t t = begin; t < end; ++t) *tokens++ = static_cast<int32_t>(t);
     return tokens;
   }
-  const uint8_t* mask = a.mask.data + unit.row * a.mask.batch_stride + unit.first_head * a.mask.head_stride;
+  const uint8_t* mask =
+      a.mask.data + unit.row * a.mask.batch_stride + unit.first_head * a.mask.head_stride;
   for (int64_t t = begin; t < end; ++t) {
     *tokens = static_cast<int32_t>(t);
     tokens += mask[t * a.mask.token_stride] != 0;
@@ -44,11 +47,13 @@ int32_t* append_positions(const Attention& a, const Unit& unit, int64_t begin, i
 int32_t* append_split(const Attention& a, const Work& work, int64_t split, int32_t* tokens) {
   const int64_t begin = split * work.split_size;
   if (!work.pages) {
-    return append_positions(a, work.unit, begin, std::min(begin + work.split_size, work.seq_len), tokens);
+    return append_positions(a, work.unit, begin, std::min(begin + work.split_size, work.seq_len),
+                            tokens);
   }
   for (int64_t i = begin; i < std::min(begin + work.split_size, work.num_pages); ++i) {
     const int64_t first = work.pages[i] * work.page_size;
-    tokens = append_positions(a, work.unit, first, std::min(first + work.page_size, work.seq_len), tokens);
+    tokens = append_positions(a, work.unit, first, std::min(first + work.page_size, work.seq_len),
+                              tokens);
   }
   return tokens;
 }
@@ -72,8 +77,9 @@ void attend_tokens(const Attention& a, const Work& work, int64_t split, const in
   p.key = offset(a.key_cache.data, a.dtype,
                  unit.row * a.key_cache.batch_stride + unit.kv_head * a.key_cache.head_stride);
   p.key_stride = a.key_cache.token_stride;
-  p.value = offset(a.value_cache.data, a.dtype,
-                   unit.row * a.value_cache.batch_stride + unit.kv_head * a.value_cache.head_stride);
+  p.value =
+      offset(a.value_cache.data, a.dtype,
+             unit.row * a.value_cache.batch_stride + unit.kv_head * a.value_cache.head_stride);
   p.value_stride = a.value_cache.token_stride;
   p.tokens = tokens;
   p.num_tokens = static_cast<int32_t>(num_tokens);
@@ -121,7 +127,8 @@ int64_t max_page_splits(int64_t num_pages, int64_t page_size) {
   // The size of a split jumps, so fewer pages may make more splits.
   const int64_t small = std::min(num_pages, 2 * kLargeSplit / page_size);
   const int64_t num_large = ceil_div(num_pages, kLargeSplit / page_size);
-  return std::max(ceil_div(small, kSmallSplit / page_size), std::min<int64_t>(num_large, kMaxSplits));
+  return std::max(ceil_div(small, kSmallSplit / page_size),
+                  std::min<int64_t>(num_large, kMaxSplits));
 }
 
 void take_partials(const Attention& a, Work& work, int64_t num_splits, Scratch& scratch) {
@@ -159,7 +166,8 @@ void attend_unit(const Attention& a, Work& work, const Output& out, Scratch& scr
   take_partials(a, work, work.num_splits, scratch);
   const int64_t capacity = work.num_splits * work.split_size * (work.pages ? work.page_size : 1);
   int32_t* tokens = scratch.take<int32_t>(capacity + kTokenPadding);
-  // Split s is [ends[s - 1], ends[s]): while it is attended the kernel fetches rows of the next one.
+  // Split s is [ends[s - 1], ends[s]): while it is attended the kernel fetches rows of the next
+  // one.
   int32_t* ends[kMaxSplits];
   int32_t* end = tokens;
   for (int64_t s = 0; s < work.num_splits; ++s) ends[s] = end = append_split(a, work, s, end);
@@ -172,7 +180,8 @@ void attend_unit(const Attention& a, Work& work, const Output& out, Scratch& scr
   combine_splits(a, work, out);
 }
 
-void attend_all(const Attention& a, Work* works, int64_t num_works, const Output& out, Scratch& scratch) {
+void attend_all(const Attention& a, Work* works, int64_t num_works, const Output& out,
+                Scratch& scratch) {
   struct Task {
     int64_t work;
     int64_t split;

@@ -1,7 +1,7 @@
 // Attention of one query token over chosen tokens, split along the sequence.
 //
-// The boundaries of the splits depend on the row alone, never on threads or on the rest of the batch, and
-// partial results are merged in order: so do the bits.
+// The boundaries of the splits depend on the row alone, never on threads or on the rest of the
+// batch, and partial results are merged in order: so do the bits.
 #pragma once
 
 #include "arguments.h"
@@ -18,8 +18,8 @@ struct Unit {
   int64_t kv_head;
 };
 
-// Units of the heads [first, first + count) of a row, all of one KV head: one, or with a mask of its own
-// for every head one per head.
+// Units of the heads [first, first + count) of a row, all of one KV head: one, or with a mask of
+// its own for every head one per head.
 int64_t heads_per_unit(const Attention& a, int64_t count);
 Unit make_unit(const Attention& a, int64_t row, int64_t first_head, int64_t num_heads);
 
@@ -63,7 +63,8 @@ void combine_splits(const Attention& a, const Work& work, const Output& out);
 void attend_unit(const Attention& a, Work& work, const Output& out, Scratch& scratch);
 
 // Every unit, its splits shared out to torch's threads.
-void attend_all(const Attention& a, Work* works, int64_t num_works, const Output& out, Scratch& scratch);
+void attend_all(const Attention& a, Work* works, int64_t num_works, const Output& out,
+                Scratch& scratch);
 
 // Bytes of keys and values of `num_tokens` tokens of one KV head.
 int64_t cache_bytes(const Attention& a, int64_t num_tokens);

@@ -7,9 +7,9 @@
 
 namespace quest {
 
-#define QUEST_DECLARE_LEVEL(level)      \
-  namespace level {                     \
-  extern const KernelTable kKernels;    \
+#define QUEST_DECLARE_LEVEL(level)   \
+  namespace level {                  \
+  extern const KernelTable kKernels; \
   }
 QUEST_DECLARE_LEVEL(scalar)
 QUEST_DECLARE_LEVEL(avx2)
@@ -21,16 +21,18 @@ namespace {
 
 #if defined(__x86_64__)
 bool cpu_has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
 }
 bool cpu_has_avx512() {
-  return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  return cpu_has_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool cpu_has_avx512_bf16() {
-  return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 #endif
 
@@ -54,7 +56,8 @@ const KernelTable* usable(const char* name) {
 const KernelTable& choose() {
   if (const char* wanted = std::getenv("QUEST_COMPILE_ISA")) {
     const KernelTable* table = usable(wanted);
-    QUEST_CHECK(table, "QUEST_COMPILE_ISA: expected an instruction-set level of this build and CPU, got '",
+    QUEST_CHECK(table,
+                "QUEST_COMPILE_ISA: expected an instruction-set level of this build and CPU, got '",
                 wanted, "'");
     return *table;
   }

@@ -5,8 +5,9 @@
 
 namespace quest {
 
-// Chosen at the first call. The environment variable QUEST_COMPILE_ISA (scalar, avx2, avx512, avx512_bf16
-// or neon) asks for a level; errors if that one is unknown, was not built or is not in the CPU.
+// Chosen at the first call. The environment variable QUEST_COMPILE_ISA (scalar, avx2, avx512,
+// avx512_bf16 or neon) asks for a level; errors if that one is unknown, was not built or is not in
+// the CPU.
 const KernelTable& kernels();
 
 }  // namespace quest

@@ -39,7 +39,8 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens, int64_t p
   scoring.group_size = num_q_heads / num_kv_heads;
   scoring.head_dim = head_dim;
   const int64_t heads_out = scoring.group_reduce == GroupReduce::kNone ? scoring.group_size : 1;
-  Tensor scores = new_tensor(query, {batch, num_kv_heads * heads_out, num_pages}, ScalarType::Float);
+  Tensor scores =
+      new_tensor(query, {batch, num_kv_heads * heads_out, num_pages}, ScalarType::Float);
   float* out = static_cast<float*>(scores.mutable_data_ptr());
   const int64_t parts = ceil_div(num_pages, kTaskPages);
   const int64_t bytes = batch * num_kv_heads * summary_bytes(scoring, num_pages);

@@ -33,7 +33,8 @@ class Scratch {
   // Uninitialised, on a cache line of its own.
   template <class T>
   T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    const size_t bytes =
+        (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     used_ += bytes;
     if (used_ <= capacity_) return reinterpret_cast<T*>(memory_ + used_ - bytes);
     extra_.push_back(nullptr);

@@ -6,8 +6,9 @@
 
 namespace quest {
 
-Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask, int64_t page_budget,
-                    int64_t page_size, int64_t num_sink_pages, int64_t num_recent_pages) {
+Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
+                    int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
+                    int64_t num_recent_pages) {
   CHECK_DTYPE(scores, ScalarType::Float);
   CHECK_DIM(scores, 3, "[batch, num_select_heads, num_pages]");
   check_page_size(page_size);
@@ -25,15 +26,16 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
   if (attn_mask) {
     CHECK_DIM(*attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
     const int64_t mask_heads = attn_mask->size(1), mask_len = attn_mask->size(3);
-    QUEST_CHECK(mask_heads == 1 || mask_heads % num_heads == 0, "attn_mask: expected 1 head or a multiple of ",
-                num_heads, ", got ", mask_heads);
+    QUEST_CHECK(mask_heads == 1 || mask_heads % num_heads == 0,
+                "attn_mask: expected 1 head or a multiple of ", num_heads, ", got ", mask_heads);
     QUEST_CHECK(mask_len == 1 || ceil_div(mask_len, page_size) == num_pages,
-                "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len, " positions");
+                "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len,
+                " positions");
     mask = check_mask(attn_mask, scores, batch, mask_heads, mask_len);
     group_size = std::max<int64_t>(1, mask_heads / num_heads);
     for (int64_t row = 0; row < batch && mask_len > 1; ++row) {
-      QUEST_CHECK(lengths[row] <= mask_len, "seq_lens: expected 1 <= length <= ", mask_len, ", got ",
-                  lengths[row], " in row ", row);
+      QUEST_CHECK(lengths[row] <= mask_len, "seq_lens: expected 1 <= length <= ", mask_len,
+                  ", got ", lengths[row], " in row ", row);
     }
   }
 
@@ -50,8 +52,8 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
     mine.reset();
     int32_t* chosen = out + i * page_budget;
     const float* row_scores = data + row * batch_stride + head * head_stride;
-    const int64_t count = choose_pages(choice, mask, row, head * group_size, group_size, lengths[row],
-                                       row_scores, chosen, mine);
+    const int64_t count = choose_pages(choice, mask, row, head * group_size, group_size,
+                                       lengths[row], row_scores, chosen, mine);
     std::fill(chosen + count, chosen + page_budget, -1);
   });
   return page_indices;

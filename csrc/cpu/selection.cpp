@@ -28,7 +28,8 @@ void find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t 
                      int64_t page_size, int64_t seq_len, uint8_t* live) {
   std::memset(live, 0, ceil_div(seq_len, page_size));
   for (int64_t h = 0; h < (mask.head_stride ? num_heads : 1); ++h) {
-    const uint8_t* positions = mask.data + row * mask.batch_stride + (first_head + h) * mask.head_stride;
+    const uint8_t* positions =
+        mask.data + row * mask.batch_stride + (first_head + h) * mask.head_stride;
     for (int64_t begin = 0, page = 0; begin < seq_len; begin += page_size, ++page) {
       const int64_t end = std::min(begin + page_size, seq_len);
       if (!live[page]) live[page] = any_position(positions, mask.token_stride, begin, end);
@@ -51,8 +52,8 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int6
   p.head_dim = static_cast<int32_t>(scoring.head_dim);
   p.query = offset(query.data, scoring.dtype, row * query.batch_stride + head * query.head_stride);
   p.query_stride = query.head_stride;
-  p.page_summary =
-      offset(summary.data, scoring.dtype, row * summary.batch_stride + kv_head * summary.head_stride);
+  p.page_summary = offset(summary.data, scoring.dtype,
+                          row * summary.batch_stride + kv_head * summary.head_stride);
   p.summary_stride = summary.page_stride;
   p.first_page = first_page;
   p.last_page = last_page;
@@ -62,8 +63,8 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int6
 }
 
 int64_t choose_pages(const Choice& choice, const Mask& mask, int64_t row, int64_t first_mask_head,
-                     int64_t num_mask_heads, int64_t seq_len, const float* scores, int32_t* page_indices,
-                     Scratch& scratch) {
+                     int64_t num_mask_heads, int64_t seq_len, const float* scores,
+                     int32_t* page_indices, Scratch& scratch) {
   const int64_t num_pages = ceil_div(seq_len, choice.page_size);
   uint8_t* live = nullptr;
   if (mask.data) {
@@ -82,7 +83,8 @@ int64_t choose_pages(const Choice& choice, const Mask& mask, int64_t row, int64_
   return kernels().select_pages(p);
 }
 
-int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t page_size, int64_t seq_len) {
+int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t page_size,
+                     int64_t seq_len) {
   if (num_pages == 0) return 0;
   const int64_t last = page_indices[num_pages - 1] * page_size;
   return (num_pages - 1) * page_size + std::min(page_size, seq_len - last);

@@ -16,8 +16,8 @@ struct Scoring {
   int64_t head_dim;
 };
 
-// Scores of pages [first_page, last_page) of a batch row: scores [num_pages], with GroupReduce::kNone
-// [group_size, num_pages] with `scores_stride` from head to head.
+// Scores of pages [first_page, last_page) of a batch row: scores [num_pages], with
+// GroupReduce::kNone [group_size, num_pages] with `scores_stride` from head to head.
 void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
                       int64_t last_page, float* scores, int64_t scores_stride);
 
@@ -29,14 +29,15 @@ struct Choice {
 };
 
 // Chooses among the pages of a row with `seq_len` positions, for query heads that share the choice:
-// [first_mask_head, first_mask_head + num_mask_heads) of the mask. Only scores of complete pages are
-// used. Returns the number of pages written to page_indices [page_budget].
+// [first_mask_head, first_mask_head + num_mask_heads) of the mask. Only scores of complete pages
+// are used. Returns the number of pages written to page_indices [page_budget].
 int64_t choose_pages(const Choice& choice, const Mask& mask, int64_t row, int64_t first_mask_head,
-                     int64_t num_mask_heads, int64_t seq_len, const float* scores, int32_t* page_indices,
-                     Scratch& scratch);
+                     int64_t num_mask_heads, int64_t seq_len, const float* scores,
+                     int32_t* page_indices, Scratch& scratch);
 
 // Positions below seq_len in the pages, ascending.
-int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t page_size, int64_t seq_len);
+int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t page_size,
+                     int64_t seq_len);
 
 // Bytes of the summaries of the complete pages of one KV head.
 int64_t summary_bytes(const Scoring& scoring, int64_t num_complete);

@@ -1,6 +1,7 @@
-// Score, select, attend in one parallel region. With enough KV heads for the threads a task does all
-// three for one of them; otherwise the three are tasks of their own, which wait for what they need. Both
-// ways run the same functions over the same splits: the bits do not depend on the choice.
+// Score, select, attend in one parallel region. With enough KV heads for the threads a task does
+// all three for one of them; otherwise the three are tasks of their own, which wait for what they
+// need. Both ways run the same functions over the same splits: the bits do not depend on the
+// choice.
 #include <algorithm>
 #include <limits>
 
@@ -58,7 +59,9 @@ struct Call {
   Countdown* pending_splits;   // [num_works]
 
   int64_t num_selects() const { return num_groups * selects_per_group; }
-  int64_t works_per_select() const { return heads_per_select / heads_per_unit(a, heads_per_select); }
+  int64_t works_per_select() const {
+    return heads_per_select / heads_per_unit(a, heads_per_select);
+  }
 
   int64_t num_complete(const Group& group) const { return group.seq_len / choice.page_size; }
 
@@ -119,7 +122,8 @@ struct Call {
   }
 
   void run_attend(int64_t index, int64_t split, Scratch& scratch) const {
-    if (index >= num_dense_works) wait_for_zero(pending_selects[(index - num_dense_works) / works_per_select()]);
+    if (index >= num_dense_works)
+      wait_for_zero(pending_selects[(index - num_dense_works) / works_per_select()]);
     const Work& work = works[index];
     if (split < work.num_splits) attend_split(a, work, split, scratch);
     if (finish_one(pending_splits[index])) combine_splits(a, work, out);
@@ -217,21 +221,22 @@ void run_by_step(Call& call, int64_t bytes, Scratch& scratch) {
 }  // namespace
 
 Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary,
-                     Tensor seq_lens, std::optional<Tensor> attn_mask, int64_t budget, int64_t page_size,
-                     int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     std::optional<double> scale) {
+                     Tensor seq_lens, std::optional<Tensor> attn_mask, int64_t budget,
+                     int64_t page_size, int64_t num_sink_pages, int64_t num_recent_pages,
+                     StringHandle group_reduce, std::optional<double> scale) {
   const GroupReduce reduce = check_group_reduce(group_reduce);
   Call call;
   call.a = check_attention(query, key_cache, value_cache, attn_mask, scale);
   const Shape& shape = call.a.shape;
-  const int64_t batch = shape.batch, num_q_heads = shape.num_q_heads, num_kv_heads = shape.num_kv_heads;
+  const int64_t batch = shape.batch, num_q_heads = shape.num_q_heads,
+                num_kv_heads = shape.num_kv_heads;
   check_page_size(page_size);
   QUEST_CHECK(budget >= 1, "budget: expected at least 1, got ", budget);
   call.choice = {std::min(budget / page_size, ceil_div(shape.max_seq_len, page_size)), page_size,
                  num_sink_pages, num_recent_pages};
   check_page_budget(budget / page_size, num_sink_pages, num_recent_pages);
-  check_page_summary(page_summary, query, batch, num_kv_heads, ceil_div(shape.max_seq_len, page_size),
-                     shape.head_dim);
+  check_page_summary(page_summary, query, batch, num_kv_heads,
+                     ceil_div(shape.max_seq_len, page_size), shape.head_dim);
   check_seq_lens(seq_lens, query, batch);
   Scratch& scratch = call_scratch();
   scratch.reset();
@@ -239,8 +244,8 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   read_seq_lens(seq_lens, batch, shape.max_seq_len, lengths);
   Tensor out = new_tensor(query, {batch, num_q_heads, 1, shape.value_dim}, query.scalar_type());
 
-  call.scoring = {call.a.dtype, reduce, call.a.query, summary_pointers(page_summary), shape.group_size,
-                  shape.head_dim};
+  call.scoring = {call.a.dtype,     reduce,        call.a.query, summary_pointers(page_summary),
+                  shape.group_size, shape.head_dim};
   call.out = {out.mutable_data_ptr(), nullptr};
   call.selects_per_group = reduce == GroupReduce::kNone ? shape.group_size : 1;
   call.heads_per_select = shape.group_size / call.selects_per_group;
@@ -253,7 +258,8 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   int64_t bytes = 0, dense_bytes = 0;
   for (int64_t row = 0; row < batch; ++row) {
     if (lengths[row] <= budget_tokens) {
-      call.num_dense_works += plan_dense_row(call.a, row, lengths[row], call.works + call.num_dense_works);
+      call.num_dense_works +=
+          plan_dense_row(call.a, row, lengths[row], call.works + call.num_dense_works);
       dense_bytes += num_kv_heads * cache_bytes(call.a, lengths[row]);
       continue;
     }
@@ -270,9 +276,11 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   for (int64_t i = 0; i < num_selects; ++i) {
     const Group& group = call.groups[i / call.selects_per_group];
     const int64_t head = group.kv_head * shape.group_size + i % call.selects_per_group;
-    call.selects[i] = {i / call.selects_per_group, head, scratch.take<int32_t>(call.choice.page_budget), 0};
+    call.selects[i] = {i / call.selects_per_group, head,
+                       scratch.take<int32_t>(call.choice.page_budget), 0};
   }
-  const int64_t bytes_bound = bytes + dense_bytes + num_selects * cache_bytes(call.a, budget_tokens);
+  const int64_t bytes_bound =
+      bytes + dense_bytes + num_selects * cache_bytes(call.a, budget_tokens);
   if (fills_threads(call.num_groups)) {
     run_by_group(call, bytes_bound, scratch);
   } else {

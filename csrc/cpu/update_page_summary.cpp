@@ -34,10 +34,11 @@ Written read_positions(const Tensor& cache_position, int64_t max_seq_len) {
   return {smallest, largest + 1};
 }
 
-// Pages that are looked at for changes made by others: the last sealed one that is kept, and three that
-// vary with the position.
+// Pages that are looked at for changes made by others: the last sealed one that is kept, and three
+// that vary with the position.
 void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) {
-  const int64_t hash = static_cast<int64_t>(static_cast<uint64_t>(first_position) * 2654435761u % (1ull << 32));
+  const int64_t hash =
+      static_cast<int64_t>(static_cast<uint64_t>(first_position) * 2654435761u % (1ull << 32));
   samples[0] = num_kept - 1;
   for (int64_t j = 0; j + 1 < kSamples; ++j) samples[j + 1] = (hash + j * 40503) % num_kept;
 }
@@ -53,8 +54,8 @@ bool is_current(PageMinMaxParams p, const int64_t* samples) {
 
 }  // namespace
 
-void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary, Tensor num_sealed,
-                         int64_t page_size) {
+void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
+                         Tensor num_sealed, int64_t page_size) {
   const DType dtype = check_float_dtype(key_cache, "key_cache");
   CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
   CHECK_LAST_DIM_CONTIGUOUS(key_cache);
@@ -62,7 +63,8 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   const int64_t max_seq_len = key_cache.size(2), head_dim = key_cache.size(3);
   check_head_dim(head_dim, "key_cache");
   check_page_size(page_size);
-  check_page_summary(page_summary, key_cache, batch, num_kv_heads, ceil_div(max_seq_len, page_size), head_dim);
+  check_page_summary(page_summary, key_cache, batch, num_kv_heads, ceil_div(max_seq_len, page_size),
+                     head_dim);
   CHECK_DTYPE(num_sealed, ScalarType::Long);
   CHECK_SHAPE(num_sealed, 1);
   CHECK_SAME_DEVICE(num_sealed, key_cache);
@@ -90,7 +92,8 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
     p.page_size = static_cast<int32_t>(page_size);
     p.key = offset(cache.data, dtype, row * cache.batch_stride + kv_head * cache.head_stride);
     p.key_stride = cache.token_stride;
-    p.page_summary = offset(summary.data, dtype, row * summary.batch_stride + kv_head * summary.head_stride);
+    p.page_summary =
+        offset(summary.data, dtype, row * summary.batch_stride + kv_head * summary.head_stride);
     p.summary_stride = summary.page_stride;
     p.first_page = first_page;
     p.last_page = last_page;

@@ -11,9 +11,16 @@ from quest_compile.ops import limits, require
 
 
 def page_size(value: int) -> None:
+    sizes = limits.PAGE_SIZES
     require.integer("page_size", value, 1)
-    if value not in limits.PAGE_SIZES:
-        raise ValueError(f"page_size: expected a multiple of 8 from 8 to 128, got {value}")
+    for condition in (value >= sizes.start, value < sizes.stop, value % sizes.step == 0):
+        require.that(
+            condition,
+            lambda: (
+                f"page_size: expected a multiple of {sizes.step} from {sizes.start} to "
+                f"{sizes.stop - 1}, got {value}"
+            ),
+        )
 
 
 def page_budget(name: str, value: int, num_sink_pages: int, num_recent_pages: int) -> None:
@@ -135,5 +142,6 @@ def attention(
         require.device(name, tensor, queries)
     seq_lens(lengths, queries, keys.shape[2])
     attn_mask(mask, queries, (*queries.shape[:3], keys.shape[2]))
-    if isinstance(scale, (int, float)) and not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale}")
+    if scale is not None:
+        for condition in (scale > -math.inf, scale < math.inf):
+            require.that(condition, lambda: f"scale: expected a finite number, got {scale}")

@@ -43,7 +43,7 @@ def update_page_summary(key_cache, cache_position, page_summary, num_sealed, *, 
 def score_pages(query, page_summary, seq_lens, *, page_size=16, group_reduce="sum"):
     """Upper bound of query.key over each complete page; -inf for the others."""
     batch, num_kv_heads, num_pages, _, head_dim = page_summary.shape
-    query_BKGD = _widen(query.reshape(batch, num_kv_heads, -1, head_dim))
+    query_BKGD = _widen(query.contiguous().view(batch, num_kv_heads, -1, head_dim))
     # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: a bound is one dot product.
     weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
     if group_reduce == "sum":
@@ -151,7 +151,7 @@ def share_mask(attn_mask):
 
 def _attend(query, key_BHND, value_BHNE, live_BHN, scale):
     """Softmax attention: out [B, H, G, E], lse [B, H, G]; 0 and -inf where nothing is live."""
-    query_BHGD = _widen(query.reshape(*key_BHND.shape[:2], -1, query.shape[-1]))
+    query_BHGD = _widen(query.contiguous().view(*key_BHND.shape[:2], -1, query.shape[-1]))
     # Dead entries are zeroed as well as masked: 0 * NaN is NaN.
     key_BHND, value_BHNE = (_widen(x.where(live_BHN[..., None], 0)) for x in (key_BHND, value_BHNE))
     scale = query.shape[-1] ** -0.5 if scale is None else scale

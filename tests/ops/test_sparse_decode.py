@@ -28,7 +28,7 @@ def test_is_attention_over_the_best_pages(case, device):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_score_select_attend(case, serves_natively):
+def test_equals_score_select_attend(case):
     inputs = make_inputs(case)
     out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     pages = inputs.pages(inputs.scores())

@@ -1,8 +1,8 @@
 // Attention of one group of query heads over a list of tokens of their KV head.
 //
-// Tokens are taken in chunks: the logits of a chunk, then their softmax, then its values, with a running
-// maximum and sum from chunk to chunk. Heads are taken 4, 2 or 1 at a time. Both passes fetch the rows
-// that come next, keys and then values, some pages ahead.
+// Tokens are taken in chunks: the logits of a chunk, then their softmax, then its values, with a
+// running maximum and sum from chunk to chunk. Heads are taken 4, 2 or 1 at a time. Both passes
+// fetch the rows that come next, keys and then values, some pages ahead.
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/value.h"
 #include "params.h"
@@ -24,7 +24,7 @@ alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
 struct Chunk {
   const int32_t* tokens;
   int size;
-  int fetch;       // tokens to fetch ahead; 0 = another tile of heads has fetched the rows of the chunk
+  int fetch;  // tokens to fetch ahead; 0 = another tile of heads has fetched the rows of the chunk
   bool is_last;
 };
 
@@ -45,7 +45,8 @@ Rows<T> keys_of(const AttendParams& p) {
 
 template <class T>
 Rows<T> values_of(const AttendParams& p) {
-  return {static_cast<const T*>(p.value), p.value_stride, p.value_dim * static_cast<int>(sizeof(T))};
+  return {static_cast<const T*>(p.value), p.value_stride,
+          p.value_dim * static_cast<int>(sizeof(T))};
 }
 
 // logits [size rounded up to a tile, kHeads], -inf behind the chunk, in units of log2.
@@ -74,14 +75,15 @@ void compute_logits(const AttendParams& p, const Chunk& chunk, int first_head, f
     for (int r = 0; r < kRows; ++r) rows[r] = keys[chunk.tokens[t + r]];
     V tile[kTileSize / kWidth];
     dot_tile<D, kHeads>(rows, query, kMaxHeadDim, p.head_dim, tile);
-    for (int i = 0; i < kTileSize / kWidth; ++i) store(logits + t * kHeads + i * kWidth, tile[i] * scale);
+    for (int i = 0; i < kTileSize / kWidth; ++i)
+      store(logits + t * kHeads + i * kWidth, tile[i] * scale);
   }
   const int end = (chunk.size + kRows - 1) / kRows * kRows * kHeads;
   for (int i = chunk.size * kHeads; i < end; ++i) logits[i] = -kInfinity;
 }
 
-// Turns the logits of a chunk into weights relative to the new maxima, and brings maxima, sums and the
-// values summed so far up to date with them.
+// Turns the logits of a chunk into weights relative to the new maxima, and brings maxima, sums and
+// the values summed so far up to date with them.
 template <class T, int kHeads>
 void apply_softmax(const AttendParams& p, const Chunk& chunk, int first_head, const float* logits,
                    typename Values<T>::Weight* weights) {
@@ -118,14 +120,15 @@ void apply_softmax(const AttendParams& p, const Chunk& chunk, int first_head, co
     p.sums[first_head + h] = total;
     if (factors[h] == 1) continue;
     float* row = p.values + (first_head + h) * p.values_stride;
-    for (int d = 0; d < p.values_stride; d += kWidth) store(row + d, load(row + d) * set1(factors[h]));
+    for (int d = 0; d < p.values_stride; d += kWidth)
+      store(row + d, load(row + d) * set1(factors[h]));
   }
 }
 
 // Adds the columns [column, column + kPairs pairs) of the values of tokens [begin, end) of a chunk.
 template <class T, int kHeads, int kPairs, bool kPartial>
-void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int begin, int end, int column,
-                 const typename Values<T>::Weight* weights) {
+void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int begin, int end,
+                 int column, const typename Values<T>::Weight* weights) {
   constexpr int kTokens = Values<T>::kTokens;
   const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
   const int fetch = column == 0 ? chunk.fetch : 0;
@@ -134,7 +137,8 @@ void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int 
   QUEST_UNROLL
   for (int h = 0; h < kHeads; ++h) {
     QUEST_UNROLL
-    for (int c = 0; c < 2 * kPairs; ++c) sums[h][c / 2][c % 2] = load(out + h * p.values_stride + c * kWidth);
+    for (int c = 0; c < 2 * kPairs; ++c)
+      sums[h][c / 2][c % 2] = load(out + h * p.values_stride + c * kWidth);
   }
   for (int t = begin; t < end; t += kTokens) {
     if (fetch) {
@@ -147,15 +151,16 @@ void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int 
     }
     const T* row = values[chunk.tokens[t]] + column;
     // Not the row behind the chunk: its weight is 0, but it may hold infinities.
-    const T* second = t + 1 < end ? values[chunk.tokens[t + 1]] + column
-                                  : reinterpret_cast<const T*>(kZeroRow);
+    const T* second =
+        t + 1 < end ? values[chunk.tokens[t + 1]] + column : reinterpret_cast<const T*>(kZeroRow);
     Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
                                                       weights + t / kTokens * kHeads);
   }
   QUEST_UNROLL
   for (int h = 0; h < kHeads; ++h) {
     QUEST_UNROLL
-    for (int c = 0; c < 2 * kPairs; ++c) store(out + h * p.values_stride + c * kWidth, sums[h][c / 2][c % 2]);
+    for (int c = 0; c < 2 * kPairs; ++c)
+      store(out + h * p.values_stride + c * kWidth, sums[h][c / 2][c % 2]);
   }
 }
 
@@ -200,7 +205,8 @@ void attend_rows(const AttendParams& p) {
   }
   for (int first = 0; first < p.num_tokens; first += kChunk) {
     const int rest = p.num_tokens - first;
-    Chunk chunk = {p.tokens + first, rest < kChunk ? rest : kChunk, fetch, rest <= kChunk && p.is_last};
+    Chunk chunk = {p.tokens + first, rest < kChunk ? rest : kChunk, fetch,
+                   rest <= kChunk && p.is_last};
     for (int h = 0; h < p.num_heads;) {
       if (p.num_heads - h >= 4) {
         attend_heads<T, 4>(p, chunk, h);
@@ -215,7 +221,8 @@ void attend_rows(const AttendParams& p) {
       chunk.fetch = 0;
     }
   }
-  for (int h = 0; h < p.num_heads; ++h) sort_columns<T>(p.values + h * p.values_stride, p.value_dim);
+  for (int h = 0; h < p.num_heads; ++h)
+    sort_columns<T>(p.values + h * p.values_stride, p.value_dim);
 }
 
 }  // namespace

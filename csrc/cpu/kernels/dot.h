@@ -6,7 +6,8 @@
 namespace quest {
 namespace QUEST_ISA {
 
-// How rows of T are multiplied: widened to float32. `Chunk` is kStep elements of a row in registers.
+// How rows of T are multiplied: widened to float32. `Chunk` is kStep elements of a row in
+// registers.
 template <class T>
 struct Dot {
   using Element = T;

@@ -1,7 +1,7 @@
 // Page summaries: elementwise minimum and maximum of the keys of a page.
 //
-// Compared as integers in the order of the floats, which needs no widening. A zero is written as +0: the
-// same keys give the same bits, whatever the order they are read in.
+// Compared as integers in the order of the floats, which needs no widening. A zero is written as
+// +0: the same keys give the same bits, whatever the order they are read in.
 #include "cpu/kernels/vec.h"
 #include "params.h"
 
@@ -11,7 +11,8 @@ namespace {
 
 // kBytes of columns of all the rows.
 template <class Key, int kBytes>
-void reduce_columns(const char* rows, int64_t row_bytes, int num_rows, char* minimum, char* maximum) {
+void reduce_columns(const char* rows, int64_t row_bytes, int num_rows, char* minimum,
+                    char* maximum) {
   typedef Key Keys __attribute__((vector_size(kBytes)));
   constexpr int kSignShift = 8 * sizeof(Key) - 1;
   constexpr Key kMagnitude = static_cast<Key>((1ull << kSignShift) - 1);
@@ -36,7 +37,8 @@ void reduce_columns(const char* rows, int64_t row_bytes, int num_rows, char* min
 }
 
 template <class Key, int kBytes>
-void reduce_row_of(const char* rows, int64_t row_bytes, int num_rows, int size, char* minimum, char* maximum) {
+void reduce_row_of(const char* rows, int64_t row_bytes, int num_rows, int size, char* minimum,
+                   char* maximum) {
   int i = 0;
   for (; i + kBytes <= size; i += kBytes) {
     reduce_columns<Key, kBytes>(rows + i, row_bytes, num_rows, minimum + i, maximum + i);
@@ -88,8 +90,8 @@ void page_minmax(const PageMinMaxParams& p) {
 
 bool pages_are_current(const PageMinMaxParams& p) {
   for (int64_t page = p.first_page; page < p.last_page; ++page) {
-    const bool is_current =
-        p.dtype == DType::kFloat32 ? page_is_current<int32_t>(p, page) : page_is_current<int16_t>(p, page);
+    const bool is_current = p.dtype == DType::kFloat32 ? page_is_current<int32_t>(p, page)
+                                                       : page_is_current<int16_t>(p, page);
     if (!is_current) return false;
   }
   return true;

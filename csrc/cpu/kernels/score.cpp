@@ -1,5 +1,5 @@
-// Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one dot
-// product of a summary row [minimum, maximum] with weights made of the query once.
+// Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one
+// dot product of a summary row [minimum, maximum] with weights made of the query once.
 #include "cpu/kernels/dot.h"
 #include "params.h"
 
@@ -32,7 +32,9 @@ struct GroupWeights {
     sums[1] = fma(x.hi, load(weights + i + kWidth), sums[1]);
   }
   QUEST_INLINE void add(const T* row, int i, V* sums) const { add(load_pair(row + i), i, sums); }
-  QUEST_INLINE void add(const T* row, int i, int n, V* sums) const { add(load_pair(row + i, n), i, sums); }
+  QUEST_INLINE void add(const T* row, int i, int n, V* sums) const {
+    add(load_pair(row + i, n), i, sums);
+  }
 };
 
 #if QUEST_LEVEL == 3
@@ -73,7 +75,8 @@ const T* summary_row(const ScoreParams& p, int64_t page) {
 
 // Pages [page, page + 4): sums[i] holds the score of page + i, spread over its lanes.
 template <class T>
-QUEST_INLINE void score_four(const ScoreParams& p, const GroupWeights<T>& weights, int64_t page, V* sums) {
+QUEST_INLINE void score_four(const ScoreParams& p, const GroupWeights<T>& weights, int64_t page,
+                             V* sums) {
   const int size = 2 * p.head_dim;
   const T* rows[4];
   V partial[4][2];
@@ -119,8 +122,8 @@ void score_group(const ScoreParams& p) {
 
 // Pages [page, page + count) of query heads [head, head + kHeads), one weight row each.
 template <class T, int kHeads>
-void score_tile(const ScoreParams& p, const typename Dot<T>::Query* weights, int64_t page, int count,
-                int head) {
+void score_tile(const ScoreParams& p, const typename Dot<T>::Query* weights, int64_t page,
+                int count, int head) {
   constexpr int kRows = kTileSize / kHeads;
   const T* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = summary_row<T>(p, page + r);

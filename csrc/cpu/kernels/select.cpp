@@ -1,8 +1,9 @@
 // The page_budget best pages, in ascending order, without sorting.
 //
-// 1. A key per page: an integer in the order of the scores, with forced pages above all and dead pages
-//    below. 2. The smallest threshold that no more than page_budget keys exceed, by bisection. 3. The
-//    pages above it, and as many as there is room for of those at it, lowest index first.
+// 1. A key per page: an integer in the order of the scores, with forced pages above all and dead
+// pages
+//    below. 2. The smallest threshold that no more than page_budget keys exceed, by bisection. 3.
+//    The pages above it, and as many as there is room for of those at it, lowest index first.
 #include "cpu/kernels/vec.h"
 #include "params.h"
 

@@ -16,8 +16,13 @@ void combine(const CombineParams& p);
 #define QUEST_STRING(x) QUEST_STRING_(x)
 
 extern const KernelTable kKernels;
-const KernelTable kKernels = {QUEST_STRING(QUEST_ISA), page_minmax, pages_are_current, score_pages,
-                              select_pages, attend, combine};
+const KernelTable kKernels = {QUEST_STRING(QUEST_ISA),
+                              page_minmax,
+                              pages_are_current,
+                              score_pages,
+                              select_pages,
+                              attend,
+                              combine};
 
 }  // namespace QUEST_ISA
 }  // namespace quest

@@ -59,8 +59,8 @@ struct Values<BFloat16> {
   }
 
   template <int kHeads, int kPairs, bool kPartial>
-  static QUEST_INLINE void add(V (&sums)[kHeads][kPairs][2], const BFloat16* row, const BFloat16* next,
-                               int columns, const Weight* weights) {
+  static QUEST_INLINE void add(V (&sums)[kHeads][kPairs][2], const BFloat16* row,
+                               const BFloat16* next, int columns, const Weight* weights) {
     QUEST_UNROLL
     for (int c = 0; c < kPairs; ++c) {
       const __m512i x = kPartial ? load_words(row, columns) : _mm512_loadu_si512(row + c * 32);

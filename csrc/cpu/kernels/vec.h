@@ -53,9 +53,9 @@ constexpr float kInfinity = __builtin_inff();
 namespace quest {
 namespace QUEST_ISA {
 
-// load_pair(p) reads kPairWidth elements into two vectors, in an order of the element type's choice:
-// element i is in lane pair_lane<T>(i) of the two. load_pair(p, n) reads n (a multiple of 8) only, the
-// rest is zero.
+// load_pair(p) reads kPairWidth elements into two vectors, in an order of the element type's
+// choice: element i is in lane pair_lane<T>(i) of the two. load_pair(p, n) reads n (a multiple of
+// 8) only, the rest is zero.
 constexpr int kPairWidth = 2 * kWidth;
 
 // bfloat16 is widened by shifting and masking 32-bit lanes: even elements first, then odd ones.
@@ -68,7 +68,8 @@ constexpr int pair_lane<BFloat16>(int i) {
   return i % 2 * kWidth + i / 2;
 }
 
-// 2^x for x <= 0, within 2 units in the last place; 0 below kExp2Floor; NaN for NaN. Coefficients: Cephes.
+// 2^x for x <= 0, within 2 units in the last place; 0 below kExp2Floor; NaN for NaN. Coefficients:
+// Cephes.
 QUEST_INLINE V exp2(V x) {
   x = max(set1(kExp2Floor), x);
   const V n = round(x);

@@ -39,7 +39,9 @@ QUEST_INLINE V ldexp(V x, V n) {
   return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
 
-QUEST_INLINE __m128i load_8(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+QUEST_INLINE __m128i load_8(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
 
 QUEST_INLINE Pair load_pair(const float* p) { return {load(p), load(p + 8)}; }
 QUEST_INLINE Pair load_pair(const float* p, int) { return {load(p), zero()}; }
@@ -50,11 +52,15 @@ QUEST_INLINE Pair widen(__m256i bf16) {
 QUEST_INLINE Pair load_pair(const BFloat16* p) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-QUEST_INLINE Pair load_pair(const BFloat16* p, int) { return widen(_mm256_zextsi128_si256(load_8(p))); }
+QUEST_INLINE Pair load_pair(const BFloat16* p, int) {
+  return widen(_mm256_zextsi128_si256(load_8(p)));
+}
 QUEST_INLINE Pair load_pair(const Float16* p) {
   return {{_mm256_cvtph_ps(load_8(p))}, {_mm256_cvtph_ps(load_8(p + 8))}};
 }
-QUEST_INLINE Pair load_pair(const Float16* p, int) { return {{_mm256_cvtph_ps(load_8(p))}, zero()}; }
+QUEST_INLINE Pair load_pair(const Float16* p, int) {
+  return {{_mm256_cvtph_ps(load_8(p))}, zero()};
+}
 
 QUEST_INLINE void store_as(float* p, V x) { store(p, x); }
 QUEST_INLINE void store_as(BFloat16* p, V x) {
@@ -64,8 +70,9 @@ QUEST_INLINE void store_as(BFloat16* p, V x) {
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
   rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
   const __m256i words = _mm256_srli_epi32(rounded, 16);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 QUEST_INLINE void store_as(Float16* p, V x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));

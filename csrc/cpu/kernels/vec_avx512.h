@@ -47,7 +47,8 @@ QUEST_INLINE __mmask16 lanes_below(int n) {
 
 QUEST_INLINE Pair load_pair(const float* p) { return {load(p), load(p + 16)}; }
 QUEST_INLINE Pair load_pair(const float* p, int n) {
-  return {{_mm512_maskz_loadu_ps(lanes_below(n), p)}, {_mm512_maskz_loadu_ps(lanes_below(n - 16), p + 16)}};
+  return {{_mm512_maskz_loadu_ps(lanes_below(n), p)},
+          {_mm512_maskz_loadu_ps(lanes_below(n - 16), p + 16)}};
 }
 QUEST_INLINE Pair widen(__m512i bf16) {
   return {{_mm512_castsi512_ps(_mm512_slli_epi32(bf16, 16))},
@@ -78,7 +79,8 @@ QUEST_INLINE void store_as(BFloat16* p, V x) {
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 QUEST_INLINE void store_as(Float16* p, V x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 // Lane i of the result is the sum of the lanes of rows[i].
@@ -100,7 +102,8 @@ QUEST_INLINE V reduce_rows(const V* rows) {
     c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
                          _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
   }
-  return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88),
+                        _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
 }
 
 // Bit i: keys[i] > threshold, for kWidth keys.

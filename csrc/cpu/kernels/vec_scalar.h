@@ -35,7 +35,8 @@ QUEST_INLINE V operator*(V a, V b) { return {a.v * b.v}; }
 QUEST_INLINE V fma(V a, V b, V c) { return {a.v * b.v + c.v}; }
 // b where one of them is NaN.
 QUEST_INLINE V max(V a, V b) { return {a.v > b.v ? a.v : b.v}; }
-// 1.5 * 2^23: the unit in the last place of the sum is 1, so adding it rounds to the nearest integer.
+// 1.5 * 2^23: the unit in the last place of the sum is 1, so adding it rounds to the nearest
+// integer.
 constexpr float kRoundShift = 12582912.0f;
 QUEST_INLINE V round(V x) { return {(x.v + kRoundShift) - kRoundShift}; }
 // x * 2^n for n in [-127, 127], 0 for n = -127.
@@ -98,7 +99,8 @@ QUEST_INLINE void store_as(Float16* p, V x) {
 // Lane i of the result is the sum of the lanes of rows[i].
 QUEST_INLINE V reduce_rows(const V* rows) {
   V sums;
-  for (int i = 0; i < 4; ++i) sums.v[i] = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);
+  for (int i = 0; i < 4; ++i)
+    sums.v[i] = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);
   return sums;
 }
 

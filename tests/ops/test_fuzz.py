@@ -1,0 +1,108 @@
+"""Random calls: valid ones against the oracle, invalid ones have to raise.
+
+A seeded slice runs always; QUEST_COMPILE_FUZZ sets another number of calls, the mark ``nightly``
+(pytest -m nightly) runs 20,000 of each.
+"""
+
+import os
+import random
+
+import pytest
+import torch
+from hostile import make_inputs, random_case, wild_slots
+from oracle import assert_as_accurate_as, in_float64
+from test_attend_pages import attend_clean
+from test_bad_input import BAD, arguments_of
+from test_dense_decode import attend_clean as attend_all_clean
+from test_score_pages import scores_of_the_paper
+from test_select_pages import assert_selects_as_the_loop
+
+from quest_compile import ops
+
+NUM_CALLS = int(os.environ.get("QUEST_COMPILE_FUZZ", 300))
+NUM_NIGHTLY_CALLS = 20_000
+NUM_PARTS = 10
+
+
+def slices(num_calls):
+    """Ranges of seeds, so that a failure is near its seed and parts can run side by side."""
+    size = -(-num_calls // NUM_PARTS)
+    return [range(first, min(first + size, num_calls)) for first in range(0, num_calls, size)]
+
+
+def parametrize_seeds():
+    nightly = slices(NUM_NIGHTLY_CALLS)
+    return pytest.mark.parametrize(
+        "seeds",
+        [
+            *slices(NUM_CALLS),
+            *(pytest.param(seeds, marks=pytest.mark.nightly) for seeds in nightly),
+        ],
+        ids=lambda seeds: f"{seeds.start}-{seeds.stop}",
+    )
+
+
+def check_valid_call(seed):
+    torch.manual_seed(seed)
+    case = random_case(seed)
+    inputs = make_inputs(case, seed=seed)
+    settings = {"page_size": case.page_size, "group_reduce": case.group_reduce}
+
+    scores = inputs.scores()
+    tensors = (inputs.query, inputs.page_summary, inputs.seq_lens)
+    exact = in_float64(scores_of_the_paper, *tensors, **settings)
+    assert_as_accurate_as(scores_of_the_paper(*tensors, **settings), scores, exact)
+
+    pages = inputs.pages(scores)
+    assert_selects_as_the_loop(scores, inputs.seq_lens, inputs.live, pages, case.page_size)
+
+    exact, exact_lse = attend_clean(inputs, pages, torch.float64)
+    plain, _ = attend_clean(inputs, pages, case.dtype)
+    _, plain_lse = attend_clean(inputs, pages, torch.float32)
+    caches = inputs.sparse()[:3]
+    out, lse = ops.attend_pages(
+        *caches, wild_slots(pages), inputs.seq_lens, inputs.attn_mask, page_size=case.page_size
+    )
+    assert_as_accurate_as(plain, out, exact)
+    assert_as_accurate_as(plain_lse, lse, exact_lse)
+
+    sparse = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
+    dense = ops.dense_decode(*inputs.dense())
+    assert_as_accurate_as(plain, sparse, exact)
+    plain, exact = attend_all_clean(inputs, case.dtype), attend_all_clean(inputs, torch.float64)
+    assert_as_accurate_as(plain, dense, exact)
+    fits = inputs.seq_lens <= case.budget_pages * case.page_size
+    assert torch.equal(sparse[fits], dense[fits])
+
+
+@parametrize_seeds()
+def test_valid_calls_agree_with_the_oracle(seeds):
+    for seed in seeds:
+        try:
+            check_valid_call(seed)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {random_case(seed)}: {error}") from error
+
+
+def check_invalid_call(seed):
+    """A good call with one to three bad arguments."""
+    rng = random.Random(seed)
+    first = rng.choice(BAD)
+    others = [bad for bad in BAD if bad.op == first.op]
+    arguments = arguments_of(first)
+    for bad in rng.choices(others, k=rng.randint(0, 2)):
+        if bad.name != first.name:
+            arguments[bad.name] = arguments_of(bad)[bad.name]
+    with pytest.raises((ValueError, TypeError)):
+        getattr(ops, first.op)(**arguments)
+    with pytest.raises((RuntimeError, ValueError)):
+        getattr(torch.ops.quest, first.op)(**arguments)
+
+
+@parametrize_seeds()
+def test_invalid_calls_raise(seeds):
+    for seed in seeds:
+        try:
+            check_invalid_call(seed)
+        except pytest.fail.Exception as error:
+            raise AssertionError(f"seed {seed}: {error}") from error

@@ -1,0 +1,92 @@
+"""The commands of the README, as a user types them."""
+
+import pytest
+import torch
+from tiny_models import VOCAB_SIZE, tiny_model
+
+from quest_compile import cli
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny model with a tokenizer of one token per byte."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
+    assert len(vocabulary) == VOCAB_SIZE
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("To be, or not to be, that is the question. " * 12, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+@pytest.mark.inductor
+def test_demo_answers_right_and_proves_that_it_was_sparse(capsys):
+    assert cli.main(["demo"]) == 0
+    out = capsys.readouterr().out
+    assert "3 attention calls: 1 sparse, 2 dense, 0 untouched" in out
+    (quest,) = [line for line in out.splitlines() if line.startswith("quest, budget 256")]
+    right, asked = quest.split()[3].split("/")
+    assert int(asked) == 32
+    assert int(right) >= 30
+    assert "Quest was active: 128 sparse attention calls in 128 steps" in out
+
+
+@pytest.mark.inductor
+def test_demo_with_an_own_model_and_text(model_folder, prompt_file, capsys):
+    arguments = ["--model", str(model_folder), "--prompt-file", str(prompt_file)]
+    assert cli.main(["demo", *arguments, "--max-new-tokens", "8", "--budget", "128"]) == 0
+    out = capsys.readouterr().out
+    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
+    assert "Quest was active: 16 sparse attention calls in 8 steps" in out
+
+
+def test_explain_needs_only_the_configuration(model_folder, capsys):
+    assert cli.main(["explain", str(model_folder), "--budget", "64"]) == 0
+    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in capsys.readouterr().out
+
+
+def test_bench_lists_its_benchmarks(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["bench", "--help"])
+    assert "overhead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--prompt-file", "x.txt"], "--prompt-file needs --model"),
+        (["demo", "--model", "x"], "--model needs --prompt-file"),
+        (["demo", "--budget", "0"], "budget must be a positive number of tokens, got 0"),
+        (["demo", "--budget", "40"], "budget must hold the pages that are always attended"),
+        (["demo", "--model", "x", "--prompt-file", "nowhere.txt"], "nowhere.txt"),
+        (["explain", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("quest-compile: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_said(capsys):
+    assert cli.main(["demo", "--device", "cuda"]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
