@@ -14,6 +14,7 @@ import torch
 
 from quest_compile import ops, recall
 from quest_compile.backend import backend
+from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, prefill, rewind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,7 +99,9 @@ def _run_recall(args: argparse.Namespace) -> int:
     ]
     print(f"\n{quest.report()}\n")
     right = [sum(a == w for a, w in zip(r.answers, wanted)) for r in runs]
-    _print_results(runs, model, cache, _CONTEXT_TOKENS, [f"{n}/{len(wanted)}" for n in right])
+    _print_results(
+        runs, quest.config, cache, _CONTEXT_TOKENS, [f"{n}/{len(wanted)}" for n in right]
+    )
     return 0
 
 
@@ -137,7 +140,9 @@ def _run_own_model(args: argparse.Namespace) -> int:
     for r in runs:
         print(f"[{r.name}] {tokenizer.decode(r.answers[0])}\n")
     same = sum(a == b for a, b in zip(runs[0].answers[0], runs[1].answers[0]))
-    _print_results(runs, model, cache, length, [f"{same}/{args.max_new_tokens} as dense", "-"])
+    _print_results(
+        runs, quest.config, cache, length, [f"{same}/{args.max_new_tokens} as dense", "-"]
+    )
     return 0
 
 
@@ -185,21 +190,32 @@ def _describe(model: Any, args: argparse.Namespace) -> str:
 
 
 def _print_results(
-    runs: list[Run], model: Any, cache: Any, context_tokens: int, right: list[str]
+    runs: list[Run], config: QuestConfig, cache: Any, context_tokens: int, right: list[str]
 ) -> None:
+    num_pages = -(-context_tokens // config.page_size)
     caches = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     dense_bytes = sum(
         2 * layer.keys[:, :, :context_tokens].numel() * layer.keys.element_size()
         for layer in caches
     )
-    header = ("", "right", "tokens/s", "ms/step", "KV read/step", "tokens/sparse query", "compile")
+    header = (
+        "",
+        "right",
+        "tokens/s",
+        "ms/step",
+        "KV read/step",
+        "tokens/query",
+        "pages/query",
+        "compile",
+    )
     rows = [header]
     for r, answers in zip(runs, right):
         steps, counted = len(r.step_seconds), r.counters
-        bytes_read, tokens = dense_bytes, str(context_tokens)
+        bytes_read, tokens, pages = dense_bytes, str(context_tokens), str(num_pages)
         if counted["sparse_rows"]:
             bytes_read = counted["bytes_read"] // steps
             tokens = f"{counted['tokens_attended'] / counted['sparse_rows']:.0f}"
+            pages = f"{config.page_budget} of {num_pages}"
         milliseconds = 1e3 * statistics.median(r.step_seconds)
         rows.append(
             (
@@ -209,6 +225,7 @@ def _print_results(
                 f"{milliseconds:.2f}",
                 f"{bytes_read / 2**20:.2f} MiB",
                 tokens,
+                pages,
                 f"{r.compile_seconds:.0f} s",
             )
         )

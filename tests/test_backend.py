@@ -132,6 +132,24 @@ def test_torch_logs_and_the_structured_trace_carry_the_report(tmp_path):
     assert "quest_compile_report" in trace.read_text()
 
 
+_SECOND_LAYER = """
+    second = quest_compile.backend(budget=80, num_dense_layers=0, inner="eager")
+    torch.compile(layer, backend=second)(
+        torch.ones(1, 4, 1, 16), torch.ones(1, 2, 1, 16), *torch.zeros(2, 1, 2, 256, 16),
+        torch.tensor([200]), torch.ones(1, 1, 1, 256, dtype=torch.bool))
+assert quest_compile.ops.counters()["sparse_calls"] == 2
+print(backend.report())
+"""
+
+
+def test_without_the_native_library_it_works_and_says_so_once():
+    environment = os.environ | {"QUEST_COMPILE_NATIVE": "0"}
+    program = [sys.executable, "-c", _LAYER_PROGRAM + _SECOND_LAYER]
+    done = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
+    assert done.stderr.count("NativeLibraryWarning") == 1
+    assert "torch reference, slow (disabled by QUEST_COMPILE_NATIVE=0)" in done.stdout
+
+
 def test_gradients_leave_the_model_dense_and_say_so():
     model = tiny_model("llama")
     backend = quest_compile.backend(budget=64, inner="eager")

@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import itertools
+import sys
 import weakref
 
 import pytest
@@ -194,61 +196,141 @@ def test_page_summaries_die_with_their_cache(model, step):
     assert summary() is None
 
 
-class TestEachCheckIsNeeded:
-    """With a check taken out, the tests above would fail: here it is taken out on purpose."""
+def rewound(model, step):
+    """Decoded, rewound, and decoded differently: pages that were sealed are sealed again."""
+    prompt = random_prompt(1, LENGTH)
+    cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
+    decode(step, cache, prompt[:, -1:], LENGTH - 1)
+    rewind(cache, LENGTH - 1)
+    decode(step, cache, random_prompt(1, 1, seed=5), LENGTH - 1)
+    return [cache]
 
-    def _refilled_tokens(self, model, step, mode):
-        first, second = random_prompt(1, LENGTH, seed=1), random_prompt(1, LENGTH + STEPS, seed=2)
-        with mode():
-            cache = prefill(model, first[:, :-1], MAX_SEQ_LEN)
-            decode(step, cache, first[:, -1:], LENGTH - 1)
-            refill(model, cache, second)
-            decode(step, cache, second[:, -1:], LENGTH + STEPS - 1, steps=1)
-        return cache
 
-    def _is_exact(self, cache):
-        try:
-            for layer in cache.layers:
-                states = layer.keys._quest_page_summaries
-                summary = states[16].page_summary
-                expected = ops.build_page_summary(layer.keys, torch.tensor([LENGTH + STEPS]))
-                complete = (LENGTH + STEPS) // 16
-                assert torch.equal(summary[:, :, :complete], expected[:, :, :complete])
-        except AssertionError:
-            return False
-        return True
+def refilled(model, step, call=None):
+    """Reset and filled with another prompt, up to the very length it had."""
+    first, second = random_prompt(1, LENGTH, seed=1), random_prompt(1, LENGTH + STEPS, seed=2)
+    cache = prefill(model, first[:, :-1], MAX_SEQ_LEN)
+    decode(step, cache, first[:, -1:], LENGTH - 1)
+    refill(model, cache, second, call)
+    decode(step, cache, second[:, -1:], LENGTH + STEPS - 1, steps=1)
+    return [cache]
 
-    @grad_modes
-    def test_both_checks_on(self, model, step, mode):
-        assert self._is_exact(self._refilled_tokens(model, step, mode))
 
-    def test_device_check_suffices_without_the_version(self, model, step, monkeypatch):
-        monkeypatch.setattr(state.PageSummaryState, "invalidate", lambda self: None)
-        assert self._is_exact(self._refilled_tokens(model, step, torch.no_grad))
+def refilled_by_a_compiled_prefill(model, step):
+    return refilled(model, step, call=step)
 
-    def test_version_check_suffices_without_the_device(self, model, step, unchecked_update):
-        assert self._is_exact(self._refilled_tokens(model, step, torch.no_grad))
 
-    def test_neither_is_wrong(self, model, step, unchecked_update, monkeypatch):
-        monkeypatch.setattr(state.PageSummaryState, "invalidate", lambda self: None)
-        assert not self._is_exact(self._refilled_tokens(model, step, torch.no_grad))
+def two_in_turn(model, step):
+    prompts = [random_prompt(1, LENGTH, seed=s) for s in (1, 2)]
+    caches = [prefill(model, p[:, :-1], MAX_SEQ_LEN) for p in prompts]
+    for i in range(STEPS):
+        for cache, prompt in zip(caches, prompts):
+            decode(step, cache, prompt[:, -1:], LENGTH - 1 + i, steps=1)
+    return caches
 
-    def test_inference_mode_without_the_device_check_is_wrong(self, model, step, unchecked_update):
-        assert not self._is_exact(self._refilled_tokens(model, step, torch.inference_mode))
 
-    @pytest.fixture
-    def unchecked_update(self):
-        """quest::update_page_summary that believes num_sealed."""
+CASES = {f.__name__: f for f in (rewound, refilled, refilled_by_a_compiled_prefill, two_in_turn)}
 
-        def update(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
-            first = min(int(num_sealed), int(cache_position.min()) // page_size)
-            last = (int(cache_position.max()) + 1) // page_size
-            for page in range(first, last):
-                keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
-                page_summary[:, :, page] = torch.stack([keys.amin(2), keys.amax(2)], 2)
-            num_sealed.fill_(last)
 
-        library = torch.library.Library("quest", "IMPL")
-        library.impl("update_page_summary", update, "CPU", allow_override=True)
-        yield
+def is_exact(caches):
+    """Do all complete pages of all layers have the summary of their keys?"""
+    for cache in caches:
+        for layer in cache.layers:
+            length = int(layer.cumulative_length)
+            summary = summary_of(layer.keys)
+            expected = ops.build_page_summary(layer.keys, torch.tensor([length]))
+            if not torch.equal(summary[:, :, : length // 16], expected[:, :, : length // 16]):
+                return False
+    return True
+
+
+def summary_of(key_cache):
+    return key_cache._quest_page_summaries[16].page_summary
+
+
+def update_that_trusts(what):
+    """quest::update_page_summary without its own look at the keys, or at the position."""
+
+    def update(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+        first = int(num_sealed)
+        if what == "num_sealed":
+            first = min(first, int(cache_position.min()) // page_size)
+        last = (int(cache_position.max()) + 1) // page_size
+        for page in range(first, last):
+            keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
+            page_summary[:, :, page] = torch.stack([keys.amin(2), keys.amax(2)], 2)
+        num_sealed.fill_(last if what == "num_sealed" else max(first, last))
+
+    return update
+
+
+@pytest.fixture
+def sabotage(monkeypatch):
+    """Takes checks out: "version", "sampled pages", "position", "state per cache"."""
+    libraries = []
+
+    def replace_update(what):
+        libraries.append(torch.library.Library("quest", "IMPL"))
+        libraries[-1].impl(
+            "update_page_summary", update_that_trusts(what), "CPU", allow_override=True
+        )
+
+    def take_out(*checks):
+        if "version" in checks:
+            monkeypatch.setattr(state.PageSummaryState, "invalidate", lambda self: None)
+        if "position" in checks:
+            replace_update("nothing but num_sealed")
+        elif "sampled pages" in checks:
+            replace_update("num_sealed")
+        if "state per cache" in checks:
+            shared = {}
+
+            def state_of_nobody(key_cache, page_size):
+                # The layers of a model are told apart, its caches are not.
+                made = state.PageSummaryState(key_cache, page_size)
+                layer = len(shared) if len(shared) < 4 else next(turn) % 4
+                found = shared.setdefault(layer, made)
+                key_cache._quest_page_summaries = {page_size: found}
+                return found
+
+            turn = itertools.count()
+            monkeypatch.setattr(sys.modules["quest_compile.backend"], "state_of", state_of_nobody)
+
+    yield take_out
+    for library in libraries:
         library._destroy()
+
+
+@grad_modes
+@pytest.mark.parametrize("case", CASES)
+def test_all_checks_together_keep_every_summary_exact(model, step, mode, case):
+    with mode():
+        assert is_exact(CASES[case](model, step))
+
+
+@pytest.mark.parametrize("check", ["version", "sampled pages"])
+@pytest.mark.parametrize("case", ["refilled", "refilled_by_a_compiled_prefill"])
+def test_either_check_alone_notices_a_refill(model, step, sabotage, case, check):
+    sabotage(check)
+    with torch.no_grad():
+        assert is_exact(CASES[case](model, step))
+
+
+@pytest.mark.parametrize(
+    ("case", "mode", "checks"),
+    [
+        ("refilled", torch.no_grad, ["version", "sampled pages"]),
+        ("refilled", torch.inference_mode, ["sampled pages"]),
+        ("refilled_by_a_compiled_prefill", torch.no_grad, ["version", "position"]),
+        ("refilled_by_a_compiled_prefill", torch.inference_mode, ["position"]),
+        ("rewound", torch.no_grad, ["version", "position"]),
+        ("rewound", torch.inference_mode, ["position"]),
+        ("two_in_turn", torch.no_grad, ["state per cache"]),
+        ("two_in_turn", torch.inference_mode, ["state per cache"]),
+    ],
+)
+def test_without_its_checks_a_summary_goes_stale(model, step, sabotage, case, mode, checks):
+    """The tests above can fail: each case does when what protects it is taken out."""
+    sabotage(*checks)
+    with mode():
+        assert not is_exact(CASES[case](model, step))

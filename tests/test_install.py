@@ -6,6 +6,7 @@ build tools of the running one through a .pth file, but not the quest_compile in
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,10 +17,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
-scikit_build_core = pytest.importorskip("scikit_build_core")
-pip = pytest.importorskip("pip")
+# Looked up, not imported: importing pip disables the distutils of setuptools, which Inductor needs.
+BUILD_TOOLS = [importlib.util.find_spec(name) for name in ("torch", "scikit_build_core", "pip")]
+if not all(BUILD_TOOLS):
+    pytest.skip("scikit-build-core or pip is not installed", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"quest_compile": "quest_compile", "passes": "quest_compile/passes"}
@@ -61,7 +63,7 @@ class Environment:
         self.bin = folder / "venv" / "bin"
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
-        seen = {str(Path(m.__file__).parents[1]) for m in (torch, scikit_build_core, pip)}
+        seen = {str(Path(spec.origin).parents[1]) for spec in BUILD_TOOLS}
         Path(
             self.python("import sysconfig; print(sysconfig.get_path('purelib'))"), "seen.pth"
         ).write_text("\n".join(seen))
