@@ -334,3 +334,17 @@ def test_without_its_checks_a_summary_goes_stale(model, step, sabotage, case, mo
     sabotage(*checks)
     with mode():
         assert not is_exact(CASES[case](model, step))
+
+
+def test_caches_of_growing_length_share_a_dynamic_graph(model):
+    torch._dynamo.reset()
+    backend = quest_compile.backend(budget=80, inner="aot_eager")
+    step = torch.compile(model, backend=backend)
+    prompt = random_prompt(1, LENGTH)
+    runs = []
+    with torch.no_grad():
+        for max_seq_len in (200, 233, 301, 512):
+            cache = prefill(model, prompt[:, :-1], max_seq_len)
+            runs.append(decode(step, cache, prompt[:, -1:], LENGTH - 1))
+    assert runs == [runs[0]] * 4
+    assert len(backend.report().graphs) == 2
