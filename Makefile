@@ -1,6 +1,7 @@
-# Works on a bare machine: every target first makes a virtual environment with the pinned versions of
-# pyproject.toml and builds the package into it. The second time only what changed is built.
-PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+# Works on a bare machine: every target first makes a virtual environment with the versions pinned
+# in pyproject.toml and builds the package into it. The second time only what changed is built.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+  $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
@@ -9,9 +10,11 @@ PYTEST := $(BIN)/pytest
 TRANSFORMERS := 5.23.0 4.57.6
 
 # torch and the build tools come before the package, which is built against the installed torch.
-TOOLCHAIN := $(shell sed -nE 's/^ *"((torch|scikit-build-core|cmake|ninja)==[^";]*)".*/\1/p' pyproject.toml)
+TOOLCHAIN := $(shell \
+  sed -nE 's/^ *"((torch|scikit-build-core|cmake|ninja)==[^";]*)".*/\1/p' pyproject.toml)
 NATIVE_SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc' 2>/dev/null)
 INSTALLED := $(VENV)/installed.stamp
+SITE_PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 NATIVE_STATUS := from quest_compile.ops.native import native_status as s; \
   print('Native library:', s().info if s().loaded else 'none: ' + s().reason)
 
@@ -32,7 +35,7 @@ test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
 test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
 	QUEST_COMPILE_NATIVE=0 OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile tests/ops $(ARGS)
 
-test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other transformers versions
+test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 
 test-transformers-%: $(VENV)-transformers-%/installed.stamp
 	PYTHONSAFEPATH=1 $(VENV)-transformers-$*/bin/python -m pytest tests/test_models.py $(ARGS)
@@ -45,10 +48,11 @@ lint: $(INSTALLED) ## check style and types
 format: $(INSTALLED) ## rewrite Python and C++ in the project's style
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+	  | xargs $(BIN)/clang-format -i
 
-bench: $(INSTALLED) ## time dense decoding against Quest
-	$(BIN)/python -m quest_compile.bench decode $(ARGS)
+bench: $(INSTALLED) ## time decode attention: Quest, dense and torch
+	$(BIN)/quest-compile bench ops $(ARGS)
 
 clean: ## remove what was built, keep the virtual environments
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(INSTALLED)
@@ -72,12 +76,12 @@ $(INSTALLED): $(VENV)/toolchain.stamp CMakeLists.txt $(NATIVE_SOURCES)
 	@$(BIN)/python -c "$(NATIVE_STATUS)"
 	@touch $@
 
-# An environment that sees everything in $(VENV), the editable package included, except for transformers
-# and what another version of it needs.
+# An environment that sees everything in $(VENV), the editable package included, but has its own
+# transformers and what that version needs.
 $(VENV)-transformers-%/installed.stamp: $(INSTALLED)
 	$(BIN)/python -m venv --without-pip $(@D)
-	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
-	  > "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$(SITE_PACKAGES)")')" \
+	  > "$$($(@D)/bin/python -c "$(SITE_PACKAGES)")/base.pth"
 	$(@D)/bin/python $(PIP) transformers==$*
 	@touch $@
 

@@ -1,4 +1,5 @@
-# QUEST_COMPILE_CUDA unset: CUDA kernels are built if nvcc is found; 0: never; 1: no nvcc is an error.
+# QUEST_COMPILE_CUDA unset: CUDA kernels are built if nvcc is found; 0: never; 1: no nvcc is an
+# error.
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB cuda_host_sources CONFIGURE_DEPENDS csrc/cuda/*.cpp)
 set(wanted "$ENV{QUEST_COMPILE_CUDA}")
@@ -28,8 +29,8 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED COMPONENTS cudart_static)
 target_sources(quest PRIVATE ${cuda_sources} ${cuda_host_sources})
 target_compile_definitions(quest PRIVATE QUEST_HAVE_CUDA)
-# The static runtime: the library then loads on machines without CUDA and with another CUDA than torch's.
+# With the static runtime the library loads without CUDA, and with another CUDA than torch's.
 set_target_properties(quest PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17
                       CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_link_libraries(quest PRIVATE CUDA::cudart_static)
-message(STATUS "quest: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
+message(STATUS "quest: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")

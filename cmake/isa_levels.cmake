@@ -1,6 +1,6 @@
-# Every file of csrc/cpu/kernels is compiled once per instruction-set level, each time with QUEST_ISA (the
-# C++ namespace of that copy) set to the level's name. csrc/cpu/dispatch.cpp learns from QUEST_HAVE_<LEVEL>
-# which copies there are, and picks one at run time.
+# Every file of csrc/cpu/kernels is compiled once per instruction-set level, each time with
+# QUEST_ISA, the C++ namespace of that copy, set to the level's name. csrc/cpu/dispatch.cpp learns
+# from QUEST_HAVE_<LEVEL> which copies there are, and picks one at run time.
 include(CheckCXXCompilerFlag)
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/cpu/kernels/*.cpp)
 

@@ -86,6 +86,10 @@ class Inputs:
             live = live & self.attn_mask[:, :, 0]
         return live.expand(len(case.lengths), case.num_kv_heads * case.group_size, -1)
 
+    def clean(self):
+        """Query, keys and values without NaN."""
+        return self.query, self.clean_keys, self.clean_values
+
     def dense(self):
         """Positional arguments of dense_decode."""
         return self.query, self.key_cache, self.value_cache, self.seq_lens, self.attn_mask

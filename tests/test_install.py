@@ -6,7 +6,7 @@ build tools of the running one through a .pth file, but not the quest_compile in
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
@@ -18,10 +18,15 @@ from pathlib import Path
 
 import pytest
 
-# Looked up, not imported: importing pip disables the distutils of setuptools, which Inductor needs.
-BUILD_TOOLS = [importlib.util.find_spec(name) for name in ("torch", "scikit_build_core", "pip")]
-if not all(BUILD_TOOLS):
-    pytest.skip("scikit-build-core or pip is not installed", allow_module_level=True)
+# Not by import, nor by find_spec: either, for pip, disables the distutils of setuptools in this
+# process, which Inductor needs.
+try:
+    SITE_PACKAGES = {
+        str(importlib.metadata.distribution(name).locate_file(""))
+        for name in ("torch", "scikit-build-core", "pip")
+    }
+except importlib.metadata.PackageNotFoundError as missing:
+    pytest.skip(f"not installed: {missing.name}", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"quest_compile": "quest_compile", "passes": "quest_compile/passes"}
@@ -63,10 +68,8 @@ class Environment:
         self.bin = folder / "venv" / "bin"
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
-        seen = {str(Path(spec.origin).parents[1]) for spec in BUILD_TOOLS}
-        Path(
-            self.python("import sysconfig; print(sysconfig.get_path('purelib'))"), "seen.pth"
-        ).write_text("\n".join(seen))
+        purelib = self.python("import sysconfig; print(sysconfig.get_path('purelib'))")
+        Path(purelib, "seen.pth").write_text("\n".join(SITE_PACKAGES))
 
     def python(self, code: str) -> str:
         return run_checked(self.bin / "python", "-c", code, cwd=self.elsewhere).strip()

@@ -43,6 +43,18 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
   for (int64_t j = 0; j + 1 < kSamples; ++j) samples[j + 1] = (hash + j * 40503) % num_kept;
 }
 
+// Asks for the samples of a head while those of the one before it are looked at.
+void fetch_samples(const PageMinMaxParams& p, const int64_t* samples) {
+  const int64_t row_bytes = p.head_dim * element_size(p.dtype);
+  for (int64_t i = 0; i < kSamples; ++i) {
+    for (int64_t t = 0; t < p.page_size; ++t) {
+      const int64_t token = samples[i] * p.page_size + t;
+      const char* row = static_cast<const char*>(offset(p.key, p.dtype, token * p.key_stride));
+      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte);
+    }
+  }
+}
+
 bool is_current(PageMinMaxParams p, const int64_t* samples) {
   for (int64_t i = 0; i < kSamples; ++i) {
     p.first_page = samples[i];
@@ -102,8 +114,10 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   if (start > 0) {
     int64_t samples[kSamples];
     choose_samples(written.first, start, samples);
-    run_tasks(num_heads, num_heads * kSamples * page_bytes,
-              [&](int64_t head) { is_stale[head] = !is_current(params(head, 0, 0), samples); });
+    run_tasks(num_heads, num_heads * kSamples * page_bytes, [&](int64_t head) {
+      if (head + 1 < num_heads) fetch_samples(params(head + 1, 0, 0), samples);
+      is_stale[head] = !is_current(params(head, 0, 0), samples);
+    });
   }
 
   const int64_t num_stale = std::count(is_stale, is_stale + num_heads, true);

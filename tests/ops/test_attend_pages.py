@@ -1,29 +1,28 @@
 import pytest
 import torch
 from hostile import CASES, NAN, Case, make_inputs, wild_slots
-from oracle import assert_as_accurate_as
-from torch.nn.functional import scaled_dot_product_attention
+from oracle import assert_as_accurate_as, exact_attention, plain_attention
 
 from quest_compile import ops
 
 
-def attend_clean(inputs, pages, dtype, scale=None):
-    """out and lse over the live positions of the pages, by scaled_dot_product_attention."""
-    case = inputs.case
-    positions = torch.arange(case.max_seq_len, device=pages.device) // case.page_size
+def listed_positions(inputs, pages):
+    """bool [batch, num_q_heads, 1, max_seq_len]: what each query head attends."""
+    positions = torch.arange(inputs.case.max_seq_len, device=pages.device) // inputs.case.page_size
     is_listed = (pages[..., None, :] == positions[:, None]).any(-1)
     is_listed = is_listed.repeat_interleave(inputs.live.shape[1] // pages.shape[1], 1)
-    is_attended = (inputs.live & is_listed)[:, :, None]
-    query = inputs.query.to(dtype)
-    keys, values = (
-        x.to(dtype).repeat_interleave(case.group_size, 1)
-        for x in (inputs.clean_keys, inputs.clean_values)
-    )
-    out = scaled_dot_product_attention(query, keys, values, is_attended, scale=scale)
-    logits = (query @ keys.mT).float() if dtype != torch.float64 else query @ keys.mT
-    logits = logits * (scale or case.head_dim**-0.5)
-    lse = logits.masked_fill(~is_attended, -torch.inf).logsumexp(-1)
-    return out.masked_fill(~is_attended.any(-1, keepdim=True), 0), lse
+    return (inputs.live & is_listed)[:, :, None]
+
+
+def assert_attends(inputs, is_attended, out, lse=None, scale=None):
+    """out and lse are those of attention over these positions."""
+    tensors = (*inputs.clean(), is_attended)
+    exact, exact_lse = exact_attention(*tensors, scale=scale)
+    outs, _ = plain_attention(*tensors, inputs.case.dtype, scale)
+    assert_as_accurate_as(outs, out, exact)
+    if lse is not None:
+        _, lses = plain_attention(*tensors, torch.float32, scale)
+        assert_as_accurate_as(lses, lse, exact_lse)
 
 
 def attend(inputs, pages, **settings):
@@ -44,11 +43,7 @@ def test_is_attention_over_the_listed_pages(case, device):
     inputs = make_inputs(case, device)
     pages = inputs.pages(inputs.scores())
     out, lse = attend(inputs, wild_slots(pages))
-    exact, exact_lse = attend_clean(inputs, pages, torch.float64)
-    plain, _ = attend_clean(inputs, pages, case.dtype)
-    _, plain_lse = attend_clean(inputs, pages, torch.float32)
-    assert_as_accurate_as(plain, out, exact)
-    assert_as_accurate_as(plain_lse, lse, exact_lse)
+    assert_attends(inputs, listed_positions(inputs, pages), out, lse)
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, -0.3])
@@ -56,10 +51,8 @@ def test_is_attention_over_the_listed_pages(case, device):
 def test_scale_multiplies_the_logits(scale, dtype):
     inputs = make_inputs(Case(dtype))
     pages = inputs.pages(inputs.scores())
-    out, _ = attend(inputs, pages, scale=scale)
-    exact, _ = attend_clean(inputs, pages, torch.float64, scale)
-    plain, _ = attend_clean(inputs, pages, dtype, scale)
-    assert_as_accurate_as(plain, out, exact)
+    out, lse = attend(inputs, pages, scale=scale)
+    assert_attends(inputs, listed_positions(inputs, pages), out, lse, scale)
 
 
 def test_skips_slots_that_are_no_page_in_use():
@@ -117,7 +110,4 @@ def test_large_logits_do_not_overflow():
     inputs.query.mul_(1000)
     pages = inputs.pages(inputs.scores())
     out, lse = attend(inputs, pages)
-    exact, exact_lse = attend_clean(inputs, pages, torch.float64)
-    plain, plain_lse = attend_clean(inputs, pages, torch.float32)
-    assert_as_accurate_as(plain, out, exact)
-    assert_as_accurate_as(plain_lse, lse, exact_lse)
+    assert_attends(inputs, listed_positions(inputs, pages), out, lse)

@@ -19,15 +19,30 @@ def scores_of_the_paper(query, page_summary, seq_lens, page_size, group_reduce):
     return reduced.masked_fill(~is_complete[:, None], -torch.inf)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_is_the_score_of_the_paper(case, device):
-    inputs = make_inputs(case, device)
-    actual = inputs.scores()
+def rounding_of_scores(inputs):
+    """A score may be off by 1e-5 of its terms: weights may be the sum of two bfloat16."""
+    case = inputs.case
+    bound = inputs.page_summary.double().abs().amax(3)[:, :, None]
+    query = inputs.query.double().abs().unflatten(1, (case.num_kv_heads, -1))
+    terms = (query * bound).sum(-1)
+    terms = terms.sum(2) if case.group_reduce == "sum" else terms
+    terms = terms.amax(2) if case.group_reduce == "max" else terms
+    return 1e-5 * (terms.flatten(1, 2) if case.group_reduce == "none" else terms)
+
+
+def assert_scores(inputs, actual):
+    case = inputs.case
     arguments = (inputs.query, inputs.page_summary, inputs.seq_lens)
     settings = {"page_size": case.page_size, "group_reduce": case.group_reduce}
     plain = scores_of_the_paper(*arguments, **settings)
     exact = in_float64(scores_of_the_paper, *arguments, **settings)
-    assert_as_accurate_as(plain, actual, exact)
+    assert_as_accurate_as(plain, actual, exact, granted=rounding_of_scores(inputs))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_is_the_score_of_the_paper(case, device):
+    inputs = make_inputs(case, device)
+    assert_scores(inputs, inputs.scores())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -42,22 +57,18 @@ def test_reference_is_the_score_of_the_paper(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_is_never_below_a_logit_of_its_page(case):
     inputs = make_inputs(case)
-    query = inputs.query.double().unflatten(1, (case.num_kv_heads, case.group_size))
+    query = inputs.query.double().unflatten(1, (case.num_kv_heads, -1))
     logits = (query * inputs.clean_keys[:, :, None]).sum(-1)
-    sizes = (query * inputs.clean_keys[:, :, None]).abs().sum(-1)
-    num_complete = min(case.lengths) // case.page_size
-    logits, sizes = (
-        x[..., : num_complete * case.page_size].unflatten(-1, (num_complete, case.page_size))
-        for x in (logits, sizes)
-    )
-    if case.group_reduce == "sum":
-        logits, sizes = logits.sum(2), sizes.sum(2)
-    elif case.group_reduce == "max":
-        logits, sizes = logits.amax(2), sizes.amax(2)
+    if case.group_reduce == "none":
+        logits = logits.flatten(1, 2)
     else:
-        logits, sizes = logits.flatten(1, 2), sizes.flatten(1, 2)
-    rounding = 1e-5 * sizes
-    assert (inputs.scores()[..., :num_complete, None] >= logits - rounding).all()
+        logits = logits.sum(2) if case.group_reduce == "sum" else logits.amax(2)
+    num_complete = min(case.lengths) // case.page_size
+    in_pages = logits[..., : num_complete * case.page_size].unflatten(
+        -1, (num_complete, case.page_size)
+    )
+    allowed = (inputs.scores() + rounding_of_scores(inputs))[..., :num_complete, None]
+    assert (in_pages <= allowed).all()
 
 
 @pytest.mark.parametrize("group_reduce", ["sum", "max", "none"])

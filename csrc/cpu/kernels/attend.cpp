@@ -137,8 +137,7 @@ void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int 
   QUEST_UNROLL
   for (int h = 0; h < kHeads; ++h) {
     QUEST_UNROLL
-    for (int c = 0; c < 2 * kPairs; ++c)
-      sums[h][c / 2][c % 2] = load(out + h * p.values_stride + c * kWidth);
+    for (int c = 0; c < 2 * kPairs; ++c) sums[h][c / 2][c % 2] = zero();
   }
   for (int t = begin; t < end; t += kTokens) {
     if (fetch) {
@@ -156,11 +155,14 @@ void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int 
     Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
                                                       weights + t / kTokens * kHeads);
   }
+  // Added to the total at the end only: rounding grows with the length of a chain of additions.
   QUEST_UNROLL
   for (int h = 0; h < kHeads; ++h) {
     QUEST_UNROLL
-    for (int c = 0; c < 2 * kPairs; ++c)
-      store(out + h * p.values_stride + c * kWidth, sums[h][c / 2][c % 2]);
+    for (int c = 0; c < 2 * kPairs; ++c) {
+      float* total = out + h * p.values_stride + c * kWidth;
+      store(total, load(total) + sums[h][c / 2][c % 2]);
+    }
   }
 }
 

@@ -8,7 +8,7 @@ namespace QUEST_ISA {
 namespace {
 
 constexpr int kMaxRow = 2 * kMaxHeadDim;
-constexpr int kFetchPages = 16;
+constexpr int kFetchPages = 8;
 
 // Adds the weights of a query head, [minimum's, maximum's].
 template <class T>
@@ -73,30 +73,15 @@ const T* summary_row(const ScoreParams& p, int64_t page) {
   return static_cast<const T*>(p.page_summary) + (page < last ? page : last) * p.summary_stride;
 }
 
-// Pages [page, page + 4): sums[i] holds the score of page + i, spread over its lanes.
+// The score of a page, spread over the lanes of the result. A row at a time: the prefetchers of the
+// CPU follow one stream, several rows side by side are slower.
 template <class T>
-QUEST_INLINE void score_four(const ScoreParams& p, const GroupWeights<T>& weights, int64_t page,
-                             V* sums) {
-  const int size = 2 * p.head_dim;
-  const T* rows[4];
-  V partial[4][2];
-  QUEST_UNROLL
-  for (int r = 0; r < 4; ++r) {
-    rows[r] = summary_row<T>(p, page + r);
-    partial[r][0] = partial[r][1] = zero();
-    prefetch(summary_row<T>(p, page + r + kFetchPages), size * sizeof(T));
-  }
+QUEST_INLINE V score_row(const GroupWeights<T>& weights, const T* row, int size) {
+  V sums[2] = {zero(), zero()};
   int i = 0;
-  for (; i + kPairWidth <= size; i += kPairWidth) {
-    QUEST_UNROLL
-    for (int r = 0; r < 4; ++r) weights.add(rows[r], i, partial[r]);
-  }
-  if (i < size) {
-    QUEST_UNROLL
-    for (int r = 0; r < 4; ++r) weights.add(rows[r], i, size - i, partial[r]);
-  }
-  QUEST_UNROLL
-  for (int r = 0; r < 4; ++r) sums[r] = partial[r][0] + partial[r][1];
+  for (; i + kPairWidth <= size; i += kPairWidth) weights.add(row, i, sums);
+  if (i < size) weights.add(row, i, size - i, sums);
+  return sums[0] + sums[1];
 }
 
 template <class T>
@@ -104,11 +89,14 @@ void score_group(const ScoreParams& p) {
   float row[kMaxRow] = {};
   for (int h = 0; h < p.group_size; ++h) add_weights<T>(p, h, row);
   GroupWeights<T> weights;
-  weights.prepare(row, 2 * p.head_dim);
+  const int size = 2 * p.head_dim;
+  weights.prepare(row, size);
   for (int64_t page = p.first_page; page < p.last_page; page += kWidth) {
     V sums[kWidth];
-    QUEST_UNROLL
-    for (int r = 0; r < kWidth; r += 4) score_four(p, weights, page + r, sums + r);
+    for (int r = 0; r < kWidth; ++r) {
+      prefetch(summary_row<T>(p, page + r + kFetchPages), size * sizeof(T));
+      sums[r] = score_row(weights, summary_row<T>(p, page + r), size);
+    }
     const V scores = reduce_rows(sums);
     if (page + kWidth <= p.last_page) {
       store(p.scores + page, scores);

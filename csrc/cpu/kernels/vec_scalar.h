@@ -45,12 +45,16 @@ QUEST_INLINE V ldexp(V x, V n) {
   return {x.v * bit_cast<Float4>((integer + 127u) << 23)};
 }
 
-QUEST_INLINE float widen(Float16 x) {
+// 4 float16.
+QUEST_INLINE V widen(const Float16* p) {
+  typedef uint16_t UShort4 __attribute__((vector_size(8)));
+  UShort4 halves;
+  memcpy(&halves, p, sizeof(halves));
+  const UInt4 x = __builtin_convertvector(halves, UInt4);
   // The exponent is rebiased by a multiplication, which also makes subnormals normal.
-  const float magnitude = bit_cast<float>(static_cast<uint32_t>(x.bits & 0x7fff) << 13) * 0x1p112f;
-  uint32_t bits = bit_cast<uint32_t>(magnitude);
-  if ((x.bits & 0x7c00) == 0x7c00) bits |= 0x7f800000;
-  return bit_cast<float>(bits | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+  const UInt4 bits = bit_cast<UInt4>(bit_cast<Float4>((x & 0x7fffu) << 13) * 0x1p112f);
+  const UInt4 is_special = bit_cast<UInt4>((x & 0x7c00u) == 0x7c00u);
+  return {bit_cast<Float4>(bits | (is_special & 0x7f800000u) | (x & 0x8000u) << 16)};
 }
 QUEST_INLINE Float16 narrow_to_float16(float x) {
   const uint32_t sign = bit_cast<uint32_t>(x) & 0x80000000u;
@@ -78,10 +82,7 @@ QUEST_INLINE Pair load_pair(const BFloat16* p) {
   memcpy(&x, p, sizeof(x));
   return {{bit_cast<Float4>(x << 16)}, {bit_cast<Float4>(x & 0xffff0000u)}};
 }
-QUEST_INLINE Pair load_pair(const Float16* p) {
-  return {{Float4{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}},
-          {Float4{widen(p[4]), widen(p[5]), widen(p[6]), widen(p[7])}}};
-}
+QUEST_INLINE Pair load_pair(const Float16* p) { return {widen(p), widen(p + 4)}; }
 // A pair is 8 elements wide and rows are multiples of 8: there is never a rest.
 template <class T>
 QUEST_INLINE Pair load_pair(const T* p, int) {

@@ -1,0 +1,205 @@
+// With enough KV heads for the threads a task does all three steps for one of them; otherwise the
+// steps are tasks of their own, which wait for what they need. Both ways run the same functions
+// over the same splits: the bits do not depend on the choice.
+#include "cpu/sparse_steps.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace quest {
+namespace {
+
+constexpr int64_t kScoreTaskPages = 512;
+
+enum class Step { kWhole, kScore, kSelect, kAttend };
+
+struct Task {
+  Step step;
+  int64_t index;  // of a group (kWhole, kScore), select (kSelect) or work (kAttend)
+  int64_t part;   // of the scores, or split of the work
+};
+
+class Runner {
+ public:
+  Runner(SparseCall& call, Scratch& scratch) : call_(call), scratch_(scratch) {}
+
+  void plan_by_group();
+  void plan_by_step();
+  void run(int64_t bytes) const;
+
+ private:
+  void take_tasks(int64_t count);
+  void add(Step step, int64_t index, int64_t num_parts) {
+    for (int64_t part = 0; part < num_parts; ++part) tasks_[num_tasks_++] = {step, index, part};
+  }
+  void add_dense();
+
+  int64_t num_complete(const Group& group) const { return group.seq_len / call_.choice.page_size; }
+  void score(const Group& group, int64_t first, int64_t last) const;
+  void select(Select& select, Scratch& scratch) const;
+  Work plan(const Select& select, int64_t i) const;
+
+  void run_whole(int64_t index, Scratch& scratch) const;
+  void run_score(int64_t index, int64_t part) const;
+  void run_select(int64_t index, Scratch& scratch) const;
+  void run_attend(int64_t index, int64_t split, Scratch& scratch) const;
+
+  SparseCall& call_;
+  Scratch& scratch_;
+  Task* tasks_ = nullptr;
+  int64_t num_tasks_ = 0;
+  Countdown* pending_scores_ = nullptr;   // [num_groups]
+  Countdown* pending_selects_ = nullptr;  // [num_selects]
+  Countdown* pending_splits_ = nullptr;   // [num_works]
+};
+
+void Runner::score(const Group& group, int64_t first, int64_t last) const {
+  score_page_range(call_.scoring, group.row, group.kv_head, first, last, group.scores,
+                   call_.max_pages);
+}
+
+void Runner::select(Select& select, Scratch& scratch) const {
+  const Group& group = call_.groups[select.group];
+  const int64_t place = (&select - call_.selects) % call_.selects_per_group;
+  float* scores = group.scores + place * call_.max_pages;
+  std::fill(scores + num_complete(group), scores + ceil_div(group.seq_len, call_.choice.page_size),
+            -std::numeric_limits<float>::infinity());
+  select.num_pages =
+      choose_pages(call_.choice, call_.a.mask, group.row, select.first_head, call_.heads_per_select,
+                   group.seq_len, scores, select.pages, scratch);
+}
+
+// Work i of a select.
+Work Runner::plan(const Select& select, int64_t i) const {
+  const Group& group = call_.groups[select.group];
+  const int64_t num_heads = heads_per_unit(call_.a, call_.heads_per_select);
+  const Unit unit = make_unit(call_.a, group.row, select.first_head + i * num_heads, num_heads);
+  return plan_pages(unit, group.seq_len, select.pages, select.num_pages, call_.choice.page_size);
+}
+
+void Runner::run_whole(int64_t index, Scratch& scratch) const {
+  Group& group = call_.groups[index];
+  group.scores = scratch.take<float>(call_.selects_per_group * call_.max_pages);
+  score(group, 0, num_complete(group));
+  for (int64_t s = 0; s < call_.selects_per_group; ++s) {
+    Select& each = call_.selects[index * call_.selects_per_group + s];
+    select(each, scratch);
+    for (int64_t i = 0; i < call_.works_per_select(); ++i) {
+      Work work = plan(each, i);
+      attend_unit(call_.a, work, call_.out, scratch);
+    }
+  }
+}
+
+void Runner::run_score(int64_t index, int64_t part) const {
+  const Group& group = call_.groups[index];
+  const int64_t first = part * kScoreTaskPages;
+  score(group, first, std::min(first + kScoreTaskPages, num_complete(group)));
+  finish_one(pending_scores_[index]);
+}
+
+void Runner::run_select(int64_t index, Scratch& scratch) const {
+  Select& each = call_.selects[index];
+  wait_for_zero(pending_scores_[each.group]);
+  select(each, scratch);
+  for (int64_t i = 0; i < call_.works_per_select(); ++i) {
+    Work& work = call_.works[call_.num_dense_works + index * call_.works_per_select() + i];
+    const Partials partials = work.partials;
+    work = plan(each, i);
+    work.partials = partials;
+  }
+  finish_one(pending_selects_[index]);
+}
+
+void Runner::run_attend(int64_t index, int64_t split, Scratch& scratch) const {
+  if (index >= call_.num_dense_works) {
+    wait_for_zero(pending_selects_[(index - call_.num_dense_works) / call_.works_per_select()]);
+  }
+  const Work& work = call_.works[index];
+  if (split < work.num_splits) attend_split(call_.a, work, split, scratch);
+  if (finish_one(pending_splits_[index])) combine_splits(call_.a, work, call_.out);
+}
+
+void Runner::take_tasks(int64_t count) {
+  for (int64_t i = 0; i < call_.num_dense_works; ++i) count += call_.works[i].num_splits;
+  tasks_ = scratch_.take<Task>(count);
+  pending_splits_ = scratch_.take<Countdown>(call_.num_works);
+}
+
+void Runner::add_dense() {
+  for (int64_t i = 0; i < call_.num_dense_works; ++i) {
+    Work& work = call_.works[i];
+    take_partials(call_.a, work, work.num_splits, scratch_);
+    new (&pending_splits_[i]) Countdown(static_cast<int32_t>(work.num_splits));
+    add(Step::kAttend, i, work.num_splits);
+  }
+}
+
+void Runner::plan_by_group() {
+  take_tasks(call_.num_groups);
+  for (int64_t i = 0; i < call_.num_groups; ++i) add(Step::kWhole, i, 1);
+  add_dense();
+}
+
+void Runner::plan_by_step() {
+  const int64_t num_selects = call_.num_selects();
+  const int64_t max_parts = ceil_div(call_.max_pages, kScoreTaskPages);
+  const int64_t splits =
+      std::max<int64_t>(1, max_page_splits(call_.choice.page_budget, call_.choice.page_size));
+  take_tasks(call_.num_groups * max_parts + num_selects + call_.num_works * splits);
+  pending_scores_ = scratch_.take<Countdown>(call_.num_groups);
+  pending_selects_ = scratch_.take<Countdown>(num_selects);
+  for (int64_t i = 0; i < call_.num_groups; ++i) {
+    Group& group = call_.groups[i];
+    group.scores = scratch_.take<float>(call_.selects_per_group * call_.max_pages);
+    const int64_t parts = ceil_div(num_complete(group), kScoreTaskPages);
+    new (&pending_scores_[i]) Countdown(static_cast<int32_t>(parts));
+    add(Step::kScore, i, parts);
+  }
+  add_dense();
+  for (int64_t i = 0; i < num_selects; ++i) {
+    new (&pending_selects_[i]) Countdown(1);
+    add(Step::kSelect, i, 1);
+  }
+  for (int64_t i = call_.num_dense_works; i < call_.num_works; ++i) {
+    Work& work = call_.works[i];
+    work.unit.num_heads = heads_per_unit(call_.a, call_.heads_per_select);
+    take_partials(call_.a, work, splits, scratch_);
+    new (&pending_splits_[i]) Countdown(static_cast<int32_t>(splits));
+    add(Step::kAttend, i, splits);
+  }
+}
+
+void Runner::run(int64_t bytes) const {
+  run_tasks(num_tasks_, bytes, [this](int64_t i) {
+    const Task& task = tasks_[i];
+    Scratch& scratch = task_scratch();
+    scratch.reset();
+    switch (task.step) {
+      case Step::kWhole:
+        return run_whole(task.index, scratch);
+      case Step::kScore:
+        return run_score(task.index, task.part);
+      case Step::kSelect:
+        return run_select(task.index, scratch);
+      case Step::kAttend:
+        return run_attend(task.index, task.part, scratch);
+    }
+  });
+}
+
+// Whether tasks of a whole group leave few threads idle.
+bool fills_threads(int64_t num_groups) {
+  const int64_t num_threads = torch::stable::get_num_threads();
+  return 4 * num_groups >= 3 * ceil_div(num_groups, num_threads) * num_threads;
+}
+
+}  // namespace
+
+void run_sparse_call(SparseCall& call, int64_t bytes, Scratch& scratch) {
+  Runner runner(call, scratch);
+  fills_threads(call.num_groups) ? runner.plan_by_group() : runner.plan_by_step();
+  runner.run(bytes);
+}
+
+}  // namespace quest
