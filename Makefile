@@ -6,7 +6,8 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/pytest
+# One thread per process: the processes share the cores.
+PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n $(JOBS)
 TRANSFORMERS := 5.23.0 4.57.6
 
 # torch and the build tools come before the package, which is built against the installed torch.
@@ -30,15 +31,15 @@ demo: $(INSTALLED) ## answer questions about a long context: dense against Quest
 	$(BIN)/quest-compile demo $(ARGS)
 
 test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
-	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) --dist loadfile $(ARGS)
 
 test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
-	QUEST_COMPILE_NATIVE=0 OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile tests/ops $(ARGS)
+	QUEST_COMPILE_NATIVE=0 $(PYTEST) --dist loadfile tests/ops $(ARGS)
 
 test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 
 test-transformers-%: $(VENV)-transformers-%/installed.stamp
-	PYTHONSAFEPATH=1 $(VENV)-transformers-$*/bin/python -m pytest tests/test_models.py $(ARGS)
+	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

@@ -44,10 +44,14 @@ def add_page_summaries(
         name = f"quest_{len(added)}"
         page_summary = last = _add_static_input(graph, last, f"{name}_page_summary", summary_value)
         num_sealed = last = _add_static_input(graph, last, f"{name}_num_sealed", sealed_value)
-        with graph.inserting_after(site.key_write):
+        behind_write = site.key_write.next
+        with graph.inserting_before(behind_write):
+            cache_position = site.cache_position
+            if example_value(cache_position).dtype != torch.int64:
+                cache_position = graph.call_method("long", (cache_position,))
             graph.call_function(
                 torch.ops.quest.update_page_summary.default,
-                (site.key_cache, site.cache_position, page_summary, num_sealed),
+                (site.key_cache, cache_position, page_summary, num_sealed),
                 {"page_size": config.page_size},
             )
         added[site.key_cache] = SummaryInputs(

@@ -1,19 +1,24 @@
-"""How a graph reads and writes a KV cache: from an attention operand back to a placeholder."""
+"""How a graph reads and writes a KV cache: from an attention operand back to a placeholder.
+
+Nothing is guessed: a cache that is used in any way that is not listed here is left alone.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import fx
 
 from quest_compile.passes.graph import (
-    aliased_placeholder,
+    RETURNS_SELF,
+    VIEWS,
+    argument_of,
     call_name,
     example_value,
     is_inplace_call,
+    is_written,
     same_tensor,
 )
 from quest_compile.passes.reasons import Reason, Refused
@@ -24,19 +29,16 @@ _HEAD_REPEATS = frozenset(
     {"getitem", "unsqueeze", "expand", "reshape", "view", "flatten", "repeat_interleave"}
 )
 _ALLOCATIONS = frozenset({"zeros", "new_zeros", "zeros_like", "empty", "new_empty", "full"})
-
-
-def cache_writes(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Every in-place call on (a view of) a placeholder, by placeholder."""
-    writes = defaultdict(list)
-    for node in nodes:
-        if not is_inplace_call(node):
-            continue
-        for argument in node.all_input_nodes if call_name(node) == "" else node.args[:1]:
-            placeholder = aliased_placeholder(argument)
-            if placeholder is not None:
-                writes[placeholder].append(node)
-    return writes
+_WRITES = frozenset({"index_copy_", "index_put_", "setitem"})
+# What may be done with a cache besides writing it and taking views: reads without side effects.
+_READS = frozenset(
+    "scaled_dot_product_attention repeat_interleave size dim stride numel is_contiguous".split()
+)
+# Arithmetic on positions that keeps "the next positions" what they are.
+_POSITION_STEPS = frozenset(
+    "arange add sub getitem view reshape unsqueeze squeeze expand to long int contiguous "
+    "clone".split()
+)
 
 
 def trace_to_cache(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
@@ -50,7 +52,8 @@ def trace_to_cache(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
         name = call_name(node)
         if name in _ALLOCATIONS:
             raise Refused(Reason.CACHE_CREATED_IN_GRAPH)
-        if name not in _IDENTITIES | _HEAD_REPEATS or len(steps) > 3:
+        known = name in _IDENTITIES or name in _HEAD_REPEATS
+        if not known or len(steps) > 3 or not node.args or not isinstance(node.args[0], fx.Node):
             raise Refused(Reason.NOT_A_CACHE)
         if name not in _IDENTITIES:
             steps.insert(0, node)
@@ -64,19 +67,18 @@ def trace_to_cache(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
 def _head_repeats(steps: list[fx.Node], cache: torch.Tensor) -> int:
     """How often the known ways of spelling "repeat the KV heads" repeat them."""
     names = [call_name(step) for step in steps]
-    first: Any = steps[0].args if steps else ()
     if not names:
         return 1
     if names == ["repeat_interleave"]:
-        arguments: dict[str, Any] = dict(zip(("repeats", "dim"), first[1:])) | steps[0].kwargs
-        if arguments.get("dim") in (1, -3) and isinstance(arguments.get("repeats"), int):
-            return arguments["repeats"]
+        repeats, dim = argument_of(steps[0], 1, "repeats"), argument_of(steps[0], 2, "dim")
+        if dim in (1, -3) and isinstance(repeats, int):
+            return repeats
     if len(names) == 3 and names[1] == "expand" and names[2] in ("reshape", "view", "flatten"):
         expanded, merged = example_value(steps[1]).shape, example_value(steps[2]).shape
         batch, num_kv_heads, max_seq_len, head_dim = cache.shape
-        inserts_group_dim = (names[0] == "getitem" and _is_unsqueeze_2(first[1])) or (
-            names[0] == "unsqueeze" and first[1:] == (2,)
-        )
+        inserts_group_dim = (
+            names[0] == "getitem" and _is_unsqueeze_2(argument_of(steps[0], 1, "index"))
+        ) or (names[0] == "unsqueeze" and argument_of(steps[0], 1, "dim") == 2)
         if (
             inserts_group_dim
             and tuple(expanded[:2]) == (batch, num_kv_heads)
@@ -94,34 +96,79 @@ def _is_unsqueeze_2(index: Any) -> bool:
     return index[2] is None and all(entry == _EVERYTHING for i, entry in enumerate(index) if i != 2)
 
 
-def single_write(writes: list[fx.Node]) -> tuple[fx.Node, fx.Node]:
-    """The one write of new rows at a tensor of positions: (node, positions)."""
+def single_write(cache: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The one write of new rows to this placeholder: (node, positions)."""
+    writes = _writes_of(cache)
     if not writes:
         raise Refused(Reason.NO_CACHE_WRITE)
     if len(writes) > 1:
         raise Refused(Reason.SEVERAL_CACHE_WRITES)
     (write,) = writes
-    arguments: Any = write.args
     position: Any = None
-    if same_tensor(write.args[0]).op == "placeholder":
-        if call_name(write) == "index_copy_" and arguments[1] in (2, -2):
-            position = arguments[2]
+    if same_tensor(argument_of(write, 0, "self")) is cache:
+        if call_name(write) == "index_copy_" and argument_of(write, 1, "dim") in (2, -2):
+            position = argument_of(write, 2, "index")
         elif write.target is operator.setitem:
-            position = _position_of_index(arguments[1])
-        elif call_name(write) == "index_put_" and not write.kwargs and len(arguments) == 3:
-            position = _position_of_index(tuple(arguments[1]))
+            position = _position_of_index(write.args[1], everything=(_EVERYTHING,))
+        elif call_name(write) == "index_put_" and not argument_of(write, 3, "accumulate"):
+            indices = argument_of(write, 1, "indices")
+            position = _position_of_index(tuple(indices), everything=(None,))
     value = example_value(position)
-    if not isinstance(value, torch.Tensor) or value.ndim != 1 or value.dtype != torch.int64:
+    if not isinstance(value, torch.Tensor) or value.ndim != 1:
         raise Refused(Reason.UNKNOWN_CACHE_WRITE)
+    if value.dtype not in (torch.int64, torch.int32) or not _counts_on(position):
+        raise Refused(Reason.UNKNOWN_POSITION)
     return write, position
 
 
-def _position_of_index(index: Any) -> Any:
+def _writes_of(cache: fx.Node) -> list[fx.Node]:
+    """Every write to the memory of this placeholder; refuses what it does not know."""
+    writes: list[fx.Node] = []
+    unknown: set[Reason] = set()
+    aliases, seen = [cache], {cache}
+    while aliases:
+        alias = aliases.pop()
+        for user in alias.users:
+            name = call_name(user)
+            is_first_argument = bool(user.args) and user.args[0] is alias
+            if user in seen or user.op == "output":
+                continue
+            if name in _WRITES and is_first_argument:
+                writes.append(user)
+            elif not (is_first_argument and name in VIEWS) and name not in _READS:
+                is_write = is_first_argument and is_inplace_call(user)
+                unknown.add(Reason.UNKNOWN_CACHE_WRITE if is_write else Reason.UNKNOWN_CACHE_USE)
+            seen.add(user)
+            if name in VIEWS or name in RETURNS_SELF:
+                aliases.append(user)
+    for reason in (Reason.UNKNOWN_CACHE_WRITE, Reason.UNKNOWN_CACHE_USE):
+        if reason in unknown:
+            raise Refused(reason)
+    return writes
+
+
+def _position_of_index(index: Any, everything: tuple[Any, ...]) -> Any:
     """``position`` of ``cache[:, :, position]``."""
     if isinstance(index, tuple) and len(index) in (3, 4):
-        others = index[:2] + index[3:]
-        if all(entry == _EVERYTHING or entry is None for entry in others[:2]) and all(
-            entry in (_EVERYTHING, Ellipsis) for entry in others[2:]
+        if all(entry in everything for entry in index[:2]) and all(
+            entry in (*everything, Ellipsis) for entry in index[3:]
         ):
             return index[2]
     return None
+
+
+def _counts_on(position: fx.Node) -> bool:
+    """Does this follow from an input by counting on? (A rolling buffer takes a remainder.)"""
+    if is_written(position):
+        return False
+    pending, seen = [position], {position}
+    while pending:
+        node = pending.pop()
+        if node.op in ("placeholder", "get_attr"):
+            continue
+        if call_name(node) not in _POSITION_STEPS:
+            return False
+        new = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(new)
+        pending += new
+    return True

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 # In-place tensor methods whose result is their first argument.
-_RETURNS_SELF = frozenset({"index_copy_", "index_put_", "scatter_", "copy_", "fill_", "zero_"})
+RETURNS_SELF = frozenset({"index_copy_", "index_put_", "scatter_", "copy_", "fill_", "zero_"})
 
 # Methods and functions that give a view of, or the same tensor as, their first argument.
-_VIEWS = frozenset(
+VIEWS = frozenset(
     "getitem view view_as reshape expand expand_as unsqueeze squeeze flatten unflatten transpose "
     "permute swapaxes narrow select detach contiguous alias t mT T".split()
 )
@@ -44,25 +44,47 @@ def is_inplace_call(node: fx.Node) -> bool:
 
 def same_tensor(node: Any) -> Any:
     """Walk back over in-place calls to the tensor they wrote and returned."""
-    while isinstance(node, fx.Node) and call_name(node) in _RETURNS_SELF and node.args:
+    while isinstance(node, fx.Node) and call_name(node) in RETURNS_SELF and node.args:
         node = node.args[0]
     return node
 
 
-def aliased_placeholder(node: Any) -> fx.Node | None:
-    """The placeholder whose memory this node may be a view of, else None."""
-    while isinstance(node, fx.Node) and node.op != "placeholder":
+def argument_of(node: fx.Node, index: int, name: str) -> Any:
+    """An argument of a call, however it was passed; None where it was not."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+
+
+def memory_of(node: Any) -> Any:
+    """The node whose memory this node may be a view of; itself if it made its own."""
+    while isinstance(node, fx.Node) and node.args and isinstance(node.args[0], fx.Node):
         name = call_name(node)
-        if not node.args or not (name in _VIEWS or name in _RETURNS_SELF):
-            return None
+        if name not in VIEWS and not is_inplace_call(node):
+            break
         node = node.args[0]
-    return node if isinstance(node, fx.Node) else None
+    return node
+
+
+def is_written(node: fx.Node) -> bool:
+    """Does any in-place call of the graph write the memory of this node?"""
+    aliases = [memory_of(node)]
+    seen = set(aliases)
+    while aliases:
+        alias = aliases.pop()
+        for user in alias.users:
+            if not user.args or user.args[0] is not alias or user in seen:
+                continue
+            if is_inplace_call(user):
+                return True
+            if call_name(user) in VIEWS:
+                seen.add(user)
+                aliases.append(user)
+    return False
 
 
 def erase_dead_views(graph: fx.Graph) -> None:
     """Erase views that nothing reads any more (they can only be left over from a rewrite)."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and (call_name(node) in _VIEWS or call_name(node) == "repeat_interleave"):
+        if not node.users and (call_name(node) in VIEWS or call_name(node) == "repeat_interleave"):
             graph.erase_node(node)
 
 

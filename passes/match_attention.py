@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from quest_compile.ops.limits import DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
-from quest_compile.passes.cache_access import cache_writes, single_write, trace_to_cache
+from quest_compile.passes.cache_access import single_write, trace_to_cache
 from quest_compile.passes.graph import example_value, is_plain_tensor, source_line
 from quest_compile.passes.reasons import Reason, Refused, require
 
@@ -35,7 +35,7 @@ class AttentionSite:
     key_cache: fx.Node  # placeholder [B, num_kv_heads, max_seq_len, head_dim]
     value_cache: fx.Node  # placeholder [B, num_kv_heads, max_seq_len, value_head_dim]
     key_write: fx.Node
-    cache_position: fx.Node  # int64 [q_len]
+    cache_position: fx.Node  # int64 or int32 [q_len]
     attn_mask: fx.Node | None
     scale: Any  # float, Node or None
     is_decode: bool  # q_len == 1
@@ -56,14 +56,13 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
     """List the attention calls in graph order. Linear in the size of the graph."""
     nodes = list(graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
-    writes = cache_writes(nodes)
     calls: list[AttentionCall] = []
     for node in nodes:
         if node.op != "call_function" or node.target is not SDPA:
             continue
         site, reason = None, None
         try:
-            site = _match_site(node, writes, order)
+            site = _match_site(node, order)
         except Refused as refused:
             reason = refused.reason
         layer = _layer_of(site, default=len(calls))
@@ -71,15 +70,13 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
     return calls
 
 
-def _match_site(
-    node: fx.Node, writes: dict[fx.Node, list[fx.Node]], order: dict[fx.Node, int]
-) -> AttentionSite:
+def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
     arguments: dict[str, Any] = dict(zip(_SDPA_PARAMETERS, node.args)) | node.kwargs
     query = arguments["query"]
     key_cache, key_repeats, key_read = trace_to_cache(arguments["key"])
     value_cache, value_repeats, value_read = trace_to_cache(arguments["value"])
-    key_write, key_position = single_write(writes[key_cache])
-    value_write, value_position = single_write(writes[value_cache])
+    key_write, key_position = single_write(key_cache)
+    value_write, value_position = single_write(value_cache)
     if order[key_write] > order[key_read or node] or order[value_write] > order[value_read or node]:
         raise Refused(Reason.READ_BEFORE_WRITE)
 
@@ -89,6 +86,9 @@ def _match_site(
     tensors = [example_value(n) for n in (query, key_cache, value_cache)]
     require(all(map(is_plain_tensor, tensors)), Reason.TENSOR_SUBCLASS)
     _check_tensors(*tensors)
+    require(example_value(node).dtype == tensors[0].dtype, Reason.DTYPE)
+    num_written = example_value(key_position).shape[0]
+    require(num_written == tensors[0].shape[2], Reason.UNKNOWN_POSITION)
     num_q_heads, num_kv_heads = tensors[0].shape[1], tensors[1].shape[1]
     enables_gqa = key_repeats == 1 and arguments.get("enable_gqa", False)
     require(num_kv_heads * key_repeats == num_q_heads or enables_gqa, Reason.HEAD_COUNTS)
@@ -124,6 +124,7 @@ def _check_tensors(query: torch.Tensor, key_cache: torch.Tensor, value_cache: to
     require(
         _is_head_dim(key_cache.shape[3]) and _is_head_dim(value_cache.shape[3]), Reason.HEAD_DIM
     )
+    require(key_cache.stride(3) == value_cache.stride(3) == 1, Reason.LAYOUT)
     wants_grad = any(tensor.requires_grad for tensor in tensors)
     require(not (torch.is_grad_enabled() and wants_grad), Reason.GRADIENTS)
 
@@ -148,7 +149,10 @@ def _layer_of(site: AttentionSite | None, default: int) -> int:
     if site is not None:
         source = getattr(site.key_cache, "_dynamo_source", None)
         name = getattr(source, "name", "")
-        numbers = re.findall(r"layers\D{1,24}?(\d+)", name() if callable(name) else name)
-        if len(numbers) == 1:
-            return int(numbers[0])
+        name = name() if callable(name) else name
+        # ``layers[3]``, or the only number there is: ``caches[3].keys``.
+        for pattern in (r"layers\D{1,24}?(\d+)", r"(\d+)"):
+            numbers = re.findall(pattern, name)
+            if len(numbers) == 1:
+                return int(numbers[0])
     return default

@@ -18,13 +18,16 @@ class Reason(enum.Enum):
     UNKNOWN_CACHE_WRITE = (
         "the cache is written in a way that is not known (sliding window, rolling)"
     )
+    UNKNOWN_CACHE_USE = "the cache is also used in a way that is not known, which might write it"
+    UNKNOWN_POSITION = "the positions written are not known to count on (rolling buffer)"
     SEVERAL_CACHE_WRITES = "the cache is written more than once"
     READ_BEFORE_WRITE = "the cache is read before the new keys are written"
     UNKNOWN_CACHE_READ = "the cache is read through operations that are not known (slicing)"
     KEY_VALUE_MISMATCH = "key and value cache differ in shape, position or number of repeats"
     HEAD_COUNTS = "batch or head counts of query and cache do not fit"
+    LAYOUT = "head_dim is not contiguous in the cache"
     HEAD_DIM = "head_dim is not a multiple of 8 up to 256"
-    DTYPE = "dtype is not float32, bfloat16 or float16, or differs between query and cache"
+    DTYPE = "dtype is not float32, bfloat16 or float16, or differs (query, cache, autocast)"
     NO_MASK = "no attention mask: the call attends unwritten positions too"
     MASK_DTYPE = "the mask is not boolean: a bias would not be seen by the page scores"
     MASK_SHAPE = "the mask is not [batch or 1, heads or 1, 1, max_seq_len]"

@@ -10,7 +10,11 @@ from torch import fx
 from quest_compile.config import QuestConfig
 from quest_compile.passes.add_page_summaries import SummaryInputs
 from quest_compile.passes.decide import Decision, Treatment
-from quest_compile.passes.graph import erase_dead_views, example_value
+from quest_compile.passes.graph import (
+    erase_dead_views,
+    example_value,
+    is_written,
+)
 
 
 def replace_attention(
@@ -29,11 +33,11 @@ def replace_attention(
         is_sparse = decision.treatment is Treatment.SPARSE
         if site is None or not (is_sparse or decision.uses_dense_decode):
             continue
-        seq_lens = derived.seq_lens(site.cache_position)
-        attn_mask = derived.shared_mask(site.attn_mask)
         query = replaced.get(site.query, site.query)
         caches = (query, site.key_cache, site.value_cache)
         with graph.inserting_before(node):
+            seq_lens = derived.seq_lens(site.cache_position)
+            attn_mask = derived.shared_mask(site.attn_mask)
             if is_sparse:
                 new = graph.call_function(
                     torch.ops.quest.sparse_decode.default,
@@ -69,10 +73,9 @@ class _DerivedInputs:
         self.made: dict[fx.Node, fx.Node] = {}
 
     def seq_lens(self, cache_position: fx.Node) -> fx.Node:
-        """int64 [1]: valid positions once ``cache_position`` is written."""
-        if cache_position not in self.made:
-            with self._after(cache_position):
-                node = self.graph.call_function(operator.add, (cache_position, 1))
+        """int [1]: valid positions once ``cache_position`` is written; call at a decode site."""
+        if not self._is_made(cache_position):
+            node = self.graph.call_function(operator.add, (cache_position, 1))
             node.meta["example_value"] = torch.add(example_value(cache_position), 1)
             self.made[cache_position] = node
         return self.made[cache_position]
@@ -81,15 +84,12 @@ class _DerivedInputs:
         """The mask behind an opaque op, so that Inductor does not compute it again per layer."""
         if attn_mask is None or attn_mask.op == "placeholder":
             return attn_mask
-        if attn_mask not in self.made:
-            with self._after(attn_mask):
-                node = self.graph.call_function(torch.ops.quest.share_mask.default, (attn_mask,))
+        if not self._is_made(attn_mask):
+            node = self.graph.call_function(torch.ops.quest.share_mask.default, (attn_mask,))
             node.meta["example_value"] = example_value(attn_mask)
             self.made[attn_mask] = node
         return self.made[attn_mask]
 
-    def _after(self, node: fx.Node):
-        last = node
-        if node.op == "placeholder":
-            *_, last = self.graph.find_nodes(op="placeholder")
-        return self.graph.inserting_after(last)
+    def _is_made(self, node: fx.Node) -> bool:
+        # What is written in place somewhere may differ from one layer to the next.
+        return node in self.made and not is_written(node)

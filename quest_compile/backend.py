@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,11 +48,12 @@ class QuestBackend:
         rewrite = run_passes(gm, config=config)
         if rewrite.gm is not gm:
             ops.warn_if_missing()
-        graph = report_rewrite(rewrite, config, mode)
+        inner = inner_compiler(config.inner, example_inputs)
+        graph = report_rewrite(rewrite, config, mode, inner)
         self._graphs.append(graph)
         if config.strict:
             _check_strict(graph)
-        compiled = _compile(rewrite, example_inputs, config.inner, patches)
+        compiled = _compile(rewrite, example_inputs, inner, patches)
         if not rewrite.summaries:
             return compiled
         return with_state(compiled, [s.cache_index for s in rewrite.summaries], config.page_size)
@@ -108,6 +111,31 @@ def _compile(
 
     compiled: Any = compile_fx(rewrite.gm, inputs, config_patches=patches or None)
     return compiled
+
+
+def inner_compiler(wanted: str, example_inputs: Sequence[Any]) -> str:
+    """``wanted``, or "aot_eager" (said once) where Inductor lacks the C++ compiler it needs."""
+    on_cpu = any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in example_inputs)
+    if wanted != "inductor" or not on_cpu or _has_cpp_compiler():
+        return wanted
+    return "aot_eager"
+
+
+@functools.cache
+def _has_cpp_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        warnings.warn(
+            "Inductor finds no C++ compiler, which it needs on CPU: graphs run uncompiled "
+            '(inner="aot_eager"), which is right but slower.',
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _mode_options(mode: str | None) -> dict[str, Any]:

@@ -44,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    """Trace the model with random weights: only its configuration is read."""
+    """Trace the model without weights: only its configuration is read."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config).eval()
     print(quest_compile.explain(model, quest=quest_compile.QuestConfig(budget=args.budget)))
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from quest_compile.ops.limits import GROUP_REDUCTIONS, PAGE_SIZES, SUMMARIES
@@ -80,8 +79,7 @@ class QuestConfig:
                     "inductor_options must be a mapping of Inductor settings, "
                     f"got {self.inductor_options!r}"
                 )
-            frozen = MappingProxyType(dict(self.inductor_options))
-            object.__setattr__(self, "inductor_options", frozen)
+            object.__setattr__(self, "inductor_options", dict(self.inductor_options))
 
     @property
     def page_budget(self) -> int:
@@ -107,10 +105,7 @@ class QuestConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values (JSON-able when inductor_options is)."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.inductor_options is not None:
-            fields["inductor_options"] = dict(self.inductor_options)
-        return fields
+        return dataclasses.asdict(self)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

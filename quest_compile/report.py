@@ -22,7 +22,8 @@ no graph was compiled by this backend. Likely reasons:
   - torch.compile(model, ...).generate(...) calls the uncompiled model: use
     quest_compile.compile_for_generate(model, ...) and model.generate(...)
   - the compiled model has not been called yet
-  - generate() ran without a static cache, or compiled with another backend"""
+  - generate() ran without a static cache, or compiled with another backend; with a plain
+    CompileConfig(backend=...) transformers compiles on GPUs only"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,15 @@ class ReportRow:
 
 @dataclasses.dataclass(frozen=True)
 class GraphReport:
-    """One graph that was compiled: ``rows`` in graph order, ``config`` in force, seconds spent."""
+    """One graph that was compiled: ``rows`` in graph order, ``config`` in force, seconds spent.
+
+    ``inner``: what compiled the rewritten graph; not ``config.inner`` where that was not possible.
+    """
 
     rows: tuple[ReportRow, ...]
     config: QuestConfig
     mode: str | None
+    inner: str
     rewrite_seconds: float
 
     def count(self, treatment: Treatment) -> int:
@@ -93,6 +98,7 @@ class Report:
                 {
                     "config": graph.config.as_dict(),
                     "mode": graph.mode,
+                    "inner": graph.inner,
                     "rewrite_seconds": graph.rewrite_seconds,
                     "rows": [row.as_dict() for row in graph.rows],
                 }
@@ -113,12 +119,15 @@ class Report:
     __repr__ = __str__
 
 
-def report_rewrite(rewrite: Rewrite, config: QuestConfig, mode: str | None) -> GraphReport:
+def report_rewrite(
+    rewrite: Rewrite, config: QuestConfig, mode: str | None, inner: str
+) -> GraphReport:
     """Describe one rewritten graph, and tell the log and the structured trace."""
     graph = GraphReport(
         rows=tuple(_row(decision, config) for decision in rewrite.decisions),
         config=config,
         mode=mode,
+        inner=inner,
         rewrite_seconds=rewrite.seconds,
     )
     if graph.rows:
@@ -175,7 +184,7 @@ def _table(rows: Sequence[ReportRow]) -> list[str]:
 def _settings(graph: GraphReport) -> str:
     config = graph.config
     mode = f", mode {graph.mode}" if graph.mode else ""
-    return f"budget {config.budget}, page {config.page_size}, inner {config.inner}{mode}"
+    return f"budget {config.budget}, page {config.page_size}, inner {graph.inner}{mode}"
 
 
 def _kernels() -> str:

@@ -6,10 +6,17 @@ caches, and costs 0.15 us to find. A copy of a cache (deepcopy, pickle) starts w
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
+
 import torch
 
 from quest_compile import ops
 
+log = logging.getLogger(__name__)
+
+_ANNOUNCED_AFTER = 32
+_is_announced = False
 _ATTRIBUTE = "_quest_page_summaries"
 
 
@@ -22,7 +29,7 @@ class PageSummaryState:
     which have none (there only the device's own check of the summaries against the keys is left).
     """
 
-    __slots__ = ("address", "num_sealed", "page_summary", "version")
+    __slots__ = ("address", "foreign_writes", "num_sealed", "page_summary", "version")
 
     def __init__(self, key_cache: torch.Tensor, page_size: int) -> None:
         # Outside inference mode, so that the state may be written in either mode later.
@@ -30,6 +37,7 @@ class PageSummaryState:
             self.page_summary = ops.empty_page_summary(key_cache, page_size)
             self.num_sealed = torch.zeros(1, dtype=torch.int64, device=key_cache.device)
         self.version: int | None = None
+        self.foreign_writes = 0
         self.address = key_cache.data_ptr()
 
     def invalidate(self) -> None:
@@ -38,13 +46,13 @@ class PageSummaryState:
 
 
 class _StatesOfCache(dict):
-    """Page size -> state. Copies of the cache tensor get an empty one."""
+    """Page size -> state. Copies of the cache tensor, saved ones too, get an empty dict."""
 
-    def __deepcopy__(self, memo: dict) -> _StatesOfCache:
-        return _StatesOfCache()
+    def __deepcopy__(self, memo: dict) -> dict:
+        return {}
 
     def __reduce__(self) -> tuple:
-        return (_StatesOfCache, ())
+        return (OrderedDict, ())
 
 
 def state_of(key_cache: torch.Tensor, page_size: int) -> PageSummaryState:
@@ -52,18 +60,36 @@ def state_of(key_cache: torch.Tensor, page_size: int) -> PageSummaryState:
 
     Called before each step. Two checks together find foreign writes: the version counter here, and
     on the device the comparison of sampled summaries with the keys (``update_page_summary``).
+    Inference tensors have no version counter: there a refilled, cropped or reset cache is found by
+    the samples, but a single page edited in place by other code may be missed for some steps.
     """
     states = key_cache.__dict__.get(_ATTRIBUTE)
-    state = None if states is None else states.get(page_size)
-    if state is None:
-        state = PageSummaryState(key_cache, page_size)
-        key_cache.__dict__.setdefault(_ATTRIBUTE, _StatesOfCache())[page_size] = state
-    elif key_cache.is_inference():
-        pass
-    elif state.version != key_cache._version or state.address != key_cache.data_ptr():
+    if type(states) is not _StatesOfCache:
+        states = _StatesOfCache()
+        setattr(key_cache, _ATTRIBUTE, states)
+    state = states.get(page_size)
+    if state is None or state.address != key_cache.data_ptr():
+        states[page_size] = state = PageSummaryState(key_cache, page_size)
+    elif not key_cache.is_inference() and state.version != key_cache._version:
         state.invalidate()
-        state.address = key_cache.data_ptr()
+        _note_foreign_write(state)
+    else:
+        state.foreign_writes = 0
     return state
+
+
+def _note_foreign_write(state: PageSummaryState) -> None:
+    """Say once when every step has to rebuild, which costs as much as reading all keys."""
+    global _is_announced
+    state.foreign_writes += 1
+    if state.foreign_writes == _ANNOUNCED_AFTER and not _is_announced:
+        _is_announced = True
+        log.warning(
+            "other code wrote a key cache before each of the last %d steps: its page summaries are "
+            "rebuilt every time, which is right but slow (another backend or page size on the same "
+            "cache?)",
+            _ANNOUNCED_AFTER,
+        )
 
 
 def record_own_write(key_cache: torch.Tensor, state: PageSummaryState) -> None:

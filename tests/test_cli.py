@@ -1,5 +1,7 @@
 """The commands of the README, as a user types them."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_models import VOCAB_SIZE, tiny_model
@@ -57,8 +59,9 @@ def test_demo_with_an_own_model_and_text(model_folder, prompt_file, capsys):
     assert "Quest was active: 16 sparse attention calls in 8 steps" in out
 
 
-def test_explain_needs_only_the_configuration(model_folder, capsys):
-    assert cli.main(["explain", str(model_folder), "--budget", "64"]) == 0
+def test_explain_needs_only_the_configuration(model_folder, tmp_path, capsys):
+    shutil.copy(model_folder / "config.json", tmp_path)
+    assert cli.main(["explain", str(tmp_path), "--budget", "64"]) == 0
     assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in capsys.readouterr().out
 
 
