@@ -184,6 +184,57 @@ def test_a_copied_cache_is_on_its_own(model, step):
             assert decode(step, either, prompt[:, -1:], LENGTH - 1) == expected
 
 
+def test_a_saved_cache_loads_and_is_on_its_own(model, step, tmp_path):
+    prompt = random_prompt(1, LENGTH)
+    with torch.no_grad():
+        cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
+        expected = decode(step, cache, prompt[:, -1:], LENGTH - 1)
+        rewind(cache, LENGTH - 1)
+        torch.save([(layer.keys, layer.values) for layer in cache.layers], tmp_path / "cache.pt")
+        loaded = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
+        for layer, (keys, values) in zip(loaded.layers, torch.load(tmp_path / "cache.pt")):
+            layer.keys, layer.values = keys, values
+        assert decode(step, loaded, prompt[:, -1:], LENGTH - 1) == expected
+
+
+@grad_modes
+def test_a_reordered_batch(model, step, mode):
+    prompts = random_prompt(2, LENGTH)
+    with mode():
+        cache = prefill(model, prompts[:, :-1], MAX_SEQ_LEN)
+        rows = [decode_row(step, cache, prompts[:, -1:], row) for row in (0, 1)]
+        rewind(cache, LENGTH - 1)
+        order = torch.tensor([1, 0])
+        for layer in cache.layers:
+            layer.keys.copy_(layer.keys.index_select(0, order))
+            layer.values.copy_(layer.values.index_select(0, order))
+        swapped = [decode_row(step, cache, prompts[order, -1:], row) for row in (0, 1)]
+    assert rows[0] != rows[1]
+    assert swapped == rows[::-1]
+
+
+def decode_row(step, cache, tokens, row):
+    rewind(cache, LENGTH - 1)
+    found = []
+    for i in range(STEPS):
+        tokens = greedy_step(step, cache, tokens, LENGTH - 1 + i)
+        found.append(int(tokens[row]))
+    return found
+
+
+def test_storage_swapped_under_a_cache_is_noticed(model, step):
+    first, second = random_prompt(1, LENGTH, seed=1), random_prompt(1, LENGTH, seed=2)
+    expected = fresh_run(model, step, second)
+    with torch.no_grad():
+        cache = prefill(model, first[:, :-1], MAX_SEQ_LEN)
+        decode(step, cache, first[:, -1:], LENGTH - 1)
+        other = prefill(model, second[:, :-1], MAX_SEQ_LEN)
+        for mine, theirs in zip(cache.layers, other.layers):
+            mine.keys.data, mine.values.data = theirs.keys.data, theirs.values.data
+        rewind(cache, LENGTH - 1)
+        assert decode(step, cache, second[:, -1:], LENGTH - 1) == expected
+
+
 def test_page_summaries_die_with_their_cache(model, step):
     prompt = random_prompt(1, LENGTH)
     with torch.no_grad():

@@ -92,7 +92,7 @@ def test_native_kernel_is_registered_when_the_library_is_loaded(name, serves_nat
 
 
 @names
-@cases
+@small_cases
 def test_opcheck(name, case):
     arguments, settings = call_of(name, make_inputs(case))
     op = getattr(torch.ops.quest, name).default

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hostile import CASES, DTYPES, NAN, lay_out
+from hostile import DTYPES, NAN, lay_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,25 +226,3 @@ def test_any_sequence_of_writes_equals_a_summary_from_scratch(writes, page_size,
         num_complete = cache.length // page_size
         scratch, kept = built[:, :, :num_complete], cache.summary[:, :, :num_complete]
         assert torch.equal(scratch.view(torch.uint8), kept.contiguous().view(torch.uint8))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_build_page_summary_covers_complete_pages_of_each_row(case, device):
-    shape = (len(case.lengths), case.num_kv_heads, case.max_seq_len, case.head_dim)
-    keys = torch.randn(shape).to(device, case.dtype)
-    summary = ops.build_page_summary(
-        lay_out(keys, case.layout), torch.tensor(case.lengths, device=device), case.page_size
-    )
-    assert summary.shape == (*shape[:2], -(-case.max_seq_len // case.page_size), 2, case.head_dim)
-    for row, length in enumerate(case.lengths):
-        num_complete = length // case.page_size
-        pages = keys[row, :, : num_complete * case.page_size]
-        pages = pages.unflatten(1, (num_complete, case.page_size))
-        assert torch.equal(summary[row, :, :num_complete, 0], pages.amin(2))
-        assert torch.equal(summary[row, :, :num_complete, 1], pages.amax(2))
-
-
-@pytest.mark.parametrize("summary", ["mean", "minmax_int8"])
-def test_build_page_summary_of_another_kind(summary):
-    with pytest.raises(ValueError, match="summary: expected 'minmax'"):
-        ops.build_page_summary(torch.zeros(1, 1, 16, 8), torch.tensor([16]), summary=summary)

@@ -1,3 +1,5 @@
+import operator
+
 import pytest
 import torch
 from passes_layers import (
@@ -88,6 +90,44 @@ def other_positions(query, key, value, key_cache, value_cache, position, mask):
     return sdpa(query, key_cache, value_cache, mask, enable_gqa=True)
 
 
+def with_cache(use):
+    """A layer that is a site, but for what ``use(key_cache)`` does to its cache."""
+
+    def layer(query, key, value, key_cache, value_cache, position, mask):
+        use(key_cache)
+        return enable_gqa_layer(query, key, value, key_cache, value_cache, position, mask)
+
+    return layer
+
+
+def at_position(count):
+    """A layer that is a site, but for its positions being ``count(position)``."""
+
+    def layer(query, key, value, key_cache, value_cache, position, mask):
+        position = count(position)
+        return enable_gqa_layer(query, key, value, key_cache, value_cache, position, mask)
+
+    return layer
+
+
+def several_keys_for_one_query(query, key, value, key_cache, value_cache, position, mask):
+    position = torch.cat([position, position + 1])
+    keys, values = torch.cat([key, key], 2), torch.cat([value, value], 2)
+    return enable_gqa_layer(query, keys, values, key_cache, value_cache, position, mask)
+
+
+def written_at_heads(query, key, value, key_cache, value_cache, position, mask):
+    heads = torch.arange(2)
+    key_cache[None, :, heads] = key[0, :, 0, :1, None]
+    value_cache[None, :, heads] = value[0, :, 0, :1, None]
+    return sdpa(query, key_cache, value_cache, mask, enable_gqa=True)
+
+
+def autocast_layer(query, key, value, key_cache, value_cache, position, mask):
+    with torch.autocast("cpu", torch.bfloat16):
+        return enable_gqa_layer(query, key, value, key_cache, value_cache, position, mask)
+
+
 def with_sdpa_arguments(**changes):
     def layer(query, key, value, key_cache, value_cache, position, mask):
         key_cache.index_copy_(2, position, key)
@@ -111,6 +151,19 @@ def with_sdpa_arguments(**changes):
         (written_twice, Reason.SEVERAL_CACHE_WRITES),
         (read_before_write, Reason.READ_BEFORE_WRITE),
         (sliced, Reason.UNKNOWN_CACHE_READ),
+        (with_cache(lambda c: c.split(1, 1)[0].mul_(2)), Reason.UNKNOWN_CACHE_USE),
+        (with_cache(lambda c: c.unbind(1)[0].mul_(2)), Reason.UNKNOWN_CACHE_USE),
+        (with_cache(lambda c: c.movedim(1, 2).mul_(2)), Reason.UNKNOWN_CACHE_USE),
+        (with_cache(lambda c: torch.mul(c, 2, out=c)), Reason.UNKNOWN_CACHE_USE),
+        (with_cache(lambda c: torch._foreach_mul_([c], 2)), Reason.UNKNOWN_CACHE_USE),
+        (with_cache(lambda c: operator.imul(c, 2)), Reason.UNKNOWN_CACHE_USE),
+        (with_cache(lambda c: c.mul_(2)), Reason.UNKNOWN_CACHE_WRITE),
+        (at_position(lambda p: p % 64), Reason.UNKNOWN_POSITION),
+        (at_position(lambda p: p.clamp(max=63)), Reason.UNKNOWN_POSITION),
+        (at_position(lambda p: p.add_(20)), Reason.UNKNOWN_POSITION),
+        (several_keys_for_one_query, Reason.UNKNOWN_POSITION),
+        (written_at_heads, Reason.UNKNOWN_CACHE_WRITE),
+        (autocast_layer, Reason.DTYPE),
         (other_positions, Reason.KEY_VALUE_MISMATCH),
         (with_sdpa_arguments(attn_mask=None), Reason.NO_MASK),
         (with_sdpa_arguments(attn_mask=None, is_causal=True), Reason.IS_CAUSAL),
@@ -123,6 +176,26 @@ def test_everything_else_is_left_with_its_reason(layer, reason):
     _, call = match_one(torch.no_grad()(layer), *inputs())
     assert call.site is None
     assert call.reason is reason
+
+
+def test_a_cache_with_scattered_head_dim_is_a_reason():
+    arguments = list(inputs())
+    for i in (3, 4):
+        arguments[i] = arguments[i].mT.contiguous().mT
+    _, call = match_one(torch.no_grad()(enable_gqa_layer), *arguments)
+    assert call.reason is Reason.LAYOUT
+
+
+def test_arguments_may_be_passed_by_name():
+    def layer(query, key, value, key_cache, value_cache, position, mask):
+        key_cache.index_copy_(dim=2, index=position, source=key)
+        value_cache.index_copy_(dim=2, index=position, source=value)
+        keys = torch.repeat_interleave(key_cache, repeats=2, dim=1)
+        values = torch.repeat_interleave(value_cache, repeats=2, dim=1)
+        return sdpa(query=query, key=keys, value=values, attn_mask=mask)
+
+    _, call = match_one(torch.no_grad()(layer), *inputs())
+    assert call.reason is None
 
 
 def test_gradients_are_a_reason():

@@ -52,6 +52,35 @@ def test_same_numbers_while_the_budget_covers_the_context(layer):
     torch.testing.assert_close(out, expected)
 
 
+def mask_edited_in_place(query, key, value, key_cache, value_cache, position, attn_mask):
+    mask = attn_mask.clone()
+    first = enable_gqa_layer(query, key, value, key_cache, value_cache, position, mask)
+    mask[:, :, :, :16] = False
+    return first + torch.nn.functional.scaled_dot_product_attention(
+        query, key_cache, value_cache, mask, enable_gqa=True
+    )
+
+
+def int32_positions(query, key, value, key_cache, value_cache, position, attn_mask):
+    position = position.int()
+    key_cache[:, :, position] = key
+    value_cache[:, :, position] = value
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key_cache, value_cache, attn_mask, enable_gqa=True
+    )
+
+
+@pytest.mark.parametrize("layer", [mask_edited_in_place, int32_positions])
+def test_unusual_layers_compute_the_same(layer):
+    arguments = inputs(position=40)
+    expected = layer(*[a.clone() for a in arguments])
+    again = [a.clone() for a in arguments]
+    _, example_inputs, rewritten = rewrite(layer, *again)
+    assert count(rewritten.gm, QUEST.sparse_decode.default) >= 1
+    (out,) = run(rewritten, example_inputs)
+    torch.testing.assert_close(out, expected)
+
+
 def test_the_update_follows_the_write_and_comes_before_the_read():
     _, _, rewritten = rewrite(transformers_layer, *inputs())
     names = [str(n.target) for n in rewritten.gm.graph.nodes]
