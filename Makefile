@@ -6,8 +6,10 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
+# Inductor compiles C++ on CPU.
+MARKS := not nightly$(if $(shell command -v c++ || command -v clang++ || command -v $(CXX)),, and not inductor)
 # One thread per process: the processes share the cores.
-PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n $(JOBS) -m '$(MARKS)'
 TRANSFORMERS := 5.23.0 4.57.6
 
 # torch and the build tools come before the package, which is built against the installed torch.

@@ -18,7 +18,7 @@ Cache cache_pointers(const Tensor& cache) {
 }
 
 PageSummary summary_pointers(const Tensor& page_summary) {
-  return {page_summary.data_ptr(), page_summary.stride(0), page_summary.stride(1),
+  return {page_summary.const_data_ptr(), page_summary.stride(0), page_summary.stride(1),
           page_summary.stride(2)};
 }
 

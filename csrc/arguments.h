@@ -20,7 +20,7 @@ struct Cache {
 };
 
 struct PageSummary {
-  void* data;  // [batch, num_kv_heads, num_pages, 2, head_dim], the last two dimensions contiguous
+  const void* data;  // [batch, num_kv_heads, num_pages, 2, head_dim], the last two dimensions contiguous
   int64_t batch_stride;
   int64_t head_stride;
   int64_t page_stride;

@@ -59,6 +59,11 @@ def test_no_buffer_of_the_size_of_a_cache_is_made(decode_step):
         shape for shape in sizes if MAX_SEQ_LEN in shape and len(shape) == 4 and shape[1] > 1
     ]
     assert not [shape for shape in sizes if torch.Size(shape).numel() >= 2 * MAX_SEQ_LEN * 16]
+    assert "aten.clone" not in code
+    assert "aten.copy_" not in code
+    # Kernels loop over the 777 positions of the mask, and over nothing that is 777 keys long.
+    assert re.search(rf"<static_cast<int64_t>\({MAX_SEQ_LEN}L\)", code)
+    assert not re.search(rf"<static_cast<int64_t>\(({MAX_SEQ_LEN * 16}|{MAX_SEQ_LEN * 32})L\)", code)
 
 
 def test_the_mask_is_computed_once(decode_step):

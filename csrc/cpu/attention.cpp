@@ -1,6 +1,7 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/dispatch.h"
 
@@ -28,18 +29,30 @@ int64_t partial_stride(const Attention& a) {
   return ceil_div(a.shape.value_dim, kPartialAlignment) * kPartialAlignment;
 }
 
+int32_t* append_range(int64_t begin, int64_t end, int32_t* tokens) {
+  for (int64_t t = begin; t < end; ++t) *tokens++ = static_cast<int32_t>(t);
+  return tokens;
+}
+
 // Positions [begin, end) that the mask lets the unit attend.
 int32_t* append_positions(const Attention& a, const Unit& unit, int64_t begin, int64_t end,
                           int32_t* tokens) {
-  if (!a.mask.data) {
-    for (int64_t t = begin; t < end; ++t) *tokens++ = static_cast<int32_t>(t);
-    return tokens;
-  }
+  if (!a.mask.data) return append_range(begin, end, tokens);
   const uint8_t* mask =
       a.mask.data + unit.row * a.mask.batch_stride + unit.first_head * a.mask.head_stride;
-  for (int64_t t = begin; t < end; ++t) {
-    *tokens = static_cast<int32_t>(t);
-    tokens += mask[t * a.mask.token_stride] != 0;
+  while (begin < end) {
+    const int64_t next = std::min(begin + 8, end);
+    if (a.mask.token_stride == 1 && next == begin + 8) {
+      constexpr uint64_t kAllTrue = 0x0101010101010101;
+      uint64_t eight;
+      std::memcpy(&eight, mask + begin, sizeof(eight));
+      if (eight == kAllTrue) tokens = append_range(begin, next, tokens);
+      if (eight == kAllTrue || eight == 0) begin = next;
+    }
+    for (; begin < next; ++begin) {
+      *tokens = static_cast<int32_t>(begin);
+      tokens += mask[begin * a.mask.token_stride] != 0;
+    }
   }
   return tokens;
 }

@@ -16,6 +16,7 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
               page_budget);
   check_page_budget(page_budget, num_sink_pages, num_recent_pages);
   const int64_t batch = scores.size(0), num_heads = scores.size(1), num_pages = scores.size(2);
+  QUEST_CHECK(num_heads >= 1, "scores: expected at least 1 head, got ", num_heads);
   check_seq_lens(seq_lens, scores, batch);
   Scratch& scratch = call_scratch();
   scratch.reset();
@@ -52,8 +53,12 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
     mine.reset();
     int32_t* chosen = out + i * page_budget;
     const float* row_scores = data + row * batch_stride + head * head_stride;
-    const int64_t count = choose_pages(choice, mask, row, head * group_size, group_size,
-                                       lengths[row], row_scores, chosen, mine);
+    uint8_t* live = nullptr;
+    if (mask.data) {
+      live = mine.take<uint8_t>(ceil_div(lengths[row], page_size));
+      find_live_pages(mask, row, head * group_size, group_size, page_size, lengths[row], live);
+    }
+    const int64_t count = choose_pages(choice, lengths[row], row_scores, live, chosen, mine);
     std::fill(chosen + count, chosen + page_budget, -1);
   });
   return page_indices;

@@ -23,21 +23,22 @@ bool any_position(const uint8_t* mask, int64_t stride, int64_t begin, int64_t en
   return false;
 }
 
-// live [num_pages]: whether one of the heads attends a position of the page.
-void find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t num_heads,
+}  // namespace
+
+bool find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t num_heads,
                      int64_t page_size, int64_t seq_len, uint8_t* live) {
-  std::memset(live, 0, ceil_div(seq_len, page_size));
+  const int64_t num_pages = ceil_div(seq_len, page_size);
+  std::memset(live, 0, num_pages);
   for (int64_t h = 0; h < (mask.head_stride ? num_heads : 1); ++h) {
     const uint8_t* positions =
         mask.data + row * mask.batch_stride + (first_head + h) * mask.head_stride;
-    for (int64_t begin = 0, page = 0; begin < seq_len; begin += page_size, ++page) {
-      const int64_t end = std::min(begin + page_size, seq_len);
+    for (int64_t page = 0; page < num_pages; ++page) {
+      const int64_t begin = page * page_size, end = std::min(begin + page_size, seq_len);
       if (!live[page]) live[page] = any_position(positions, mask.token_stride, begin, end);
     }
   }
+  return std::find(live, live + num_pages, 0) == live + num_pages;
 }
-
-}  // namespace
 
 void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
                       int64_t last_page, float* scores, int64_t scores_stride) {
@@ -62,15 +63,9 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int6
   kernels().score_pages(p);
 }
 
-int64_t choose_pages(const Choice& choice, const Mask& mask, int64_t row, int64_t first_mask_head,
-                     int64_t num_mask_heads, int64_t seq_len, const float* scores,
-                     int32_t* page_indices, Scratch& scratch) {
+int64_t choose_pages(const Choice& choice, int64_t seq_len, const float* scores,
+                     const uint8_t* live, int32_t* page_indices, Scratch& scratch) {
   const int64_t num_pages = ceil_div(seq_len, choice.page_size);
-  uint8_t* live = nullptr;
-  if (mask.data) {
-    live = scratch.take<uint8_t>(num_pages);
-    find_live_pages(mask, row, first_mask_head, num_mask_heads, choice.page_size, seq_len, live);
-  }
   SelectParams p;
   p.scores = scores;
   p.live = live;

@@ -28,12 +28,16 @@ struct Choice {
   int64_t num_recent_pages;
 };
 
-// Chooses among the pages of a row with `seq_len` positions, for query heads that share the choice:
-// [first_mask_head, first_mask_head + num_mask_heads) of the mask. Only scores of complete pages
-// are used. Returns the number of pages written to page_indices [page_budget].
-int64_t choose_pages(const Choice& choice, const Mask& mask, int64_t row, int64_t first_mask_head,
-                     int64_t num_mask_heads, int64_t seq_len, const float* scores,
-                     int32_t* page_indices, Scratch& scratch);
+// live [num_pages]: whether heads [first_head, first_head + num_heads) of the mask attend a
+// position of the page below seq_len. Returns whether all pages are live. The mask is not nullptr.
+bool find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t num_heads,
+                     int64_t page_size, int64_t seq_len, uint8_t* live);
+
+// Chooses among the pages of a row with `seq_len` positions; live [num_pages], nullptr: all are.
+// Only scores of complete pages matter. Returns the number of pages written to page_indices
+// [page_budget].
+int64_t choose_pages(const Choice& choice, int64_t seq_len, const float* scores,
+                     const uint8_t* live, int32_t* page_indices, Scratch& scratch);
 
 // Positions below seq_len in the pages, ascending.
 int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t page_size,

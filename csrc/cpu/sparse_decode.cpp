@@ -7,6 +7,15 @@
 namespace quest {
 namespace {
 
+// Live pages of a row where all heads have the same mask; nullptr if all are live.
+const uint8_t* shared_live_pages(const SparseCall& call, int64_t row, int64_t seq_len,
+                                 Scratch& scratch) {
+  const Mask& mask = call.a.mask;
+  if (!mask.data || mask.head_stride) return nullptr;
+  uint8_t* live = scratch.take<uint8_t>(ceil_div(seq_len, call.choice.page_size));
+  return find_live_pages(mask, row, 0, 1, call.choice.page_size, seq_len, live) ? nullptr : live;
+}
+
 // Rows that fit the budget are dense works, KV heads of the others are groups.
 void plan_rows(SparseCall& call, const int64_t* lengths, Scratch& scratch) {
   const Shape& shape = call.a.shape;
@@ -20,8 +29,9 @@ void plan_rows(SparseCall& call, const int64_t* lengths, Scratch& scratch) {
       call.num_dense_works += plan_dense_row(call.a, row, seq_len, works);
       continue;
     }
+    const uint8_t* live = shared_live_pages(call, row, seq_len, scratch);
     for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
-      call.groups[call.num_groups++] = {row, kv_head, seq_len, nullptr};
+      call.groups[call.num_groups++] = {row, kv_head, seq_len, live, nullptr};
     }
     call.max_pages = std::max(call.max_pages, ceil_div(seq_len, choice.page_size));
   }

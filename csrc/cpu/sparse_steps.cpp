@@ -64,9 +64,14 @@ void Runner::select(Select& select, Scratch& scratch) const {
   float* scores = group.scores + place * call_.max_pages;
   std::fill(scores + num_complete(group), scores + ceil_div(group.seq_len, call_.choice.page_size),
             -std::numeric_limits<float>::infinity());
-  select.num_pages =
-      choose_pages(call_.choice, call_.a.mask, group.row, select.first_head, call_.heads_per_select,
-                   group.seq_len, scores, select.pages, scratch);
+  const uint8_t* live = group.live;
+  if (call_.a.mask.head_stride) {
+    uint8_t* own = scratch.take<uint8_t>(ceil_div(group.seq_len, call_.choice.page_size));
+    find_live_pages(call_.a.mask, group.row, select.first_head, call_.heads_per_select,
+                    call_.choice.page_size, group.seq_len, own);
+    live = own;
+  }
+  select.num_pages = choose_pages(call_.choice, group.seq_len, scores, live, select.pages, scratch);
 }
 
 // Work i of a select.

@@ -13,7 +13,8 @@ struct Group {
   int64_t row;
   int64_t kv_head;
   int64_t seq_len;
-  float* scores;  // [selects, max_pages]
+  const uint8_t* live;  // [pages in use], nullptr: all live, or every head has its own mask
+  float* scores;        // [selects, max_pages]
 };
 
 // A choice of pages: of a whole group, or with group_reduce "none" of one query head.

@@ -47,10 +47,14 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
 void fetch_samples(const PageMinMaxParams& p, const int64_t* samples) {
   const int64_t row_bytes = p.head_dim * element_size(p.dtype);
   for (int64_t i = 0; i < kSamples; ++i) {
+    const void* summary = offset(p.page_summary, p.dtype, samples[i] * p.summary_stride);
+    for (int64_t byte = 0; byte < 2 * row_bytes; byte += 64) {
+      __builtin_prefetch(static_cast<const char*>(summary) + byte, 0, 2);
+    }
     for (int64_t t = 0; t < p.page_size; ++t) {
       const int64_t token = samples[i] * p.page_size + t;
       const char* row = static_cast<const char*>(offset(p.key, p.dtype, token * p.key_stride));
-      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte);
+      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
     }
   }
 }
@@ -89,6 +93,7 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   const int64_t end = written.end / page_size;
   const Cache cache = cache_pointers(key_cache);
   const PageSummary summary = summary_pointers(page_summary);
+  void* summary_data = page_summary.mutable_data_ptr();
 
   const int64_t num_heads = batch * num_kv_heads;
   const int64_t page_bytes = page_size * head_dim * element_size(dtype);
@@ -105,7 +110,7 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
     p.key = offset(cache.data, dtype, row * cache.batch_stride + kv_head * cache.head_stride);
     p.key_stride = cache.token_stride;
     p.page_summary =
-        offset(summary.data, dtype, row * summary.batch_stride + kv_head * summary.head_stride);
+        offset(summary_data, dtype, row * summary.batch_stride + kv_head * summary.head_stride);
     p.summary_stride = summary.page_stride;
     p.first_page = first_page;
     p.last_page = last_page;

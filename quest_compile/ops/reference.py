@@ -11,7 +11,7 @@ N gathered positions, D head_dim, E head_dim of the values, W minimum and maximu
 import torch
 from torch.nn.functional import pad
 
-_TILE_SIZE = 1024
+_TILE_SIZE = 512
 
 
 def update_page_summary(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
@@ -51,8 +51,7 @@ def score_pages(query, page_summary, seq_lens, *, page_size=16, group_reduce="su
     bound_BKGP = _dot_products(weight_BKGW, _widen(page_summary.flatten(-2)))
     score_BSP = bound_BKGP.amax(2) if group_reduce == "max" else bound_BKGP.flatten(1, 2)
     num_complete_B11 = _seq_len_B11(seq_lens, num_pages * page_size) // page_size
-    is_complete_B1P = _arange(num_pages, seq_lens) < num_complete_B11
-    return score_BSP.masked_fill(~is_complete_B1P, -torch.inf)
+    return score_BSP.masked_fill(_arange(num_pages, seq_lens) >= num_complete_B11, -torch.inf)
 
 
 def select_pages(
@@ -152,8 +151,10 @@ def share_mask(attn_mask):
 def _attend(query, key_BHND, value_BHNE, live_BHN, scale):
     """Softmax attention: out [B, H, G, E], lse [B, H, G]; 0 and -inf where nothing is live."""
     query_BHGD = _widen(query.contiguous().view(*key_BHND.shape[:2], -1, query.shape[-1]))
-    # Dead entries are zeroed as well as masked: 0 * NaN is NaN.
-    key_BHND, value_BHNE = (_widen(x.where(live_BHN[..., None], 0)) for x in (key_BHND, value_BHNE))
+    key_BHND, value_BHNE = _widen(key_BHND), _widen(value_BHNE)
+    if not (live_BHN.is_cpu and live_BHN.all()):
+        # Dead entries are zeroed as well as masked: 0 * NaN is NaN.
+        key_BHND, value_BHNE = (x.where(live_BHN[..., None], 0) for x in (key_BHND, value_BHNE))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logit_BHGN = _dot_products(query_BHGD, key_BHND) * scale
     logit_BHGN = logit_BHGN.masked_fill(~live_BHN[:, :, None], -torch.inf)
@@ -165,8 +166,7 @@ def _attend(query, key_BHND, value_BHNE, live_BHN, scale):
 def _dot_products(query_BHGD, key_BHND):
     """[B, H, G, N]. BLAS rounds by shape: row by row, no bit depends on the rest of the batch; keys
     first, none on how threads share the queries."""
-    products = [key @ query.mT for query, key in zip(query_BHGD, key_BHND, strict=True)]
-    return torch.stack(products).mT
+    return torch.stack([k @ q.mT for q, k in zip(query_BHGD, key_BHND, strict=True)]).mT
 
 
 def _live_positions(seq_lens, attn_mask, num_positions):

@@ -24,6 +24,9 @@ def _check(
     checks.page_budget("page_budget", page_budget, num_sink_pages, num_recent_pages)
     require.rank("scores", scores, 3, "[batch, num_select_heads, num_pages]")
     require.dtype("scores", scores, torch.float32)
+    require.that(
+        scores.shape[1] >= 1, lambda: f"scores: expected at least 1 head, got {scores.shape[1]}"
+    )
     max_seq_len = scores.shape[2] * page_size
     if attn_mask is not None:
         checks.attn_mask(attn_mask, scores, (scores.shape[0], None, 1, None))
