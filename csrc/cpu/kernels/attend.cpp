@@ -1,7 +1,7 @@
 // Attention of one group of query heads over a list of tokens of their KV head.
 //
-// Tokens are taken in chunks: the logits of a chunk, then their softmax, then its values, with a
-// running maximum and sum from chunk to chunk. Heads are taken 4, 2 or 1 at a time. Both passes
+// Tokens are taken in spans: the logits of a span, then their softmax, then its values, with a
+// running maximum and sum from span to span. Heads are taken 4, 2 or 1 at a time. Both passes
 // fetch the rows that come next, keys and then values, some pages ahead.
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/value.h"
@@ -11,7 +11,7 @@ namespace quest {
 namespace QUEST_ISA {
 namespace {
 
-constexpr int kChunk = 256;
+constexpr int kSpan = 256;
 // Tokens whose values are added to one set of columns before the next set.
 constexpr int kValueTokens = 64;
 constexpr int kFetchBytes = 16384;
@@ -20,11 +20,11 @@ static_assert(kMaxFetchTokens + kTileSize <= kTokenPadding, "fetching stays with
 
 alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
 
-// A part of AttendParams::tokens, at most kChunk.
-struct Chunk {
+// A part of AttendParams::tokens, at most kSpan.
+struct Span {
   const int32_t* tokens;
   int size;
-  int fetch;  // tokens to fetch ahead; 0 = another tile of heads has fetched the rows of the chunk
+  int fetch;  // tokens to fetch ahead; 0 = another tile of heads has fetched the rows of the span
   bool is_last;
 };
 
@@ -49,9 +49,9 @@ Rows<T> values_of(const AttendParams& p) {
           p.value_dim * static_cast<int>(sizeof(T))};
 }
 
-// logits [size rounded up to a tile, kHeads], -inf behind the chunk, in units of log2.
+// logits [size rounded up to a tile, kHeads], -inf behind the span, in units of log2.
 template <class T, int kHeads>
-void compute_logits(const AttendParams& p, const Chunk& chunk, int first_head, float* logits) {
+void compute_logits(const AttendParams& p, const Span& span, int first_head, float* logits) {
   using D = Dot<T>;
   constexpr int kRows = kTileSize / kHeads;
   alignas(64) typename D::Query query[kHeads * kMaxHeadDim];
@@ -61,34 +61,34 @@ void compute_logits(const AttendParams& p, const Chunk& chunk, int first_head, f
   }
   const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
   const V scale = set1(p.scale_log2);
-  for (int t = 0; t < chunk.size; t += kRows) {
-    if (chunk.fetch) {
-      const int next = t + chunk.fetch;
-      if (next < chunk.size) {
-        for (int r = 0; r < kRows; ++r) keys.fetch(chunk.tokens[next + r]);
+  for (int t = 0; t < span.size; t += kRows) {
+    if (span.fetch) {
+      const int next = t + span.fetch;
+      if (next < span.size) {
+        for (int r = 0; r < kRows; ++r) keys.fetch(span.tokens[next + r]);
       } else {
-        for (int r = 0; r < kRows; ++r) values.fetch(chunk.tokens[next - chunk.size + r]);
+        for (int r = 0; r < kRows; ++r) values.fetch(span.tokens[next - span.size + r]);
       }
     }
     const T* rows[kRows];
     QUEST_UNROLL
-    for (int r = 0; r < kRows; ++r) rows[r] = keys[chunk.tokens[t + r]];
+    for (int r = 0; r < kRows; ++r) rows[r] = keys[span.tokens[t + r]];
     V tile[kTileSize / kWidth];
     dot_tile<D, kHeads>(rows, query, kMaxHeadDim, p.head_dim, tile);
     for (int i = 0; i < kTileSize / kWidth; ++i)
       store(logits + t * kHeads + i * kWidth, tile[i] * scale);
   }
-  const int end = (chunk.size + kRows - 1) / kRows * kRows * kHeads;
-  for (int i = chunk.size * kHeads; i < end; ++i) logits[i] = -kInfinity;
+  const int end = (span.size + kRows - 1) / kRows * kRows * kHeads;
+  for (int i = span.size * kHeads; i < end; ++i) logits[i] = -kInfinity;
 }
 
-// Turns the logits of a chunk into weights relative to the new maxima, and brings maxima, sums and
+// Turns the logits of a span into weights relative to the new maxima, and brings maxima, sums and
 // the values summed so far up to date with them.
 template <class T, int kHeads>
-void apply_softmax(const AttendParams& p, const Chunk& chunk, int first_head, const float* logits,
+void apply_softmax(const AttendParams& p, const Span& span, int first_head, const float* logits,
                    typename Values<T>::Weight* weights) {
   constexpr int kRows = kTileSize / kHeads;
-  const int count = (chunk.size + kRows - 1) / kRows * kTileSize;
+  const int count = (span.size + kRows - 1) / kRows * kTileSize;
   V top = set1(-kInfinity);
   for (int i = 0; i < count; i += kWidth) top = max(load(logits + i), top);
   float tops[kWidth], shifts[kWidth], factors[kWidth];
@@ -125,13 +125,13 @@ void apply_softmax(const AttendParams& p, const Chunk& chunk, int first_head, co
   }
 }
 
-// Adds the columns [column, column + kPairs pairs) of the values of tokens [begin, end) of a chunk.
+// Adds the columns [column, column + kPairs pairs) of the values of tokens [begin, end) of a span.
 template <class T, int kHeads, int kPairs, bool kPartial>
-void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int begin, int end,
+void add_columns(const AttendParams& p, const Span& span, int first_head, int begin, int end,
                  int column, const typename Values<T>::Weight* weights) {
   constexpr int kTokens = Values<T>::kTokens;
   const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
-  const int fetch = column == 0 ? chunk.fetch : 0;
+  const int fetch = column == 0 ? span.fetch : 0;
   float* out = p.values + first_head * p.values_stride + column;
   V sums[kHeads][kPairs][2];
   QUEST_UNROLL
@@ -142,16 +142,16 @@ void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int 
   for (int t = begin; t < end; t += kTokens) {
     if (fetch) {
       const int next = t + fetch;
-      if (next < chunk.size) {
-        for (int i = 0; i < kTokens; ++i) values.fetch(chunk.tokens[next + i]);
-      } else if (!chunk.is_last) {
-        for (int i = 0; i < kTokens; ++i) keys.fetch(chunk.tokens[next + i]);
+      if (next < span.size) {
+        for (int i = 0; i < kTokens; ++i) values.fetch(span.tokens[next + i]);
+      } else if (!span.is_last) {
+        for (int i = 0; i < kTokens; ++i) keys.fetch(span.tokens[next + i]);
       }
     }
-    const T* row = values[chunk.tokens[t]] + column;
-    // Not the row behind the chunk: its weight is 0, but it may hold infinities.
+    const T* row = values[span.tokens[t]] + column;
+    // Not the row behind the span: its weight is 0, but it may hold infinities.
     const T* second =
-        t + 1 < end ? values[chunk.tokens[t + 1]] + column : reinterpret_cast<const T*>(kZeroRow);
+        t + 1 < end ? values[span.tokens[t + 1]] + column : reinterpret_cast<const T*>(kZeroRow);
     Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
                                                       weights + t / kTokens * kHeads);
   }
@@ -167,29 +167,29 @@ void add_columns(const AttendParams& p, const Chunk& chunk, int first_head, int 
 }
 
 template <class T, int kHeads>
-void add_values(const AttendParams& p, const Chunk& chunk, int first_head,
+void add_values(const AttendParams& p, const Span& span, int first_head,
                 const typename Values<T>::Weight* weights) {
   constexpr int kPairs = kValuePairs(kHeads);
-  for (int t = 0; t < chunk.size; t += kValueTokens) {
-    const int end = t + kValueTokens < chunk.size ? t + kValueTokens : chunk.size;
+  for (int t = 0; t < span.size; t += kValueTokens) {
+    const int end = t + kValueTokens < span.size ? t + kValueTokens : span.size;
     int d = 0;
     for (; d + kPairs * kPairWidth <= p.value_dim; d += kPairs * kPairWidth) {
-      add_columns<T, kHeads, kPairs, false>(p, chunk, first_head, t, end, d, weights);
+      add_columns<T, kHeads, kPairs, false>(p, span, first_head, t, end, d, weights);
     }
     for (; d + kPairWidth <= p.value_dim; d += kPairWidth) {
-      add_columns<T, kHeads, 1, false>(p, chunk, first_head, t, end, d, weights);
+      add_columns<T, kHeads, 1, false>(p, span, first_head, t, end, d, weights);
     }
-    if (d < p.value_dim) add_columns<T, kHeads, 1, true>(p, chunk, first_head, t, end, d, weights);
+    if (d < p.value_dim) add_columns<T, kHeads, 1, true>(p, span, first_head, t, end, d, weights);
   }
 }
 
 template <class T, int kHeads>
-void attend_heads(const AttendParams& p, const Chunk& chunk, int first_head) {
-  alignas(64) float logits[kChunk * kHeads + kTileSize];
-  alignas(64) typename Values<T>::Weight weights[kChunk * kHeads + kTileSize];
-  compute_logits<T, kHeads>(p, chunk, first_head, logits);
-  apply_softmax<T, kHeads>(p, chunk, first_head, logits, weights);
-  add_values<T, kHeads>(p, chunk, first_head, weights);
+void attend_heads(const AttendParams& p, const Span& span, int first_head) {
+  alignas(64) float logits[kSpan * kHeads + kTileSize];
+  alignas(64) typename Values<T>::Weight weights[kSpan * kHeads + kTileSize];
+  compute_logits<T, kHeads>(p, span, first_head, logits);
+  apply_softmax<T, kHeads>(p, span, first_head, logits, weights);
+  add_values<T, kHeads>(p, span, first_head, weights);
 }
 
 template <class T>
@@ -205,22 +205,22 @@ void attend_rows(const AttendParams& p) {
   if (p.is_first) {
     for (int t = 0; t < fetch && t < p.num_tokens; ++t) keys.fetch(p.tokens[t]);
   }
-  for (int first = 0; first < p.num_tokens; first += kChunk) {
+  for (int first = 0; first < p.num_tokens; first += kSpan) {
     const int rest = p.num_tokens - first;
-    Chunk chunk = {p.tokens + first, rest < kChunk ? rest : kChunk, fetch,
-                   rest <= kChunk && p.is_last};
+    Span span = {p.tokens + first, rest < kSpan ? rest : kSpan, fetch,
+                   rest <= kSpan && p.is_last};
     for (int h = 0; h < p.num_heads;) {
       if (p.num_heads - h >= 4) {
-        attend_heads<T, 4>(p, chunk, h);
+        attend_heads<T, 4>(p, span, h);
         h += 4;
       } else if (p.num_heads - h >= 2) {
-        attend_heads<T, 2>(p, chunk, h);
+        attend_heads<T, 2>(p, span, h);
         h += 2;
       } else {
-        attend_heads<T, 1>(p, chunk, h);
+        attend_heads<T, 1>(p, span, h);
         h += 1;
       }
-      chunk.fetch = 0;
+      span.fetch = 0;
     }
   }
   for (int h = 0; h < p.num_heads; ++h)

@@ -6,21 +6,21 @@
 namespace quest {
 namespace QUEST_ISA {
 
-// How rows of T are multiplied: widened to float32. `Chunk` is kStep elements of a row in
+// How rows of T are multiplied: widened to float32. `Span` is kStep elements of a row in
 // registers.
 template <class T>
 struct Dot {
   using Element = T;
   using Query = float;
-  using Chunk = Pair;
+  using Span = Pair;
   static constexpr int kStep = kPairWidth;
 
-  static QUEST_INLINE Chunk load(const T* p) { return load_pair(p); }
-  static QUEST_INLINE Chunk load(const T* p, int n) { return load_pair(p, n); }
-  static QUEST_INLINE Chunk load_query(const float* q) {
+  static QUEST_INLINE Span load(const T* p) { return load_pair(p); }
+  static QUEST_INLINE Span load(const T* p, int n) { return load_pair(p, n); }
+  static QUEST_INLINE Span load_query(const float* q) {
     return {quest::QUEST_ISA::load(q), quest::QUEST_ISA::load(q + kWidth)};
   }
-  static QUEST_INLINE V accumulate(V sum, const Chunk& row, const Chunk& query) {
+  static QUEST_INLINE V accumulate(V sum, const Span& row, const Span& query) {
     return fma(row.hi, query.hi, fma(row.lo, query.lo, sum));
   }
   // query [dim rounded up to kStep] = row [dim], zero behind it.
@@ -58,18 +58,18 @@ template <>
 struct Dot<BFloat16> {
   using Element = BFloat16;
   using Query = BFloat16;
-  using Chunk = __m512i;
+  using Span = __m512i;
   static constexpr int kStep = 32;
 
-  static QUEST_INLINE Chunk load(const BFloat16* p) { return _mm512_loadu_si512(p); }
-  static QUEST_INLINE Chunk load(const BFloat16* p, int n) { return load_words(p, n); }
-  static QUEST_INLINE Chunk load_query(const BFloat16* q) { return _mm512_loadu_si512(q); }
-  static QUEST_INLINE V accumulate(V sum, Chunk row, Chunk query) {
+  static QUEST_INLINE Span load(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  static QUEST_INLINE Span load(const BFloat16* p, int n) { return load_words(p, n); }
+  static QUEST_INLINE Span load_query(const BFloat16* q) { return _mm512_loadu_si512(q); }
+  static QUEST_INLINE V accumulate(V sum, Span row, Span query) {
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)row, (__m512bh)query)};
   }
   static void prepare(const BFloat16* row, int dim, BFloat16* query) {
     for (int i = 0; i < dim; i += kStep) {
-      const Chunk x = i + kStep <= dim ? load(row + i) : load(row + i, dim - i);
+      const Span x = i + kStep <= dim ? load(row + i) : load(row + i, dim - i);
       _mm512_storeu_si512(query + i, x);
     }
   }
@@ -93,12 +93,12 @@ QUEST_INLINE void dot_tile(const typename D::Element* const* rows, const typenam
   for (int i = 0; i < kTileSize; ++i) sums[i] = zero();
   int d = 0;
   for (; d + D::kStep <= dim; d += D::kStep) {
-    typename D::Chunk q[kHeads];
+    typename D::Span q[kHeads];
     QUEST_UNROLL
     for (int h = 0; h < kHeads; ++h) q[h] = D::load_query(query + h * query_stride + d);
     QUEST_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const typename D::Chunk row = D::load(rows[r] + d);
+      const typename D::Span row = D::load(rows[r] + d);
       QUEST_UNROLL
       for (int h = 0; h < kHeads; ++h) {
         sums[r * kHeads + h] = D::accumulate(sums[r * kHeads + h], row, q[h]);
@@ -108,7 +108,7 @@ QUEST_INLINE void dot_tile(const typename D::Element* const* rows, const typenam
   if (d < dim) {
     QUEST_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const typename D::Chunk row = D::load(rows[r] + d, dim - d);
+      const typename D::Span row = D::load(rows[r] + d, dim - d);
       QUEST_UNROLL
       for (int h = 0; h < kHeads; ++h) {
         sums[r * kHeads + h] =
