@@ -29,13 +29,21 @@ class PageSummaryState:
     which have none (there only the device's own check of the summaries against the keys is left).
     """
 
-    __slots__ = ("address", "foreign_writes", "num_sealed", "page_summary", "version")
+    __slots__ = (
+        "address",
+        "foreign_writes",
+        "has_version",
+        "num_sealed",
+        "page_summary",
+        "version",
+    )
 
     def __init__(self, key_cache: torch.Tensor, page_size: int) -> None:
         # Outside inference mode, so that the state may be written in either mode later.
         with torch.inference_mode(False), torch.no_grad():
             self.page_summary = ops.empty_page_summary(key_cache, page_size)
             self.num_sealed = torch.zeros(1, dtype=torch.int64, device=key_cache.device)
+        self.has_version = not key_cache.is_inference()
         self.version: int | None = None
         self.foreign_writes = 0
         self.address = key_cache.data_ptr()
@@ -70,10 +78,10 @@ def state_of(key_cache: torch.Tensor, page_size: int) -> PageSummaryState:
     state = states.get(page_size)
     if state is None or state.address != key_cache.data_ptr():
         states[page_size] = state = PageSummaryState(key_cache, page_size)
-    elif not key_cache.is_inference() and state.version != key_cache._version:
+    elif state.has_version and state.version != key_cache._version:
         state.invalidate()
         _note_foreign_write(state)
-    else:
+    elif state.foreign_writes:
         state.foreign_writes = 0
     return state
 
@@ -94,5 +102,5 @@ def _note_foreign_write(state: PageSummaryState) -> None:
 
 def record_own_write(key_cache: torch.Tensor, state: PageSummaryState) -> None:
     """Called after each step: what the cache's version is once our graph has written it."""
-    if not key_cache.is_inference():
+    if state.has_version:
         state.version = key_cache._version
