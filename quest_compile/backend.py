@@ -60,7 +60,8 @@ class QuestBackend:
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
-        return Report(self._graphs)
+        others = () if self._graphs else [repr(b) for b in _backends.values() if b._graphs]
+        return Report(self._graphs, others)
 
     def reset(self) -> None:
         """Forget the report; called by ``torch._dynamo.reset()``."""

@@ -29,8 +29,7 @@ def compile_for_generate(model: Model, **config: Any) -> Model:
     generation_config = getattr(model, "generation_config", None)
     if generation_config is None or not hasattr(model, "generate"):
         raise TypeError(
-            f"model must be a transformers model with generate(), got {type(model).__name__}; "
-            "if torch.compile wrapped it, pass the model itself"
+            f"model must be a transformers model with generate(), got {type(model).__name__}"
         )
     compile_config: Any = CompileConfig(backend=backend(**config), fullgraph=False)
     compile_config._compile_all_devices = True

@@ -78,8 +78,9 @@ class GraphReport:
 class Report:
     """The graphs a backend compiled; ``str()`` gives the table."""
 
-    def __init__(self, graphs: Sequence[GraphReport]) -> None:
+    def __init__(self, graphs: Sequence[GraphReport], others: Sequence[str] = ()) -> None:
         self.graphs = tuple(graphs)
+        self._others = tuple(others)
 
     @property
     def rows(self) -> tuple[ReportRow, ...]:
@@ -108,7 +109,8 @@ class Report:
 
     def __str__(self) -> str:
         if not self.graphs:
-            return f"quest_compile: {NOTHING_COMPILED}"
+            others = "".join(f"\n  - another backend compiled: {name}" for name in self._others)
+            return f"quest_compile: {NOTHING_COMPILED}{others}"
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
         for i, graph in enumerate(self.graphs):
             lines += ["", f"graph {i}: {graph.summary} ({_settings(graph)})", *_table(graph.rows)]
