@@ -47,21 +47,44 @@ def trace_to_cache(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
     Returns the placeholder, how often each KV head is repeated, and the first node of the walk.
     """
     steps: list[fx.Node] = []
+    first: fx.Node | None = None
     node = same_tensor(node)
     while node.op != "placeholder":
-        name = call_name(node)
-        if name in _ALLOCATIONS:
-            raise Refused(Reason.CACHE_CREATED_IN_GRAPH)
-        known = name in _IDENTITIES or name in _HEAD_REPEATS
+        is_identity = _is_identity(node)
+        known = is_identity or call_name(node) in _HEAD_REPEATS
         if not known or len(steps) > 3 or not node.args or not isinstance(node.args[0], fx.Node):
-            raise Refused(Reason.NOT_A_CACHE)
-        if name not in _IDENTITIES:
+            raise Refused(_why_no_cache(node))
+        if not is_identity:
             steps.insert(0, node)
+        first = node
         node = same_tensor(node.args[0])
     value = example_value(node)
     if not isinstance(value, torch.Tensor) or value.ndim != 4:
         raise Refused(Reason.NOT_A_CACHE)
-    return node, _head_repeats(steps, value), steps[0] if steps else None
+    return node, _head_repeats(steps, value), first
+
+
+def _is_identity(node: fx.Node) -> bool:
+    """Same values, dtype and device as its first argument, whether a view or a copy."""
+    if call_name(node) == "to" and node.args:
+        old, new = example_value(node.args[0]), example_value(node)
+        tensors = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
+        return tensors and (old.dtype, old.device) == (new.dtype, new.device)
+    return call_name(node) in _IDENTITIES
+
+
+def _why_no_cache(node: fx.Node) -> Reason:
+    """The reason for an operand whose walk ends at a node that is no placeholder."""
+    if call_name(node) in _ALLOCATIONS and _gains_rows(node):
+        return Reason.CACHE_CREATED_IN_GRAPH
+    while node.args and isinstance(node.args[0], fx.Node):
+        node = same_tensor(node.args[0])
+    is_cache = node.op == "placeholder" and _gains_rows(node)
+    return Reason.COMPUTED_FROM_CACHE if is_cache else Reason.NOT_A_CACHE
+
+
+def _gains_rows(node: fx.Node) -> bool:
+    return any(user.args[:1] == (node,) and _position_written(user) for user in node.users)
 
 
 def _head_repeats(steps: list[fx.Node], cache: torch.Tensor) -> int:
@@ -106,19 +129,24 @@ def single_write(cache: fx.Node) -> tuple[fx.Node, fx.Node]:
     (write,) = writes
     position: Any = None
     if same_tensor(argument_of(write, 0, "self")) is cache:
-        if call_name(write) == "index_copy_" and argument_of(write, 1, "dim") in (2, -2):
-            position = argument_of(write, 2, "index")
-        elif write.target is operator.setitem:
-            position = _position_of_index(write.args[1], everything=(_EVERYTHING,))
-        elif call_name(write) == "index_put_" and not argument_of(write, 3, "accumulate"):
-            indices = argument_of(write, 1, "indices")
-            position = _position_of_index(tuple(indices), everything=(None,))
+        position = _position_written(write)
     value = example_value(position)
     if not isinstance(value, torch.Tensor) or value.ndim != 1:
         raise Refused(Reason.UNKNOWN_CACHE_WRITE)
     if value.dtype not in (torch.int64, torch.int32) or not _counts_on(position):
         raise Refused(Reason.UNKNOWN_POSITION)
     return write, position
+
+
+def _position_written(write: fx.Node) -> Any:
+    """The index tensor of a write of whole rows to dimension 2 of a cache; None for other calls."""
+    if call_name(write) == "index_copy_" and argument_of(write, 1, "dim") in (2, -2):
+        return argument_of(write, 2, "index")
+    if write.target is operator.setitem:
+        return _position_of_index(write.args[1], everything=(_EVERYTHING,))
+    if call_name(write) == "index_put_" and not argument_of(write, 3, "accumulate"):
+        return _position_of_index(tuple(argument_of(write, 1, "indices")), everything=(None,))
+    return None
 
 
 def _writes_of(cache: fx.Node) -> list[fx.Node]:

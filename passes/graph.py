@@ -10,10 +10,10 @@ from torch import fx
 # In-place tensor methods whose result is their first argument.
 RETURNS_SELF = frozenset({"index_copy_", "index_put_", "scatter_", "copy_", "fill_", "zero_"})
 
-# Methods and functions that give a view of, or the same tensor as, their first argument.
+# Methods and functions that may give a view of, or the same tensor as, their first argument.
 VIEWS = frozenset(
     "getitem view view_as reshape expand expand_as unsqueeze squeeze flatten unflatten transpose "
-    "permute swapaxes narrow select detach contiguous alias t mT T".split()
+    "permute swapaxes narrow select detach contiguous to alias t mT T".split()
 )
 
 

@@ -12,7 +12,8 @@ class Reason(enum.Enum):
     DENSE_LAYER = "one of the first num_dense_layers layers"
     BUDGET_COVERS_CACHE = "the budget covers the whole cache"
     PREFILL = "several queries at once: attends everything, page summaries kept up to date"
-    NOT_A_CACHE = "keys or values do not come from a static cache (DynamicCache, MLA, or none)"
+    NOT_A_CACHE = "keys or values do not come from a static cache (DynamicCache, or none)"
+    COMPUTED_FROM_CACHE = "keys or values are computed from the cache at every step (MLA)"
     CACHE_CREATED_IN_GRAPH = "the cache is created inside this graph (first call of a new cache)"
     NO_CACHE_WRITE = "nothing is written to this cache here (cross attention)"
     UNKNOWN_CACHE_WRITE = (
