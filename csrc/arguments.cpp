@@ -5,12 +5,12 @@
 namespace quest {
 
 Tensor contiguous_query(const Tensor& query) {
-  CHECK_DIM(query, 4, "[batch, num_q_heads, 1, head_dim]");
+  CHECK_DIM(query, 4, "[batch, num_q_heads, q_len, head_dim]");
   return query.stride(3) == 1 ? query : torch::stable::contiguous(query);
 }
 
 Query query_pointers(const Tensor& query) {
-  return {query.const_data_ptr(), query.stride(0), query.stride(1)};
+  return {query.const_data_ptr(), query.stride(0), query.stride(1), query.stride(2)};
 }
 
 Cache cache_pointers(const Tensor& cache) {
@@ -25,17 +25,19 @@ PageSummary summary_pointers(const Tensor& page_summary) {
 Attention check_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                           const std::optional<Tensor>& attn_mask, std::optional<double> scale) {
   const DType dtype = check_float_dtype(query, "query");
-  CHECK_DIM(query, 4, "[batch, num_q_heads, 1, head_dim]");
+  CHECK_DIM(query, 4, "[batch, num_q_heads, q_len, head_dim]");
   CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
   CHECK_DIM(value_cache, 4, "[batch, num_kv_heads, max_seq_len, value_dim]");
   Shape shape;
   shape.batch = query.size(0);
+  shape.q_len = query.size(2);
   shape.num_q_heads = query.size(1);
   shape.num_kv_heads = key_cache.size(1);
   shape.head_dim = query.size(3);
   shape.value_dim = value_cache.size(3);
   shape.max_seq_len = key_cache.size(2);
-  QUEST_CHECK(query.size(2) == 1, "query: expected q_len (dimension 2) 1, got ", query.size(2));
+  QUEST_CHECK(shape.q_len >= 1, "query: expected at least 1 query (dimension 2), got ",
+              shape.q_len);
   QUEST_CHECK(shape.num_kv_heads > 0 && shape.num_q_heads > 0 &&
                   shape.num_q_heads % shape.num_kv_heads == 0,
               "query: expected a multiple of the ", shape.num_kv_heads, " heads of key_cache, got ",
@@ -57,7 +59,8 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
   QUEST_CHECK(max_seq_len < INT32_MAX, "key_cache: expected max_seq_len below 2^31, got ",
               max_seq_len);
   if (scale) QUEST_CHECK(std::isfinite(*scale), "scale: expected a finite number, got ", *scale);
-  const Mask mask = check_mask(attn_mask, query, batch, shape.num_q_heads, max_seq_len);
+  const Mask mask =
+      check_mask(attn_mask, query, batch, shape.num_q_heads, shape.q_len, max_seq_len);
   const Tensor owner = contiguous_query(query);
   return {dtype,
           shape,
@@ -69,24 +72,30 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
           static_cast<float>(scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim)))};
 }
 
+void check_single_query(const Tensor& query) {
+  CHECK_DIM(query, 4, "[batch, num_q_heads, 1, head_dim]");
+  QUEST_CHECK(query.size(2) == 1, "query: expected q_len (dimension 2) 1, got ", query.size(2));
+}
+
 Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t batch,
-                int64_t num_q_heads, int64_t max_seq_len) {
-  if (!mask) return {nullptr, 0, 0, 0};
+                int64_t num_q_heads, int64_t q_len, int64_t max_seq_len) {
+  if (!mask) return {nullptr, 0, 0, 0, 0};
   const Tensor& attn_mask = *mask;
   CHECK_DTYPE(attn_mask, ScalarType::Bool);
-  CHECK_DIM(attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
+  CHECK_DIM(attn_mask, 4, "broadcastable to [batch, num_q_heads, q_len, max_seq_len]");
   CHECK_SAME_DEVICE(attn_mask, query);
   const auto fits = [&](int64_t dim, int64_t size) {
     return attn_mask.size(dim) == 1 || attn_mask.size(dim) == size;
   };
-  QUEST_CHECK(fits(0, batch) && fits(1, num_q_heads) && fits(2, 1) && fits(3, max_seq_len),
+  QUEST_CHECK(fits(0, batch) && fits(1, num_q_heads) && fits(2, q_len) && fits(3, max_seq_len),
               "attn_mask: expected a shape broadcastable to ",
-              to_string({batch, num_q_heads, int64_t{1}, max_seq_len}), ", got ",
+              to_string({batch, num_q_heads, q_len, max_seq_len}), ", got ",
               to_string(attn_mask.sizes()));
   const auto stride = [&](int64_t dim) {
     return attn_mask.size(dim) == 1 ? 0 : attn_mask.stride(dim);
   };
-  return {static_cast<const uint8_t*>(attn_mask.const_data_ptr()), stride(0), stride(1), stride(3)};
+  return {static_cast<const uint8_t*>(attn_mask.const_data_ptr()), stride(0), stride(1), stride(2),
+          stride(3)};
 }
 
 void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch,
@@ -121,6 +130,44 @@ void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, i
   }
 }
 
+namespace {
+
+// Without a mask query i of q_len stands at position seq_len - q_len + i and attends what is
+// before. With one, the mask says so: positions at the end that it forbids are left out, no more
+// than those.
+int64_t query_len(const Attention& a, int64_t row, int64_t seq_len) {
+  const int64_t q_len = a.shape.q_len;
+  const int64_t causal = seq_len - (q_len - 1 - row % q_len);
+  if (!a.mask.data) return causal;
+  const int64_t num_heads = a.mask.head_stride ? a.shape.num_q_heads : 1;
+  int64_t end = causal;
+  for (int64_t head = 0; head < num_heads; ++head) {
+    const uint8_t* mask = mask_of(a.mask, q_len, row, head);
+    int64_t last = seq_len;
+    while (last > end && !mask[(last - 1) * a.mask.token_stride]) --last;
+    end = last;
+  }
+  return end;
+}
+
+}  // namespace
+
+void read_query_lens(const Attention& a, const Tensor& seq_lens, int64_t* lengths) {
+  const Shape& shape = a.shape;
+  const int64_t q_len = shape.q_len;
+  // The lengths of the batch rows come to lie behind those of the queries before them.
+  int64_t* seq_len = lengths + shape.num_rows() - shape.batch;
+  read_seq_lens(seq_lens, shape.batch, shape.max_seq_len, seq_len);
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    const int64_t end = seq_len[b];
+    QUEST_CHECK(end >= q_len, "seq_lens: expected at least the ", q_len,
+                " positions of the queries, got ", end, " in row ", b);
+    for (int64_t i = 0; i < q_len; ++i) {
+      lengths[b * q_len + i] = query_len(a, b * q_len + i, end);
+    }
+  }
+}
+
 int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 const void* offset(const void* data, DType dtype, int64_t index) {
@@ -129,6 +176,21 @@ const void* offset(const void* data, DType dtype, int64_t index) {
 
 void* offset(void* data, DType dtype, int64_t index) {
   return static_cast<char*>(data) + index * element_size(dtype);
+}
+
+const void* query_of(const Query& query, DType dtype, int64_t q_len, int64_t row, int64_t head) {
+  return offset(query.data, dtype,
+                row / q_len * query.batch_stride + head * query.head_stride +
+                    row % q_len * query.query_stride);
+}
+
+const void* cache_of(const Cache& cache, DType dtype, int64_t batch_row, int64_t kv_head) {
+  return offset(cache.data, dtype, batch_row * cache.batch_stride + kv_head * cache.head_stride);
+}
+
+const uint8_t* mask_of(const Mask& mask, int64_t q_len, int64_t row, int64_t head) {
+  return mask.data + row / q_len * mask.batch_stride + head * mask.head_stride +
+         row % q_len * mask.query_stride;
 }
 
 Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {

@@ -7,9 +7,10 @@ namespace quest {
 
 // Strides count elements.
 struct Query {
-  const void* data;  // [batch, num_q_heads, 1, head_dim], head_dim contiguous
+  const void* data;  // [batch, num_q_heads, q_len, head_dim], head_dim contiguous
   int64_t batch_stride;
   int64_t head_stride;
+  int64_t query_stride;
 };
 
 struct Cache {
@@ -20,7 +21,8 @@ struct Cache {
 };
 
 struct PageSummary {
-  const void* data;  // [batch, num_kv_heads, num_pages, 2, head_dim], the last two dimensions contiguous
+  const void*
+      data;  // [batch, num_kv_heads, num_pages, 2, head_dim], the last two dimensions contiguous
   int64_t batch_stride;
   int64_t head_stride;
   int64_t page_stride;
@@ -28,20 +30,25 @@ struct PageSummary {
 
 // Strides are 0 where the mask is broadcast.
 struct Mask {
-  const uint8_t* data;  // [batch, num_q_heads, 1, max_seq_len], nonzero = attend; nullptr = all
+  const uint8_t* data;  // [batch, num_q_heads, q_len, max_seq_len], nonzero = attend; nullptr = all
   int64_t batch_stride;
   int64_t head_stride;
+  int64_t query_stride;
   int64_t token_stride;
 };
 
 struct Shape {
   int64_t batch;
+  int64_t q_len;
   int64_t num_q_heads;
   int64_t num_kv_heads;
   int64_t group_size;
   int64_t head_dim;
   int64_t value_dim;
   int64_t max_seq_len;
+
+  // A row is one query of one batch row: rows of a batch row follow each other.
+  int64_t num_rows() const { return batch * q_len; }
 };
 
 // The arguments that all attention ops share.
@@ -63,19 +70,26 @@ PageSummary summary_pointers(const Tensor& page_summary);
 
 Attention check_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                           const std::optional<Tensor>& attn_mask, std::optional<double> scale);
-// max_seq_len of a mask may be anything that makes `num_pages` pages where num_pages >= 0.
+void check_single_query(const Tensor& query);
 Mask check_mask(const std::optional<Tensor>& attn_mask, const Tensor& device_of, int64_t batch,
-                int64_t num_q_heads, int64_t max_seq_len);
+                int64_t num_q_heads, int64_t q_len, int64_t max_seq_len);
 void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch,
                         int64_t num_kv_heads, int64_t num_pages, int64_t head_dim);
 void check_seq_lens(const Tensor& seq_lens, const Tensor& device_of, int64_t batch);
 // lengths [batch]: seq_lens of a CPU tensor, one per row. Errors unless 1 <= length <= max_seq_len.
 void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, int64_t* lengths);
+// lengths [num_rows]: of each query (quest_compile/ops/reference.py, each_query). Errors as above,
+// or if a row holds fewer positions than there are queries.
+void read_query_lens(const Attention& a, const Tensor& seq_lens, int64_t* lengths);
 
 int64_t element_size(DType dtype);
 // data + index elements of dtype
 const void* offset(const void* data, DType dtype, int64_t index);
 void* offset(void* data, DType dtype, int64_t index);
+
+const void* query_of(const Query& query, DType dtype, int64_t q_len, int64_t row, int64_t head);
+const void* cache_of(const Cache& cache, DType dtype, int64_t batch_row, int64_t kv_head);
+const uint8_t* mask_of(const Mask& mask, int64_t q_len, int64_t row, int64_t head);
 
 // An uninitialised contiguous tensor like `like`, of another shape and perhaps dtype.
 Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype);

@@ -30,6 +30,7 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
                                         std::optional<Tensor> attn_mask, int64_t page_size,
                                         std::optional<double> scale) {
   const Attention a = check_attention(query, key_cache, value_cache, attn_mask, scale);
+  check_single_query(query);
   const int64_t batch = a.shape.batch, num_q_heads = a.shape.num_q_heads;
   check_seq_lens(seq_lens, query, batch);
   check_page_size(page_size);

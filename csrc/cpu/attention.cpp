@@ -38,8 +38,7 @@ int32_t* append_range(int64_t begin, int64_t end, int32_t* tokens) {
 int32_t* append_positions(const Attention& a, const Unit& unit, int64_t begin, int64_t end,
                           int32_t* tokens) {
   if (!a.mask.data) return append_range(begin, end, tokens);
-  const uint8_t* mask =
-      a.mask.data + unit.row * a.mask.batch_stride + unit.first_head * a.mask.head_stride;
+  const uint8_t* mask = mask_of(a.mask, a.shape.q_len, unit.row, unit.first_head);
   while (begin < end) {
     const int64_t next = std::min(begin + 8, end);
     if (a.mask.token_stride == 1 && next == begin + 8) {
@@ -84,15 +83,12 @@ void attend_tokens(const Attention& a, const Work& work, int64_t split, const in
   p.num_heads = static_cast<int32_t>(unit.num_heads);
   p.head_dim = static_cast<int32_t>(shape.head_dim);
   p.value_dim = static_cast<int32_t>(shape.value_dim);
-  p.query = offset(a.query.data, a.dtype,
-                   unit.row * a.query.batch_stride + unit.first_head * a.query.head_stride);
+  const int64_t batch_row = unit.row / shape.q_len;
+  p.query = query_of(a.query, a.dtype, shape.q_len, unit.row, unit.first_head);
   p.query_stride = a.query.head_stride;
-  p.key = offset(a.key_cache.data, a.dtype,
-                 unit.row * a.key_cache.batch_stride + unit.kv_head * a.key_cache.head_stride);
+  p.key = cache_of(a.key_cache, a.dtype, batch_row, unit.kv_head);
   p.key_stride = a.key_cache.token_stride;
-  p.value =
-      offset(a.value_cache.data, a.dtype,
-             unit.row * a.value_cache.batch_stride + unit.kv_head * a.value_cache.head_stride);
+  p.value = cache_of(a.value_cache, a.dtype, batch_row, unit.kv_head);
   p.value_stride = a.value_cache.token_stride;
   p.tokens = tokens;
   p.num_tokens = static_cast<int32_t>(num_tokens);
@@ -120,14 +116,31 @@ Work plan_dense(const Unit& unit, int64_t seq_len) {
   return {unit, seq_len, nullptr, 0, 0, size, ceil_div(seq_len, size), {}};
 }
 
-int64_t plan_dense_row(const Attention& a, int64_t row, int64_t seq_len, Work* works) {
+int64_t plan_dense_rows(const Attention& a, int64_t batch_row, const int64_t* lengths,
+                        int64_t max_len, Work* works) {
   const Shape& shape = a.shape;
   const int64_t num_heads = heads_per_unit(a, shape.group_size);
   int64_t count = 0;
   for (int64_t head = 0; head < shape.num_q_heads; head += num_heads) {
-    works[count++] = plan_dense(make_unit(a, row, head, num_heads), seq_len);
+    for (int64_t row = batch_row * shape.q_len; row < (batch_row + 1) * shape.q_len; ++row) {
+      if (lengths[row] > max_len) continue;
+      works[count++] = plan_dense(make_unit(a, row, head, num_heads), lengths[row]);
+    }
   }
   return count;
+}
+
+int64_t count_queries(const Attention& a, const Work* works, int64_t first, int64_t num_works) {
+  const Unit& unit = works[first].unit;
+  int64_t end = first + 1;
+  for (; end < num_works; ++end) {
+    const Unit& other = works[end].unit;
+    if (other.row / a.shape.q_len != unit.row / a.shape.q_len ||
+        other.first_head != unit.first_head) {
+      break;
+    }
+  }
+  return end - first;
 }
 
 Work plan_pages(const Unit& unit, int64_t seq_len, const int32_t* pages, int64_t num_pages,
@@ -160,7 +173,8 @@ void attend_split(const Attention& a, const Work& work, int64_t split, Scratch& 
 
 void combine_splits(const Attention& a, const Work& work, const Output& out) {
   const Unit& unit = work.unit;
-  const int64_t head = unit.row * a.shape.num_q_heads + unit.first_head;
+  const int64_t q_len = a.shape.q_len;
+  const int64_t head = unit.row / q_len * a.shape.num_q_heads + unit.first_head;
   CombineParams p;
   p.dtype = a.dtype;
   p.num_splits = static_cast<int32_t>(work.num_splits);
@@ -170,7 +184,8 @@ void combine_splits(const Attention& a, const Work& work, const Output& out) {
   p.sums = work.partials.sums;
   p.values = work.partials.values;
   p.values_stride = partial_stride(a);
-  p.out = offset(out.data, a.dtype, head * a.shape.value_dim);
+  p.out = offset(out.data, a.dtype, (head * q_len + unit.row % q_len) * a.shape.value_dim);
+  p.out_stride = q_len * a.shape.value_dim;
   p.lse = out.lse ? out.lse + head : nullptr;
   kernels().combine(p);
 }
@@ -195,29 +210,39 @@ void attend_unit(const Attention& a, Work& work, const Output& out, Scratch& scr
 
 void attend_all(const Attention& a, Work* works, int64_t num_works, const Output& out,
                 Scratch& scratch) {
+  // A split of the tokens, for all queries: they are read from memory once.
   struct Task {
-    int64_t work;
+    int64_t first;
+    int64_t num_works;
     int64_t split;
   };
-  int64_t num_tasks = 0, bytes = 0;
-  for (int64_t i = 0; i < num_works; ++i) num_tasks += std::max<int64_t>(1, works[i].num_splits);
-  Task* tasks = scratch.take<Task>(num_tasks);
+  const auto num_parts = [&](int64_t i) { return std::max<int64_t>(1, works[i].num_splits); };
+  int64_t max_tasks = 0, bytes = 0;
   Countdown* pending = scratch.take<Countdown>(num_works);
-  Task* task = tasks;
   for (int64_t i = 0; i < num_works; ++i) {
     Work& work = works[i];
     take_partials(a, work, work.num_splits, scratch);
-    const int64_t num_parts = std::max<int64_t>(1, work.num_splits);
-    new (&pending[i]) Countdown(static_cast<int32_t>(num_parts));
-    for (int64_t split = 0; split < num_parts; ++split) *task++ = {i, split};
+    new (&pending[i]) Countdown(static_cast<int32_t>(num_parts(i)));
+    max_tasks += num_parts(i);
     bytes += cache_bytes(a, work.pages ? work.num_pages * work.page_size : work.seq_len);
   }
-  run_tasks(num_tasks, bytes, [&](int64_t i) {
-    const Work& work = works[tasks[i].work];
-    Scratch& mine = task_scratch();
-    mine.reset();
-    if (tasks[i].split < work.num_splits) attend_split(a, work, tasks[i].split, mine);
-    if (finish_one(pending[tasks[i].work])) combine_splits(a, work, out);
+  Task* tasks = scratch.take<Task>(max_tasks);
+  int64_t num_tasks = 0;
+  for (int64_t first = 0, count; first < num_works; first += count) {
+    count = count_queries(a, works, first, num_works);
+    int64_t parts = 0;
+    for (int64_t i = first; i < first + count; ++i) parts = std::max(parts, num_parts(i));
+    for (int64_t split = 0; split < parts; ++split) tasks[num_tasks++] = {first, count, split};
+  }
+  run_tasks(num_tasks, bytes, [&](int64_t t) {
+    const Task& task = tasks[t];
+    for (int64_t i = task.first; i < task.first + task.num_works; ++i) {
+      if (task.split >= num_parts(i)) continue;
+      Scratch& mine = task_scratch();
+      mine.reset();
+      if (task.split < works[i].num_splits) attend_split(a, works[i], task.split, mine);
+      if (finish_one(pending[i])) combine_splits(a, works[i], out);
+    }
   });
 }
 

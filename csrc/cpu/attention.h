@@ -1,4 +1,5 @@
-// Attention of one query token over chosen tokens, split along the sequence.
+// Attention of single queries over chosen tokens, split along the sequence. A row is one query of
+// one batch row.
 //
 // The boundaries of the splits depend on the row alone, never on threads or on the rest of the
 // batch, and partial results are merged in order: so do the bits.
@@ -10,7 +11,7 @@
 
 namespace quest {
 
-// Query heads of a batch row that attend the same tokens of one KV head.
+// Query heads of a row that attend the same tokens of one KV head.
 struct Unit {
   int64_t row;
   int64_t first_head;
@@ -42,15 +43,21 @@ struct Work {
 };
 
 Work plan_dense(const Unit& unit, int64_t seq_len);
-// Dense units of a batch row, written to `works` (room for num_q_heads); returns how many.
-int64_t plan_dense_row(const Attention& a, int64_t row, int64_t seq_len, Work* works);
+// Dense works of the rows of a batch row that have at most `max_len` positions (lengths
+// [num_rows]), written to `works`; returns how many. Queries that attend the same tokens follow
+// each other.
+int64_t plan_dense_rows(const Attention& a, int64_t batch_row, const int64_t* lengths,
+                        int64_t max_len, Work* works);
+// How many works from `first` on differ in the query alone.
+int64_t count_queries(const Attention& a, const Work* works, int64_t first, int64_t num_works);
 Work plan_pages(const Unit& unit, int64_t seq_len, const int32_t* pages, int64_t num_pages,
                 int64_t page_size);
 // The most splits that plan_pages can make of num_pages pages or fewer.
 int64_t max_page_splits(int64_t num_pages, int64_t page_size);
 void take_partials(const Attention& a, Work& work, int64_t num_splits, Scratch& scratch);
 
-// out: the op's result [batch, num_q_heads, 1, value_dim]; lse [batch, num_q_heads, 1] or nullptr.
+// out: the op's result [batch, num_q_heads, q_len, value_dim]; lse [batch, num_q_heads, 1] (q_len
+// is 1) or nullptr.
 struct Output {
   void* data;
   float* lse;

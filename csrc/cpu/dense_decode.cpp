@@ -11,15 +11,17 @@ Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor s
   check_seq_lens(seq_lens, query, batch);
   Scratch& scratch = call_scratch();
   scratch.reset();
-  int64_t* lengths = scratch.take<int64_t>(batch);
-  read_seq_lens(seq_lens, batch, a.shape.max_seq_len, lengths);
-  Tensor out = new_tensor(query, {batch, num_q_heads, 1, a.shape.value_dim}, query.scalar_type());
+  const int64_t num_rows = a.shape.num_rows(), q_len = a.shape.q_len;
+  int64_t* lengths = scratch.take<int64_t>(num_rows);
+  read_query_lens(a, seq_lens, lengths);
+  Tensor out =
+      new_tensor(query, {batch, num_q_heads, q_len, a.shape.value_dim}, query.scalar_type());
 
-  Work* works = scratch.take<Work>(batch * num_q_heads);
+  Work* works = scratch.take<Work>(num_rows * num_q_heads);
   int64_t num_works = 0, bytes = 0;
-  for (int64_t row = 0; row < batch; ++row) {
-    num_works += plan_dense_row(a, row, lengths[row], works + num_works);
-    bytes += a.shape.num_kv_heads * cache_bytes(a, lengths[row]);
+  for (int64_t b = 0; b < batch; ++b) {
+    num_works += plan_dense_rows(a, b, lengths, a.shape.max_seq_len, works + num_works);
+    bytes += a.shape.num_kv_heads * cache_bytes(a, lengths[(b + 1) * q_len - 1]);
   }
   attend_all(a, works, num_works, {out.mutable_data_ptr(), nullptr}, scratch);
   count(Counter::kDenseCalls, 1);

@@ -17,11 +17,11 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens, int64_t p
   Scoring scoring;
   scoring.group_reduce = check_group_reduce(group_reduce);
   scoring.dtype = check_float_dtype(query, "query");
+  check_single_query(query);
   const Tensor owner = contiguous_query(query);
   CHECK_DIM(page_summary, 5, "[batch, num_kv_heads, num_pages, 2, head_dim]");
   const int64_t batch = query.size(0), num_q_heads = query.size(1), head_dim = query.size(3);
   const int64_t num_kv_heads = page_summary.size(1), num_pages = page_summary.size(2);
-  QUEST_CHECK(query.size(2) == 1, "query: expected q_len (dimension 2) 1, got ", query.size(2));
   QUEST_CHECK(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
               "query: expected a multiple of the ", num_kv_heads, " heads of page_summary, got ",
               num_q_heads);
@@ -35,6 +35,7 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens, int64_t p
   read_seq_lens(seq_lens, batch, num_pages * page_size, lengths);
 
   scoring.query = query_pointers(owner);
+  scoring.q_len = 1;
   scoring.page_summary = summary_pointers(page_summary);
   scoring.group_size = num_q_heads / num_kv_heads;
   scoring.head_dim = head_dim;

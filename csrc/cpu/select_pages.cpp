@@ -22,7 +22,7 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(batch);
   read_seq_lens(seq_lens, batch, num_pages * page_size, lengths);
-  Mask mask = {nullptr, 0, 0, 0};
+  Mask mask = {nullptr, 0, 0, 0, 0};
   int64_t group_size = 1;
   if (attn_mask) {
     CHECK_DIM(*attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
@@ -32,7 +32,7 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
     QUEST_CHECK(mask_len == 1 || ceil_div(mask_len, page_size) == num_pages,
                 "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len,
                 " positions");
-    mask = check_mask(attn_mask, scores, batch, mask_heads, mask_len);
+    mask = check_mask(attn_mask, scores, batch, mask_heads, 1, mask_len);
     group_size = std::max<int64_t>(1, mask_heads / num_heads);
     for (int64_t row = 0; row < batch && mask_len > 1; ++row) {
       QUEST_CHECK(lengths[row] <= mask_len, "seq_lens: expected 1 <= length <= ", mask_len,
@@ -56,7 +56,7 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
     uint8_t* live = nullptr;
     if (mask.data) {
       live = mine.take<uint8_t>(ceil_div(lengths[row], page_size));
-      find_live_pages(mask, row, head * group_size, group_size, page_size, lengths[row], live);
+      find_live_pages(mask, 1, row, head * group_size, group_size, page_size, lengths[row], live);
     }
     const int64_t count = choose_pages(choice, lengths[row], row_scores, live, chosen, mine);
     std::fill(chosen + count, chosen + page_budget, -1);

@@ -25,13 +25,12 @@ bool any_position(const uint8_t* mask, int64_t stride, int64_t begin, int64_t en
 
 }  // namespace
 
-bool find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t num_heads,
-                     int64_t page_size, int64_t seq_len, uint8_t* live) {
+bool find_live_pages(const Mask& mask, int64_t q_len, int64_t row, int64_t first_head,
+                     int64_t num_heads, int64_t page_size, int64_t seq_len, uint8_t* live) {
   const int64_t num_pages = ceil_div(seq_len, page_size);
   std::memset(live, 0, num_pages);
   for (int64_t h = 0; h < (mask.head_stride ? num_heads : 1); ++h) {
-    const uint8_t* positions =
-        mask.data + row * mask.batch_stride + (first_head + h) * mask.head_stride;
+    const uint8_t* positions = mask_of(mask, q_len, row, first_head + h);
     for (int64_t page = 0; page < num_pages; ++page) {
       const int64_t begin = page * page_size, end = std::min(begin + page_size, seq_len);
       if (!live[page]) live[page] = any_position(positions, mask.token_stride, begin, end);
@@ -51,10 +50,11 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int6
   p.group_reduce = scoring.group_reduce;
   p.group_size = static_cast<int32_t>(scoring.group_size);
   p.head_dim = static_cast<int32_t>(scoring.head_dim);
-  p.query = offset(query.data, scoring.dtype, row * query.batch_stride + head * query.head_stride);
+  p.query = query_of(query, scoring.dtype, scoring.q_len, row, head);
   p.query_stride = query.head_stride;
-  p.page_summary = offset(summary.data, scoring.dtype,
-                          row * summary.batch_stride + kv_head * summary.head_stride);
+  p.page_summary =
+      offset(summary.data, scoring.dtype,
+             row / scoring.q_len * summary.batch_stride + kv_head * summary.head_stride);
   p.summary_stride = summary.page_stride;
   p.first_page = first_page;
   p.last_page = last_page;

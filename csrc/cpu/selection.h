@@ -11,12 +11,13 @@ struct Scoring {
   DType dtype;
   GroupReduce group_reduce;
   Query query;
+  int64_t q_len;
   PageSummary page_summary;
   int64_t group_size;
   int64_t head_dim;
 };
 
-// Scores of pages [first_page, last_page) of a batch row: scores [num_pages], with
+// Scores of pages [first_page, last_page) of a row: scores [num_pages], with
 // GroupReduce::kNone [group_size, num_pages] with `scores_stride` from head to head.
 void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
                       int64_t last_page, float* scores, int64_t scores_stride);
@@ -30,8 +31,8 @@ struct Choice {
 
 // live [num_pages]: whether heads [first_head, first_head + num_heads) of the mask attend a
 // position of the page below seq_len. Returns whether all pages are live. The mask is not nullptr.
-bool find_live_pages(const Mask& mask, int64_t row, int64_t first_head, int64_t num_heads,
-                     int64_t page_size, int64_t seq_len, uint8_t* live);
+bool find_live_pages(const Mask& mask, int64_t q_len, int64_t row, int64_t first_head,
+                     int64_t num_heads, int64_t page_size, int64_t seq_len, uint8_t* live);
 
 // Chooses among the pages of a row with `seq_len` positions; live [num_pages], nullptr: all are.
 // Only scores of complete pages matter. Returns the number of pages written to page_indices

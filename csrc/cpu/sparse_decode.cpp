@@ -13,27 +13,34 @@ const uint8_t* shared_live_pages(const SparseCall& call, int64_t row, int64_t se
   const Mask& mask = call.a.mask;
   if (!mask.data || mask.head_stride) return nullptr;
   uint8_t* live = scratch.take<uint8_t>(ceil_div(seq_len, call.choice.page_size));
-  return find_live_pages(mask, row, 0, 1, call.choice.page_size, seq_len, live) ? nullptr : live;
+  return find_live_pages(mask, call.q_len(), row, 0, 1, call.choice.page_size, seq_len, live)
+             ? nullptr
+             : live;
 }
 
 // Rows that fit the budget are dense works, KV heads of the others are groups.
 void plan_rows(SparseCall& call, const int64_t* lengths, Scratch& scratch) {
   const Shape& shape = call.a.shape;
   const Choice& choice = call.choice;
-  call.groups = scratch.take<Group>(shape.batch * shape.num_kv_heads);
-  call.works = scratch.take<Work>(shape.batch * shape.num_q_heads);
-  for (int64_t row = 0; row < shape.batch; ++row) {
-    const int64_t seq_len = lengths[row];
-    if (seq_len <= choice.page_budget * choice.page_size) {
-      Work* works = call.works + call.num_dense_works;
-      call.num_dense_works += plan_dense_row(call.a, row, seq_len, works);
-      continue;
-    }
-    const uint8_t* live = shared_live_pages(call, row, seq_len, scratch);
+  const int64_t budget = choice.page_budget * choice.page_size;
+  const int64_t num_rows = shape.num_rows();
+  call.groups = scratch.take<Group>(num_rows * shape.num_kv_heads);
+  call.works = scratch.take<Work>(num_rows * shape.num_q_heads);
+  const uint8_t** live = scratch.take<const uint8_t*>(num_rows);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    if (lengths[row] <= budget) continue;
+    live[row] = shared_live_pages(call, row, lengths[row], scratch);
+    call.max_pages = std::max(call.max_pages, ceil_div(lengths[row], choice.page_size));
+  }
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    call.num_dense_works +=
+        plan_dense_rows(call.a, b, lengths, budget, call.works + call.num_dense_works);
     for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
-      call.groups[call.num_groups++] = {row, kv_head, seq_len, live, nullptr};
+      for (int64_t row = b * shape.q_len; row < (b + 1) * shape.q_len; ++row) {
+        if (lengths[row] <= budget) continue;
+        call.groups[call.num_groups++] = {row, kv_head, lengths[row], live[row], nullptr};
+      }
     }
-    call.max_pages = std::max(call.max_pages, ceil_div(seq_len, choice.page_size));
   }
 }
 
@@ -52,7 +59,7 @@ void plan_selects(SparseCall& call, Scratch& scratch) {
 // Of the dense rows and of all summaries.
 int64_t fixed_bytes(const SparseCall& call, const int64_t* lengths) {
   int64_t bytes = 0;
-  for (int64_t row = 0; row < call.a.shape.batch; ++row) {
+  for (int64_t row = 0; row < call.a.shape.num_rows(); ++row) {
     if (lengths[row] > call.choice.page_budget * call.choice.page_size) continue;
     bytes += call.a.shape.num_kv_heads * cache_bytes(call.a, lengths[row]);
   }
@@ -97,13 +104,14 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   check_seq_lens(seq_lens, query, shape.batch);
   Scratch& scratch = call_scratch();
   scratch.reset();
-  int64_t* lengths = scratch.take<int64_t>(shape.batch);
-  read_seq_lens(seq_lens, shape.batch, shape.max_seq_len, lengths);
-  Tensor out =
-      new_tensor(query, {shape.batch, shape.num_q_heads, 1, shape.value_dim}, query.scalar_type());
+  int64_t* lengths = scratch.take<int64_t>(shape.num_rows());
+  read_query_lens(call.a, seq_lens, lengths);
+  Tensor out = new_tensor(query, {shape.batch, shape.num_q_heads, shape.q_len, shape.value_dim},
+                          query.scalar_type());
 
-  call.scoring = {call.a.dtype,     reduce,        call.a.query, summary_pointers(page_summary),
-                  shape.group_size, shape.head_dim};
+  call.scoring = {
+      call.a.dtype,     reduce,        call.a.query, shape.q_len, summary_pointers(page_summary),
+      shape.group_size, shape.head_dim};
   call.choice = {std::min(budget / page_size, num_pages), page_size, num_sink_pages,
                  num_recent_pages};
   call.out = {out.mutable_data_ptr(), nullptr};

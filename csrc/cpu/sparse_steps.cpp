@@ -16,8 +16,20 @@ enum class Step { kWhole, kScore, kSelect, kAttend };
 struct Task {
   Step step;
   int64_t index;  // of a group (kWhole, kScore), select (kSelect) or work (kAttend)
-  int64_t part;   // of the scores, or split of the work
+  int64_t count;  // of groups (kWhole) or works (kAttend) that differ in the query alone
+  int64_t part;   // of the scores, or split of the works
 };
+
+// How many groups from `first` on differ in the query alone.
+int64_t count_queries(const SparseCall& call, int64_t first) {
+  const Group& group = call.groups[first];
+  int64_t end = first + 1;
+  while (end < call.num_groups && call.groups[end].kv_head == group.kv_head &&
+         call.groups[end].row / call.q_len() == group.row / call.q_len()) {
+    ++end;
+  }
+  return end - first;
+}
 
 class Runner {
  public:
@@ -29,8 +41,10 @@ class Runner {
 
  private:
   void take_tasks(int64_t count);
-  void add(Step step, int64_t index, int64_t num_parts) {
-    for (int64_t part = 0; part < num_parts; ++part) tasks_[num_tasks_++] = {step, index, part};
+  void add(Step step, int64_t index, int64_t count, int64_t num_parts) {
+    for (int64_t part = 0; part < num_parts; ++part) {
+      tasks_[num_tasks_++] = {step, index, count, part};
+    }
   }
   void add_dense();
 
@@ -67,8 +81,8 @@ void Runner::select(Select& select, Scratch& scratch) const {
   const uint8_t* live = group.live;
   if (call_.a.mask.head_stride) {
     uint8_t* own = scratch.take<uint8_t>(ceil_div(group.seq_len, call_.choice.page_size));
-    find_live_pages(call_.a.mask, group.row, select.first_head, call_.heads_per_select,
-                    call_.choice.page_size, group.seq_len, own);
+    find_live_pages(call_.a.mask, call_.q_len(), group.row, select.first_head,
+                    call_.heads_per_select, call_.choice.page_size, group.seq_len, own);
     live = own;
   }
   select.num_pages = choose_pages(call_.choice, group.seq_len, scores, live, select.pages, scratch);
@@ -121,6 +135,7 @@ void Runner::run_attend(int64_t index, int64_t split, Scratch& scratch) const {
     wait_for_zero(pending_selects_[(index - call_.num_dense_works) / call_.works_per_select()]);
   }
   const Work& work = call_.works[index];
+  if (index < call_.num_dense_works && split >= work.num_splits) return;
   if (split < work.num_splits) attend_split(call_.a, work, split, scratch);
   if (finish_one(pending_splits_[index])) combine_splits(call_.a, work, call_.out);
 }
@@ -136,13 +151,21 @@ void Runner::add_dense() {
     Work& work = call_.works[i];
     take_partials(call_.a, work, work.num_splits, scratch_);
     new (&pending_splits_[i]) Countdown(static_cast<int32_t>(work.num_splits));
-    add(Step::kAttend, i, work.num_splits);
+  }
+  for (int64_t i = 0, count; i < call_.num_dense_works; i += count) {
+    count = count_queries(call_.a, call_.works, i, call_.num_dense_works);
+    int64_t splits = 0;
+    for (int64_t j = i; j < i + count; ++j) splits = std::max(splits, call_.works[j].num_splits);
+    add(Step::kAttend, i, count, splits);
   }
 }
 
 void Runner::plan_by_group() {
   take_tasks(call_.num_groups);
-  for (int64_t i = 0; i < call_.num_groups; ++i) add(Step::kWhole, i, 1);
+  for (int64_t i = 0, count; i < call_.num_groups; i += count) {
+    count = count_queries(call_, i);
+    add(Step::kWhole, i, count, 1);
+  }
   add_dense();
 }
 
@@ -159,19 +182,19 @@ void Runner::plan_by_step() {
     group.scores = scratch_.take<float>(call_.selects_per_group * call_.max_pages);
     const int64_t parts = ceil_div(num_complete(group), kScoreTaskPages);
     new (&pending_scores_[i]) Countdown(static_cast<int32_t>(parts));
-    add(Step::kScore, i, parts);
+    add(Step::kScore, i, 1, parts);
   }
   add_dense();
   for (int64_t i = 0; i < num_selects; ++i) {
     new (&pending_selects_[i]) Countdown(1);
-    add(Step::kSelect, i, 1);
+    add(Step::kSelect, i, 1, 1);
   }
   for (int64_t i = call_.num_dense_works; i < call_.num_works; ++i) {
     Work& work = call_.works[i];
     work.unit.num_heads = heads_per_unit(call_.a, call_.heads_per_select);
     take_partials(call_.a, work, splits, scratch_);
     new (&pending_splits_[i]) Countdown(static_cast<int32_t>(splits));
-    add(Step::kAttend, i, splits);
+    add(Step::kAttend, i, 1, splits);
   }
 }
 
@@ -179,31 +202,39 @@ void Runner::run(int64_t bytes) const {
   run_tasks(num_tasks_, bytes, [this](int64_t i) {
     const Task& task = tasks_[i];
     Scratch& scratch = task_scratch();
-    scratch.reset();
-    switch (task.step) {
-      case Step::kWhole:
-        return run_whole(task.index, scratch);
-      case Step::kScore:
-        return run_score(task.index, task.part);
-      case Step::kSelect:
-        return run_select(task.index, scratch);
-      case Step::kAttend:
-        return run_attend(task.index, task.part, scratch);
+    for (int64_t index = task.index; index < task.index + task.count; ++index) {
+      scratch.reset();
+      switch (task.step) {
+        case Step::kWhole:
+          run_whole(index, scratch);
+          break;
+        case Step::kScore:
+          run_score(index, task.part);
+          break;
+        case Step::kSelect:
+          run_select(index, scratch);
+          break;
+        case Step::kAttend:
+          run_attend(index, task.part, scratch);
+          break;
+      }
     }
   });
 }
 
 // Whether tasks of a whole group leave few threads idle.
-bool fills_threads(int64_t num_groups) {
+bool fills_threads(const SparseCall& call) {
+  int64_t num_tasks = 0;
+  for (int64_t i = 0; i < call.num_groups; i += count_queries(call, i)) ++num_tasks;
   const int64_t num_threads = torch::stable::get_num_threads();
-  return 4 * num_groups >= 3 * ceil_div(num_groups, num_threads) * num_threads;
+  return 4 * num_tasks >= 3 * ceil_div(num_tasks, num_threads) * num_threads;
 }
 
 }  // namespace
 
 void run_sparse_call(SparseCall& call, int64_t bytes, Scratch& scratch) {
   Runner runner(call, scratch);
-  fills_threads(call.num_groups) ? runner.plan_by_group() : runner.plan_by_step();
+  fills_threads(call) ? runner.plan_by_group() : runner.plan_by_step();
   runner.run(bytes);
 }
 

@@ -43,6 +43,7 @@ struct SparseCall {
   int64_t num_dense_works = 0;
   int64_t num_works = 0;
 
+  int64_t q_len() const { return a.shape.q_len; }
   int64_t num_selects() const { return num_groups * selects_per_group; }
   int64_t works_per_select() const {
     return heads_per_select / heads_per_unit(a, heads_per_select);

@@ -20,7 +20,8 @@ def _check(
 ):
     require.tensors(page_indices=page_indices)
     checks.page_size(page_size)
-    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+    tensors = (query, key_cache, value_cache, seq_lens, attn_mask)
+    checks.attention(*tensors, scale, takes_several=False)
     layout = "[batch, num_kv_heads or num_q_heads, page_budget]"
     require.rank("page_indices", page_indices, 3, layout)
     require.dtype("page_indices", page_indices, torch.int32)

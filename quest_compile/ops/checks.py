@@ -56,11 +56,15 @@ def head_dim(name: str, tensor: Tensor) -> None:
         )
 
 
-def query(tensor: Tensor, num_kv_heads: int) -> None:
-    require.rank("query", tensor, 4, "[batch, num_q_heads, 1, head_dim]")
+def query(tensor: Tensor, num_kv_heads: int, takes_several: bool) -> None:
+    q_len_name = "q_len" if takes_several else "1"
+    require.rank("query", tensor, 4, f"[batch, num_q_heads, {q_len_name}, head_dim]")
     head_dim("query", tensor)
     _, num_q_heads, q_len, _ = tensor.shape
-    require.that(q_len == 1, lambda: f"query: expected q_len (dimension 2) 1, got {q_len}")
+    if takes_several:
+        require.that(q_len >= 1, lambda: f"query: expected at least 1 query, got {q_len}")
+    else:
+        require.that(q_len == 1, lambda: f"query: expected q_len (dimension 2) 1, got {q_len}")
     require.that(
         num_q_heads % num_kv_heads == 0,
         lambda: f"query: expected a multiple of {num_kv_heads} KV heads, got {num_q_heads} heads",
@@ -100,22 +104,22 @@ def page_summary_of(tensor: Tensor, keys: Tensor, size: int) -> None:
     page_summary(tensor, keys, (batch, num_kv_heads, num_pages, last))
 
 
-def seq_lens(tensor: Tensor, like: Tensor, max_seq_len: int) -> None:
+def seq_lens(tensor: Tensor, like: Tensor, max_seq_len: int, q_len: int = 1) -> None:
     """``like``: for batch and device."""
     require.dtype("seq_lens", tensor, torch.int32, torch.int64)
     require.rank("seq_lens", tensor, 1, "[1] or [batch]")
     require.broadcastable("seq_lens", tensor, (like.shape[0],))
     require.device("seq_lens", tensor, like)
-    require.values("seq_lens", tensor, 1, max_seq_len)
+    require.values("seq_lens", tensor, q_len, max_seq_len)
 
 
 def attn_mask(tensor: Tensor | None, like: Tensor, sizes: tuple[int | None, ...]) -> None:
-    """``like``: for the device; ``sizes``: batch, num_q_heads, 1, max_seq_len."""
+    """``like``: for the device; ``sizes``: batch, num_q_heads, q_len, max_seq_len."""
     if tensor is None:
         return
     require.tensors(attn_mask=tensor)
     require.dtype("attn_mask", tensor, torch.bool)
-    layout = "a shape broadcastable to [batch, num_q_heads, 1, max_seq_len]"
+    layout = "a shape broadcastable to [batch, num_q_heads, q_len, max_seq_len]"
     require.rank("attn_mask", tensor, 4, layout)
     require.broadcastable("attn_mask", tensor, sizes)
     require.device("attn_mask", tensor, like)
@@ -128,11 +132,13 @@ def attention(
     lengths: Tensor,
     mask: Tensor | None,
     scale: float | None,
+    *,
+    takes_several: bool = True,
 ) -> None:
-    """What every attention over a cache takes."""
+    """What every attention over a cache takes; ``takes_several``: q_len may be above 1."""
     require.tensors(query=queries, key_cache=keys, value_cache=values, seq_lens=lengths)
     key_cache(keys)
-    query(queries, keys.shape[1])
+    query(queries, keys.shape[1], takes_several)
     layout = "[batch, num_kv_heads, max_seq_len, head_dim]"
     sizes = (queries.shape[0], keys.shape[1], keys.shape[2], queries.shape[3])
     require.shape("key_cache", keys, sizes, layout)
@@ -140,7 +146,7 @@ def attention(
     for name, tensor in (("key_cache", keys), ("value_cache", values)):
         require.dtype(name, tensor, queries.dtype)
         require.device(name, tensor, queries)
-    seq_lens(lengths, queries, keys.shape[2])
+    seq_lens(lengths, queries, keys.shape[2], queries.shape[2])
     attn_mask(mask, queries, (*queries.shape[:3], keys.shape[2]))
     if scale is not None:
         for condition in (scale > -math.inf, scale < math.inf):

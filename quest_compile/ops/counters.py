@@ -36,9 +36,9 @@ def counters() -> dict[str, int]:
         sparse_calls: calls of sparse_decode with a row that did not fit the budget.
         sparse_calls_covered: the other calls of sparse_decode.
         dense_calls: calls of dense_decode.
-        sparse_rows: rows and query heads that did not fit the budget.
+        sparse_rows: rows, queries and query heads that did not fit the budget.
         tokens_attended: positions below seq_len in the pages that those selected.
-        max_tokens_attended: most of them for one row and query head.
+        max_tokens_attended: most of them for one query of one query head.
         bytes_read: of page summaries, keys and values, by sparse_decode and dense_decode.
     """
     counts = dict(_counts)
@@ -71,17 +71,28 @@ def count_sparse_call(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    selected: list[tuple[Tensor, Tensor | None]],
+    page_size: int,
+) -> None:
+    """``selected``: per query its seq_lens and pages [batch, num_select_heads, page_budget], None
+    when every row was dense."""
+    if all(page_indices is None for _, page_indices in selected):
+        _add(sparse_calls_covered=1)
+    else:
+        _add(sparse_calls=1)
+    for seq_lens, page_indices in selected:
+        if seq_lens.is_cpu:
+            _count_query(query, key_cache, value_cache, seq_lens, page_indices, page_size)
+
+
+def _count_query(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     seq_lens: Tensor,
     page_indices: Tensor | None,
     page_size: int,
 ) -> None:
-    """``page_indices`` [batch, num_select_heads, page_budget], None when every row was dense."""
-    if page_indices is None:
-        _add(sparse_calls_covered=1)
-    else:
-        _add(sparse_calls=1)
-    if not seq_lens.is_cpu:
-        return
     batch, num_q_heads = query.shape[:2]
     num_kv_heads = key_cache.shape[1]
     seq_len = seq_lens.long().expand(batch)

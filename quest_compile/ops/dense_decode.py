@@ -42,19 +42,21 @@ def dense_decode(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of one query per row over all valid positions.
+    """Attention over all valid positions; several queries as if each came alone.
 
     Args:
-        query: [batch, num_q_heads, 1, head_dim].
+        query: [batch, num_q_heads, q_len, head_dim].
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
-        seq_lens: int32 or int64 [batch] or [1], valid positions, the current token included.
-        attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, 1, max_seq_len].
+        seq_lens: int32 or int64 [batch] or [1], valid positions, those of the queries included.
+        attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
+            Without one, several queries are causal: query i of q_len stands at position
+            seq_len - q_len + i and attends up to it.
         scale: of query.key; 1 / sqrt(head_dim) by default.
 
     Returns:
-        [batch, num_q_heads, 1, value_dim] in the dtype of query; 0 for a query head with nothing
-        to attend.
+        [batch, num_q_heads, q_len, value_dim] in the dtype of query; 0 where there is nothing to
+        attend.
 
     Raises:
         ValueError, TypeError: an argument is not as described.

@@ -97,8 +97,36 @@ def attend_pages(
     return out_BHGE.flatten(1, 2)[:, :, None].to(query.dtype), lse_BHG.flatten(1, 2)[..., None]
 
 
+def each_query(query, seq_lens, attn_mask=None):
+    """Operators that take several queries treat each as if it came alone: query [B, Q, 1, D], its
+    seq_lens and its mask, one after the other.
+
+    Without a mask query i of n stands at position seq_len - n + i and attends what is before it.
+    With one, the mask says what it attends: positions at the end that the mask forbids, behind that
+    position, do not count for its seq_len.
+    """
+    num_queries = query.shape[2]
+    for i in range(num_queries):
+        seq_lens_i, mask_i = seq_lens - (num_queries - 1 - i), None
+        if attn_mask is not None:
+            mask_i = attn_mask[:, :, min(i, attn_mask.shape[2] - 1), None]
+            if i < num_queries - 1:
+                end = _last_live_position(seq_lens, mask_i) + 1
+                seq_lens_i = torch.maximum(seq_lens_i, end)
+        yield query[:, :, i : i + 1], seq_lens_i, mask_i
+
+
 def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
-    """Attention over all live positions, a tile at a time; a tile without any changes no bit."""
+    """Attention over all live positions."""
+    outs = [
+        _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
+        for query, seq_lens, attn_mask in each_query(query, seq_lens, attn_mask)
+    ]
+    return torch.cat(outs, 2)
+
+
+def _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, *, scale):
+    """A tile at a time; a tile without any live position changes no bit."""
     num_kv_heads, max_seq_len = key_cache.shape[1:3]
     live_BMT = _live_positions(seq_lens, attn_mask, max_seq_len)
     num_heads = max(num_kv_heads, live_BMT.shape[1])
@@ -119,11 +147,31 @@ def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, *, budget, page_size=16,
     num_sink_pages=1, num_recent_pages=2, group_reduce="sum", scale=None
 ):  # fmt: skip
-    """Score, select, attend; a row that fits the budget is dense. Returns (out, selected pages)."""
+    """Score, select, attend; a row that fits the budget is dense.
+
+    Returns out, and per query its seq_lens and the selected pages, None if every row was dense.
+    """
+    settings = {
+        "budget": budget, "page_size": page_size, "num_sink_pages": num_sink_pages,
+        "num_recent_pages": num_recent_pages, "group_reduce": group_reduce, "scale": scale,
+    }  # fmt: skip
+    outs, selected = [], []
+    for query_i, seq_lens_i, mask_i in each_query(query, seq_lens, attn_mask):
+        arguments = (query_i, key_cache, value_cache, page_summary, seq_lens_i, mask_i)
+        out, pages = _sparse_decode(*arguments, **settings)
+        outs.append(out)
+        selected.append((seq_lens_i, pages))
+    return torch.cat(outs, 2), selected
+
+
+def _sparse_decode(
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask, *, budget, page_size,
+    num_sink_pages, num_recent_pages, group_reduce, scale
+):  # fmt: skip
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
     fits_B11 = _seq_len_B11(seq_lens, max_seq_len) <= page_budget * page_size
     if max_seq_len <= page_budget * page_size or (fits_B11.is_cpu and fits_B11.all()):
-        return dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale), None
+        return _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale), None
     scores = score_pages(
         query, page_summary, seq_lens, page_size=page_size, group_reduce=group_reduce
     )
@@ -140,7 +188,7 @@ def sparse_decode(
     end = -(-page_budget * page_size // _TILE_SIZE) * _TILE_SIZE
     mask = None if attn_mask is None else attn_mask[..., :end]
     keys, values = key_cache[:, :, :end], value_cache[:, :, :end]
-    dense = dense_decode(query, keys, values, seq_lens.clamp(max=end), mask, scale=scale)
+    dense = _dense_decode(query, keys, values, seq_lens.clamp(max=end), mask, scale=scale)
     return torch.where(fits_B11[..., None], dense, out), pages
 
 
@@ -176,6 +224,15 @@ def _live_positions(seq_lens, attn_mask, num_positions):
         missing = num_positions - attn_mask.shape[-1] if attn_mask.shape[-1] > 1 else 0
         live_BMT = live_BMT & pad(attn_mask[:, :, 0], (0, missing))
     return live_BMT
+
+
+def _last_live_position(seq_lens, attn_mask):
+    """[B]: below seq_lens, for any head; -1 where there is none."""
+    allowed_BT = attn_mask[:, :, 0].any(1)
+    if allowed_BT.shape[-1] == 1:
+        return torch.where(allowed_BT[:, 0], seq_lens - 1, -1)
+    position = _arange(allowed_BT.shape[-1], seq_lens)
+    return torch.where(allowed_BT & (position < seq_lens[:, None]), position, -1).amax(-1)
 
 
 def _seq_len_B11(seq_lens, max_seq_len):

@@ -21,7 +21,7 @@ def _check(query, page_summary, seq_lens, *, page_size=16, group_reduce="sum"):
     checks.group_reduce(group_reduce)
     require.rank("page_summary", page_summary, 5, "[batch, num_kv_heads, num_pages, 2, head_dim]")
     num_kv_heads, num_pages = page_summary.shape[1:3]
-    checks.query(query, num_kv_heads)
+    checks.query(query, num_kv_heads, takes_several=False)
     sizes = (query.shape[0], num_kv_heads, num_pages, query.shape[3])
     checks.page_summary(page_summary, query, sizes)
     checks.seq_lens(seq_lens, query, num_pages * page_size)

@@ -55,10 +55,8 @@ def _sparse_decode_reference(
     arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask)
     _check(*arguments, **settings)
     announce_reference(query)
-    out, page_indices = reference.sparse_decode(*arguments, **settings)
-    count_sparse_call(
-        query, key_cache, value_cache, seq_lens, page_indices, settings.get("page_size", 16)
-    )
+    out, selected = reference.sparse_decode(*arguments, **settings)
+    count_sparse_call(query, key_cache, value_cache, selected, settings.get("page_size", 16))
     return out
 
 
@@ -88,17 +86,29 @@ def sparse_decode(
     group_reduce: str = "sum",
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of one query per row over the pages that matter for it (arXiv 2406.10774).
+    """Attention of each query over the pages that matter for it (arXiv 2406.10774).
 
-    Tensors are those of score_pages and attend_pages; the numbers of pages those of select_pages.
+    Several queries are treated as if each came alone: it selects its own pages. The numbers of
+    pages are those of select_pages.
 
     Args:
+        query: [batch, num_q_heads, q_len, head_dim].
+        key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
+        value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim], up to date for complete pages.
+        seq_lens: int32 or int64 [batch] or [1], valid positions, those of the queries included.
+        attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
+            Without one, several queries are causal: query i of q_len stands at position
+            seq_len - q_len + i and attends up to it.
         budget: tokens that a query attends at most, the open page included; rounded down to pages.
             A row of at most that many tokens gets the result of dense_decode, bit for bit.
+        page_size: positions per page.
+        group_reduce: over the query heads that share a KV head: "sum" or "max" of their page
+            scores, or "none": every query head selects for itself.
+        scale: of query.key; 1 / sqrt(head_dim) by default.
 
     Returns:
-        [batch, num_q_heads, 1, value_dim] in the dtype of query.
+        [batch, num_q_heads, q_len, value_dim] in the dtype of query.
 
     Raises:
         ValueError, TypeError: an argument is not as described.

@@ -207,8 +207,7 @@ void attend_rows(const AttendParams& p) {
   }
   for (int first = 0; first < p.num_tokens; first += kSpan) {
     const int rest = p.num_tokens - first;
-    Span span = {p.tokens + first, rest < kSpan ? rest : kSpan, fetch,
-                   rest <= kSpan && p.is_last};
+    Span span = {p.tokens + first, rest < kSpan ? rest : kSpan, fetch, rest <= kSpan && p.is_last};
     for (int h = 0; h < p.num_heads;) {
       if (p.num_heads - h >= 4) {
         attend_heads<T, 4>(p, span, h);
