@@ -13,6 +13,7 @@ from quest_compile.config import QuestConfig
 from quest_compile.passes.add_page_summaries import SummaryInputs, add_page_summaries
 from quest_compile.passes.decide import Decision, decide
 from quest_compile.passes.graph import copy_graph, example_value, module_of
+from quest_compile.passes.mark_static_caches import mark_static_caches
 from quest_compile.passes.match_attention import match_attention
 from quest_compile.passes.replace_attention import replace_attention
 
@@ -47,6 +48,7 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     if any(decision.is_rewritten for decision in decisions):
         summaries = add_page_summaries(graph, decisions, config=config)
         replace_attention(graph, decisions, summaries, config=config)
+        mark_static_caches(decisions)
         graph.lint()
         rewritten = module_of(graph, gm)
     seconds = time.perf_counter() - start
