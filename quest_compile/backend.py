@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from typing_extensions import Never
 
 from quest_compile import ops
 from quest_compile.config import QuestConfig
@@ -183,18 +184,30 @@ _backends: dict[QuestConfig, QuestBackend] = {}
 _backends_lock = threading.Lock()
 
 
-def backend(**config: Any) -> QuestBackend:
+def backend(
+    *,
+    budget: int = 2048,
+    page_size: int = 16,
+    num_dense_layers: int = 2,
+    num_sink_pages: int = 1,
+    num_recent_pages: int = 2,
+    max_q_len: int = 8,
+    group_reduce: str = "sum",
+    summary: str = "minmax",
+    inner: str = "inductor",
+    strict: bool = False,
+    inductor_options: Mapping[str, Any] | None = None,
+    **unknown: Never,
+) -> QuestBackend:
     """The Quest backend for ``torch.compile``; equal settings give the same object.
 
-    Args:
-        **config: the fields of :class:`quest_compile.QuestConfig`: ``budget=2048``,
-            ``page_size=16``, ``num_dense_layers=2``, ``num_sink_pages=1``, ``num_recent_pages=2``,
-            ``group_reduce="sum"``, ``summary="minmax"``, ``inner="inductor"``, ``strict=False``,
-            ``inductor_options=None``.
+    The settings are the fields of :class:`quest_compile.QuestConfig`, which explains them.
 
     Raises:
         TypeError, ValueError: a setting has the wrong type or value, or an unknown name.
     """
+    config = locals()
+    config |= config.pop("unknown")
     settings = QuestConfig.from_options(config)
     with _backends_lock:
         return _backends.setdefault(settings, QuestBackend(settings))

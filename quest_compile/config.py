@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,14 @@ from quest_compile.ops.limits import GROUP_REDUCTIONS, PAGE_SIZES, SUMMARIES
 
 INNER_COMPILERS = ("inductor", "aot_eager", "eager")
 
-_INT_FIELDS = ("budget", "page_size", "num_dense_layers", "num_sink_pages", "num_recent_pages")
+_INT_FIELDS = (
+    "budget",
+    "page_size",
+    "num_dense_layers",
+    "num_sink_pages",
+    "num_recent_pages",
+    "max_q_len",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +31,8 @@ class QuestConfig:
         num_dense_layers: this many first layers of the model attend everything.
         num_sink_pages: the first pages with a live token are always attended.
         num_recent_pages: the last pages, open page included, are always attended (at least 1).
+        max_q_len: up to so many queries at once (drafts to verify, short questions) are decoded as
+            one is, each with pages of its own; more are a prefill and attend everything.
         group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or
             ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys.
@@ -40,6 +50,7 @@ class QuestConfig:
     num_dense_layers: int = 2
     num_sink_pages: int = 1
     num_recent_pages: int = 2
+    max_q_len: int = 8
     group_reduce: str = "sum"
     summary: str = "minmax"
     inner: str = "inductor"
@@ -63,6 +74,7 @@ class QuestConfig:
             ("num_dense_layers", 0),
             ("num_sink_pages", 0),
             ("num_recent_pages", 1),
+            ("max_q_len", 1),
         ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
@@ -100,12 +112,19 @@ class QuestConfig:
         known = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"unknown option {', '.join(unknown)}; known: {', '.join(known)}")
+            names = ", ".join(_with_hint(name, known) for name in unknown)
+            raise ValueError(f"unknown option {names}; known: {', '.join(known)}")
         return dataclasses.replace(self, **options)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values (JSON-able when inductor_options is)."""
         return dataclasses.asdict(self)
+
+
+def _with_hint(name: str, known: list[str]) -> str:
+    """The name, and the known one it may be a misspelling of."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"{name} (did you mean {close[0]!r}?)" if close else str(name)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -1,12 +1,15 @@
 """What a user sees: one line compiles the model, a report says what happened, errors are clear."""
 
 import copy
+import dataclasses
+import inspect
 import json
 import logging
 import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -237,7 +240,7 @@ class TestOptions:
             )
 
     def test_unknown_option_lists_the_known_ones(self):
-        with pytest.raises(ValueError, match="unknown option bugdet; known: budget, page_size"):
+        with pytest.raises(ValueError, match="bugdet .did you mean 'budget'.*known: budget, p"):
             quest_compile.backend(bugdet=64)
 
     @pytest.mark.parametrize(
@@ -263,6 +266,18 @@ class TestOptions:
         with pytest.raises(error, match=message):
             quest_compile.backend(**settings)
 
+    @pytest.mark.parametrize(
+        "function", [quest_compile.backend, quest_compile.compile_for_generate]
+    )
+    def test_signatures_spell_out_the_fields_of_the_config(self, function):
+        spelled_out = {
+            name: (parameter.annotation, parameter.default)
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        fields = dataclasses.fields(quest_compile.QuestConfig)
+        assert spelled_out == {field.name: (field.type, field.default) for field in fields}
+
 
 class TestExplain:
     def test_a_model_alone_is_traced_for_a_decode_step(self, model):
@@ -281,3 +296,22 @@ class TestExplain:
 def test_compile_for_generate_wants_a_model_that_generates():
     with pytest.raises(TypeError, match="model must be a transformers model"):
         quest_compile.compile_for_generate(torch.nn.Linear(2, 2), budget=64)
+
+
+@pytest.mark.parametrize("settings", [{"bugdet": 64}, {"budget": 0}])
+def test_compile_for_generate_refuses_bad_settings_before_it_changes_the_model(settings):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="budget"):
+        quest_compile.compile_for_generate(model, **settings)
+    assert model.generation_config.compile_config is None
+    assert model.generation_config.cache_implementation is None
+
+
+def test_compile_for_generate_warns_of_an_attention_it_cannot_replace():
+    model = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quest_compile.compile_for_generate(model, budget=64)
+    model.set_attn_implementation("eager")
+    with pytest.warns(UserWarning, match="attn_implementation='eager'.*set_attn_implementation"):
+        quest_compile.compile_for_generate(model, budget=64)
