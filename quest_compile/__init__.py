@@ -5,6 +5,7 @@ from quest_compile.backend import QuestBackend, QuestStrictError, backend, repor
 from quest_compile.config import QuestConfig
 from quest_compile.explain import explain
 from quest_compile.generate import compile_for_generate
+from quest_compile.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -17,4 +18,5 @@ __all__ = [
     "explain",
     "ops",
     "report",
+    "warmup",
 ]
