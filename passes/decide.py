@@ -6,6 +6,7 @@ import dataclasses
 import enum
 
 import torch
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from quest_compile.config import QuestConfig
 from quest_compile.passes.graph import example_value
@@ -59,7 +60,9 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
         isinstance(max_seq_len, int) and max_seq_len <= config.page_budget * config.page_size
     )
     is_dense_layer = call.layer < config.num_dense_layers
-    if not site.is_decode:
+    # A symbolic q_len becomes a guard: one graph for few queries, one for many.
+    is_decode = site.is_decodable and guard_or_false(site.q_len <= config.max_q_len)
+    if not is_decode:
         needs_summary = not (is_dense_layer or is_covered)
         return Decision(call, Treatment.DENSE, Reason.PREFILL, needs_summary=needs_summary)
     if is_dense_layer or is_covered:

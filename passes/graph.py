@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 # In-place tensor methods whose result is their first argument.
 RETURNS_SELF = frozenset({"index_copy_", "index_put_", "scatter_", "copy_", "fill_", "zero_"})
@@ -40,6 +41,11 @@ def is_inplace_call(node: fx.Node) -> bool:
         return name.endswith("_") and not name.endswith("__")
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Are two sizes equal? Of symbolic ones the answer becomes a guard."""
+    return bool(guard_or_false(a == b))
 
 
 def same_tensor(node: Any) -> Any:

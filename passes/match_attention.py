@@ -20,7 +20,7 @@ from torch import fx
 
 from quest_compile.ops.limits import DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
 from quest_compile.passes.cache_access import single_write, trace_to_cache
-from quest_compile.passes.graph import example_value, is_plain_tensor, source_line
+from quest_compile.passes.graph import example_value, is_plain_tensor, same_size, source_line
 from quest_compile.passes.reasons import Reason, Refused, require
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -38,7 +38,8 @@ class AttentionSite:
     cache_position: fx.Node  # int64 or int32 [q_len]
     attn_mask: fx.Node | None
     scale: Any  # float, Node or None
-    is_decode: bool  # q_len == 1
+    q_len: Any  # int or SymInt
+    is_decodable: bool  # the mask tells what each query attends, as the operators take it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class AttentionCall:
     node: fx.Node
     layer: int
     source: str
+    queries: int | str
     site: AttentionSite | None
     reason: Reason | None
 
@@ -66,7 +68,9 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
         except Refused as refused:
             reason = refused.reason
         layer = _layer_of(site, default=len(calls))
-        calls.append(AttentionCall(node, layer, source_line(node), site, reason))
+        calls.append(
+            AttentionCall(node, layer, source_line(node), _num_queries(node), site, reason)
+        )
     return calls
 
 
@@ -93,10 +97,9 @@ def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
     enables_gqa = key_repeats == 1 and arguments.get("enable_gqa", False)
     require(num_kv_heads * key_repeats == num_q_heads or enables_gqa, Reason.HEAD_COUNTS)
     require(not arguments.get("dropout_p", 0.0), Reason.DROPOUT)
-    is_decode = isinstance(tensors[0].shape[2], int) and tensors[0].shape[2] == 1
-    if is_decode:
-        require(not arguments.get("is_causal", False), Reason.IS_CAUSAL)
-        _check_mask(example_value(arguments.get("attn_mask")), max_seq_len=tensors[1].shape[2])
+    q_len = tensors[0].shape[2]
+    unfit = _why_not_decodable(arguments, q_len, max_seq_len=tensors[1].shape[2])
+    require(unfit is None or not same_size(q_len, 1), unfit)
     return AttentionSite(
         query=query,
         key_cache=key_cache,
@@ -105,7 +108,8 @@ def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
         cache_position=key_position,
         attn_mask=arguments.get("attn_mask"),
         scale=arguments.get("scale"),
-        is_decode=is_decode,
+        q_len=q_len,
+        is_decodable=unfit is None,
     )
 
 
@@ -129,16 +133,31 @@ def _check_tensors(query: torch.Tensor, key_cache: torch.Tensor, value_cache: to
     require(not (torch.is_grad_enabled() and wants_grad), Reason.GRADIENTS)
 
 
-def _check_mask(mask: Any, max_seq_len: Any) -> None:
-    require(mask is not None, Reason.NO_MASK)
-    require(mask.dtype == torch.bool, Reason.MASK_DTYPE)
-    require(
-        mask.ndim == 4 and mask.shape[2] == 1 and mask.shape[3] == max_seq_len, Reason.MASK_SHAPE
-    )
+def _why_not_decodable(arguments: dict[str, Any], q_len: Any, max_seq_len: Any) -> Reason | None:
+    mask = example_value(arguments.get("attn_mask"))
+    if arguments.get("is_causal", False):
+        return Reason.IS_CAUSAL
+    if mask is None:
+        return Reason.NO_MASK
+    if mask.dtype != torch.bool:
+        return Reason.MASK_DTYPE
+    if (
+        mask.ndim != 4
+        or not (same_size(mask.shape[2], 1) or same_size(mask.shape[2], q_len))
+        or not same_size(mask.shape[3], max_seq_len)
+    ):
+        return Reason.MASK_SHAPE
+    return None
 
 
 def _is_head_dim(size: Any) -> bool:
     return isinstance(size, int) and size % HEAD_DIM_MULTIPLE == 0 and 0 < size <= MAX_HEAD_DIM
+
+
+def _num_queries(node: fx.Node) -> int | str:
+    """Of an attention call: a number, or the name of a symbol."""
+    size = example_value(node).shape[-2]
+    return size if isinstance(size, int) else str(size)
 
 
 def _layer_of(site: AttentionSite | None, default: int) -> int:

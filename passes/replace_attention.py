@@ -14,6 +14,7 @@ from quest_compile.passes.graph import (
     erase_dead_views,
     example_value,
     is_written,
+    same_size,
 )
 
 
@@ -75,8 +76,12 @@ class _DerivedInputs:
     def seq_lens(self, cache_position: fx.Node) -> fx.Node:
         """int [1]: valid positions once ``cache_position`` is written; call at a decode site."""
         if not self._is_made(cache_position):
-            node = self.graph.call_function(operator.add, (cache_position, 1))
-            node.meta["example_value"] = torch.add(example_value(cache_position), 1)
+            last, value = cache_position, example_value(cache_position)
+            if not same_size(value.shape[0], 1):
+                last = self.graph.call_function(torch.amax, (cache_position, 0, True))
+                last.meta["example_value"] = value = torch.amax(value, 0, True)
+            node = self.graph.call_function(operator.add, (last, 1))
+            node.meta["example_value"] = torch.add(value, 1)
             self.made[cache_position] = node
         return self.made[cache_position]
 

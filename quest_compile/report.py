@@ -30,6 +30,7 @@ no graph was compiled by this backend. Likely reasons:
 class ReportRow:
     """One attention call.
 
+    ``queries``: at once; the name of a symbol where the graph serves several numbers.
     ``pages`` and ``tokens``: what a query attends at most; None where nothing was rewritten.
     ``attention``: the operator that runs it.
     """
@@ -41,6 +42,7 @@ class ReportRow:
     pages: int | str | None
     tokens: int | str | None
     source: str
+    queries: int | str
 
     def as_dict(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
@@ -60,8 +62,8 @@ class GraphReport:
     inner: str
     rewrite_seconds: float
 
-    def count(self, treatment: Treatment) -> int:
-        return sum(row.treatment is treatment for row in self.rows)
+    def count(self, treatment: Treatment | str) -> int:
+        return sum(row.treatment is Treatment(treatment) for row in self.rows)
 
     @property
     def is_decode(self) -> bool:
@@ -72,7 +74,9 @@ class GraphReport:
     @property
     def summary(self) -> str:
         counts = ", ".join(f"{self.count(t)} {t.value}" for t in Treatment)
-        return f"{len(self.rows)} attention calls: {counts}"
+        queries = "/".join(sorted({str(row.queries) for row in self.rows}))
+        several = "" if queries in ("", "1") else f" of {queries} queries"
+        return f"{len(self.rows)} attention calls{several}: {counts}"
 
 
 class Report:
@@ -161,7 +165,14 @@ def _row(decision: Decision, config: QuestConfig) -> ReportRow:
     elif decision.needs_summary:
         attention = "sdpa + page summary"
     return ReportRow(
-        call.layer, decision.treatment, decision.reason, attention, pages, tokens, call.source
+        call.layer,
+        decision.treatment,
+        decision.reason,
+        attention,
+        pages,
+        tokens,
+        call.source,
+        call.queries,
     )
 
 

@@ -32,7 +32,8 @@ def test_known_spellings_are_sites(layer, q_len):
     assert call.site.key_cache in placeholders and call.site.value_cache in placeholders
     assert call.site.key_cache is not call.site.value_cache
     assert call.site.key_cache.meta["example_value"].shape == (2, 2, 64, 16), example
-    assert call.site.is_decode == (q_len == 1)
+    assert call.site.q_len == q_len
+    assert call.site.is_decodable
     assert "layers.py" in call.source
 
 

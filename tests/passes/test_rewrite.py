@@ -30,8 +30,9 @@ def run(rewritten, example_inputs):
 
 
 @pytest.mark.parametrize("layer", SUPPORTED)
-def test_decode_becomes_update_and_sparse_decode(layer):
-    _, example_inputs, rewritten = rewrite(layer, *inputs())
+@pytest.mark.parametrize("q_len", [1, 2, 8])
+def test_decode_becomes_update_and_sparse_decode(layer, q_len):
+    _, example_inputs, rewritten = rewrite(layer, *inputs(q_len))
     gm = rewritten.gm
     assert count(gm, QUEST.sparse_decode.default) == 1
     assert count(gm, QUEST.update_page_summary.default) == 1
@@ -42,8 +43,9 @@ def test_decode_becomes_update_and_sparse_decode(layer):
 
 
 @pytest.mark.parametrize("layer", SUPPORTED)
-def test_same_numbers_while_the_budget_covers_the_context(layer):
-    arguments = inputs(position=40)
+@pytest.mark.parametrize("q_len", [1, 5])
+def test_same_numbers_while_the_budget_covers_the_context(layer, q_len):
+    arguments = inputs(q_len, position=40)
     expected = layer(*[a.clone() for a in arguments])
     again = [a.clone() for a in arguments]
     _, example_inputs, rewritten = rewrite(layer, *again)
@@ -107,11 +109,45 @@ def test_a_graph_with_nothing_to_rewrite_comes_back_as_it_was():
 
 
 def test_prefill_keeps_sdpa_and_updates_the_summaries():
-    _, _, rewritten = rewrite(transformers_layer, *inputs(q_len=5))
+    _, _, rewritten = rewrite(transformers_layer, *inputs(q_len=9))
+    assert_is_prefill(rewritten)
+
+
+def assert_is_prefill(rewritten):
     assert count(rewritten.gm, torch.nn.functional.scaled_dot_product_attention) == 1
     assert count(rewritten.gm, QUEST.update_page_summary.default) == 1
     (decision,) = rewritten.decisions
     assert (decision.treatment, decision.reason) == (Treatment.DENSE, Reason.PREFILL)
+
+
+def test_max_q_len_says_what_a_prefill_is():
+    config = QuestConfig(budget=48, num_dense_layers=0, max_q_len=4)
+    assert_is_prefill(rewrite(transformers_layer, *inputs(q_len=5), config=config)[2])
+    _, _, rewritten = rewrite(transformers_layer, *inputs(q_len=4), config=config)
+    assert rewritten.decisions[0].treatment is Treatment.SPARSE
+
+
+def causal_layer(query, key, value, key_cache, value_cache, position, mask):
+    key_cache[:, :, position] = key
+    value_cache[:, :, position] = value
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key_cache, value_cache, is_causal=True, enable_gqa=True
+    )
+
+
+def biased_layer(query, key, value, key_cache, value_cache, position, mask):
+    return enable_gqa_layer(query, key, value, key_cache, value_cache, position, mask.float())
+
+
+@pytest.mark.parametrize("layer", [causal_layer, biased_layer])
+def test_few_queries_whose_mask_does_not_tell_what_each_attends_are_a_prefill(layer):
+    assert_is_prefill(rewrite(layer, *inputs(q_len=5))[2])
+
+
+def test_several_queries_count_from_the_last_position():
+    _, _, rewritten = rewrite(shared_cache_layers, *inputs(q_len=3))
+    assert count(rewritten.gm, torch.amax) == 1
+    assert count(rewritten.gm, operator.add) == 1
 
 
 def test_added_inputs_look_like_static_buffers():
