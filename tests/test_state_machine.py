@@ -1,0 +1,68 @@
+"""Whatever is done to caches, in any order: the next tokens are those of a fresh run."""
+
+import pytest
+import torch
+from decode_machine import DecodeMachine
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sabotage import without_checks
+
+from quest_compile import ops
+
+NUM_PROGRAMS = 100
+NUM_NIGHTLY_PROGRAMS, NUM_NIGHTLY_PARTS = 2000, 10
+NUM_RULES = 12
+
+# Each is found with these checks taken out.
+PLANTED = [
+    ("version",),
+    ("sampled pages",),
+    ("position",),
+    ("version", "sampled pages"),
+    ("state per cache", "sampled pages"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_graph_per_kind_of_cache():
+    ops.reset_counters()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+
+
+def run_programs(num_programs, first_seed):
+    machine = seed(first_seed)(type("DecodeMachine", (DecodeMachine,), {}))
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=num_programs,
+            stateful_step_count=NUM_RULES,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_random_programs_give_the_tokens_of_fresh_runs():
+    run_programs(NUM_PROGRAMS, 0)
+    assert ops.counters()["sparse_calls"] > NUM_PROGRAMS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("part", range(NUM_NIGHTLY_PARTS))
+def test_many_random_programs_give_the_tokens_of_fresh_runs(part):
+    run_programs(NUM_NIGHTLY_PROGRAMS // NUM_NIGHTLY_PARTS, part + 1)
+    assert ops.counters()["sparse_calls"] > NUM_NIGHTLY_PROGRAMS // NUM_NIGHTLY_PARTS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("checks", PLANTED, ids=", ".join)
+def test_a_planted_bug_is_found_and_shrunk_to_a_program(checks):
+    with without_checks(*checks, num_layers=1), pytest.raises(AssertionError) as raised:
+        run_programs(NUM_NIGHTLY_PROGRAMS // NUM_NIGHTLY_PARTS, 0)
+    program = "\n".join(raised.value.__notes__)
+    assert "state = DecodeMachine()" in program
+    assert "state.teardown()" in program
+    assert program.count("state.") <= 8
