@@ -4,6 +4,7 @@ A seeded slice runs always; QUEST_COMPILE_FUZZ sets another number of calls, the
 (pytest -m nightly) runs 20,000 of each.
 """
 
+import dataclasses
 import os
 import random
 
@@ -14,6 +15,9 @@ from test_attend_pages import assert_attends, listed_positions
 from test_bad_input import BAD, arguments_of
 from test_score_pages import assert_scores
 from test_select_pages import assert_selects_as_the_loop
+from test_several_queries import MASKS as SEVERAL_MASKS
+from test_several_queries import NAMES as SEVERAL_NAMES
+from test_several_queries import make_call, run, run_alone
 
 from quest_compile import ops
 
@@ -62,6 +66,19 @@ def check_valid_call(seed):
     assert_attends(inputs, inputs.live[:, :, None], dense)
     fits = inputs.seq_lens <= case.budget_pages * case.page_size
     assert torch.equal(sparse[fits], dense[fits])
+    check_several_queries(case, seed)
+
+
+def check_several_queries(case, seed):
+    rng = random.Random(seed)
+    num_queries = rng.randint(2, 8)
+    if min(case.lengths) < num_queries:
+        return
+    case = dataclasses.replace(case, mask="none")
+    inputs = make_call(case, num_queries, rng.choice(SEVERAL_MASKS))
+    for name in SEVERAL_NAMES:
+        alone = [run_alone(name, inputs, i) for i in range(num_queries)]
+        assert torch.equal(run(name, inputs), torch.cat(alone, 2))
 
 
 @parametrize_seeds()
