@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import pathlib
 from typing import Any
 
 import torch
@@ -22,33 +25,86 @@ _COMMON = {
     "pad_token_id": 0,
 }
 
-# family -> (config class, model class, settings that differ)
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
-    "llama_mha": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 4}),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"use_sliding_window": False}),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 24, "use_sliding_window": False}),
-    "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
-    "phi3": ("Phi3Config", "Phi3ForCausalLM", {"sliding_window": None}),
-    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {"rotary_pct": 0.5}),
-    "mixtral": (
-        "MixtralConfig",
-        "MixtralForCausalLM",
-        {"sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2},
-    ),
-    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", {}),
+# What several families of families.json have in common.
+_TRAITS: dict[str, dict[str, Any]] = {
+    "moe": {
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "hybrid": {
+        "head_dim": 16,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "mla": {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 32,
+        "q_lora_rank": 32,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "head_dim": 8,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One line of families.json: a tiny configuration of a transformers model.
+
+    ``text``: model type of the text configuration that takes the settings (multimodal models).
+    ``full_mask``: with a static cache the model wants a mask as long as the cache.
+    ``positions``: without position_ids the model counts from 0 at every call.
+    ``generate``: run it through generate "always", "nightly", or "never": transformers fails there.
+    """
+
+    model: str
+    traits: tuple[str, ...] = ()
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text: str | None = None
+    vision_config: dict[str, Any] | None = None
+    full_mask: bool = False
+    positions: bool = False
+    generate: str = "nightly"
+
+    def config(self, **settings: Any) -> Any:
+        """The transformers configuration."""
+        import transformers
+
+        config_class = getattr(transformers, self.model).config_class
+        merged = dict(_COMMON)
+        for trait in self.traits:
+            merged |= _TRAITS[trait]
+        merged |= self.settings | settings
+        if self.text is None:
+            return config_class(**merged)
+        text = merged | {"model_type": self.text}
+        token = {"image_token_id": VOCAB_SIZE - 1, "image_token_index": VOCAB_SIZE - 1}
+        return config_class(text_config=text, vision_config=self.vision_config, **token)
+
+
+FAMILIES = {
+    name: Family(**line)
+    for name, line in json.loads(
+        pathlib.Path(__file__).with_name("families.json").read_text()
+    ).items()
 }
 
 
 def tiny_model(family: str, **settings: Any) -> Any:
-    """An eval() model with SDPA attention and well separated logits."""
+    """An eval() model with transformers' default attention and well separated logits."""
     import transformers
 
-    config_name, model_name, differences = FAMILIES[family]
-    config = getattr(transformers, config_name)(**(_COMMON | differences | settings))
-    config._attn_implementation = "sdpa"
+    line = FAMILIES[family]
+    config = line.config(**settings)
     torch.manual_seed(1)
-    model = getattr(transformers, model_name)(config).eval()
+    model = getattr(transformers, line.model)(config).eval()
     # The default initialisation attends almost uniformly and ignores the context: make it matter.
     with torch.no_grad():
         for parameter in model.parameters():
