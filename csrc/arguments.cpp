@@ -17,11 +17,6 @@ Cache cache_pointers(const Tensor& cache) {
   return {cache.const_data_ptr(), cache.stride(0), cache.stride(1), cache.stride(2)};
 }
 
-PageSummary summary_pointers(const Tensor& page_summary) {
-  return {page_summary.const_data_ptr(), page_summary.stride(0), page_summary.stride(1),
-          page_summary.stride(2)};
-}
-
 Attention check_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                           const std::optional<Tensor>& attn_mask, std::optional<double> scale) {
   const DType dtype = check_float_dtype(query, "query");
@@ -98,14 +93,60 @@ Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t 
           stride(3)};
 }
 
-void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch,
-                        int64_t num_kv_heads, int64_t num_pages, int64_t head_dim) {
-  CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
-  CHECK_DTYPE(page_summary, cache.scalar_type());
-  CHECK_SAME_DEVICE(page_summary, cache);
-  QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
-              "page_summary: expected contiguous rows [2, head_dim], got strides ",
-              to_string(page_summary.strides()));
+namespace {
+
+void check_channel_scale(const Tensor& channel_scale, const Tensor& like, int64_t batch,
+                         int64_t num_kv_heads, int64_t head_dim) {
+  CHECK_SHAPE(channel_scale, batch, num_kv_heads, head_dim);
+  CHECK_DTYPE(channel_scale, ScalarType::Float);
+  CHECK_SAME_DEVICE(channel_scale, like);
+  QUEST_CHECK(channel_scale.is_contiguous(), "channel_scale: expected a contiguous tensor");
+}
+
+}  // namespace
+
+PageSummary check_page_summary(const Tensor& page_summary,
+                               const std::optional<Tensor>& channel_scale, SummaryKind kind,
+                               const Tensor& like, int64_t batch, int64_t num_kv_heads,
+                               int64_t num_pages, int64_t head_dim) {
+  const DType dtype = check_float_dtype(like, "key_cache or query");
+  PageSummary summary = {kind, 1, int8_row_bytes(head_dim), nullptr, nullptr, num_kv_heads, 0,
+                         0,    0};
+  if (kind == SummaryKind::kMinMax) {
+    summary.element_size = element_size(dtype);
+    summary.row_bytes = 2 * head_dim * summary.element_size;
+    CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
+    CHECK_DTYPE(page_summary, like.scalar_type());
+    QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
+                "page_summary: expected contiguous rows [2, head_dim], got strides ",
+                to_string(page_summary.strides()));
+    QUEST_CHECK(!channel_scale, "channel_scale: expected none with summary 'minmax'");
+  } else {
+    const int64_t bytes_per_page = summary.row_bytes;
+    CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, bytes_per_page);
+    CHECK_DTYPE(page_summary, ScalarType::Byte);
+    CHECK_LAST_DIM_CONTIGUOUS(page_summary);
+    QUEST_CHECK(channel_scale, "channel_scale: expected a tensor with summary 'minmax_int8'");
+    check_channel_scale(*channel_scale, like, batch, num_kv_heads, head_dim);
+    summary.channel_scale = static_cast<float*>(channel_scale->mutable_data_ptr());
+  }
+  CHECK_SAME_DEVICE(page_summary, like);
+  summary.data = page_summary.mutable_data_ptr();
+  summary.batch_stride = page_summary.stride(0);
+  summary.head_stride = page_summary.stride(1);
+  summary.page_stride = page_summary.stride(2);
+  return summary;
+}
+
+void* row_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head) {
+  const int64_t index = batch_row * summary.batch_stride + kv_head * summary.head_stride;
+  return static_cast<char*>(summary.data) + index * summary.element_size;
+}
+
+float* channel_scale_of(const PageSummary& summary, int64_t head_dim, int64_t batch_row,
+                        int64_t kv_head) {
+  if (!summary.channel_scale) return nullptr;
+  return summary.channel_scale + (batch_row * summary.num_kv_heads + kv_head) * head_dim;
 }
 
 void check_seq_lens(const Tensor& seq_lens, const Tensor& query, int64_t batch) {

@@ -21,8 +21,12 @@ struct Cache {
 };
 
 struct PageSummary {
-  const void*
-      data;  // [batch, num_kv_heads, num_pages, 2, head_dim], the last two dimensions contiguous
+  SummaryKind kind;
+  int64_t element_size;
+  int64_t row_bytes;
+  void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
+  float* channel_scale;  // [batch, num_kv_heads, head_dim] contiguous, or nullptr (kMinMax)
+  int64_t num_kv_heads;
   int64_t batch_stride;
   int64_t head_stride;
   int64_t page_stride;
@@ -66,15 +70,21 @@ struct Attention {
 Tensor contiguous_query(const Tensor& query);
 Query query_pointers(const Tensor& query);
 Cache cache_pointers(const Tensor& cache);
-PageSummary summary_pointers(const Tensor& page_summary);
 
 Attention check_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                           const std::optional<Tensor>& attn_mask, std::optional<double> scale);
 void check_single_query(const Tensor& query);
 Mask check_mask(const std::optional<Tensor>& attn_mask, const Tensor& device_of, int64_t batch,
                 int64_t num_q_heads, int64_t q_len, int64_t max_seq_len);
-void check_page_summary(const Tensor& page_summary, const Tensor& cache, int64_t batch,
-                        int64_t num_kv_heads, int64_t num_pages, int64_t head_dim);
+// `like`: for dtype and device.
+PageSummary check_page_summary(const Tensor& page_summary,
+                               const std::optional<Tensor>& channel_scale, SummaryKind kind,
+                               const Tensor& like, int64_t batch, int64_t num_kv_heads,
+                               int64_t num_pages, int64_t head_dim);
+// Of one KV head.
+void* row_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head);
+float* channel_scale_of(const PageSummary& summary, int64_t head_dim, int64_t batch_row,
+                        int64_t kv_head);
 void check_seq_lens(const Tensor& seq_lens, const Tensor& device_of, int64_t batch);
 // lengths [batch]: seq_lens of a CPU tensor, one per row. Errors unless 1 <= length <= max_seq_len.
 void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, int64_t* lengths);

@@ -80,12 +80,29 @@ void check_page_size(int64_t page_size) {
               "page_size: expected a multiple of 8 from 8 to 128, got ", page_size);
 }
 
-GroupReduce check_group_reduce(StringHandle text) {
-  // Not std::string: up to torch 2.15 the conversion of the stable ABI to it leaks.
+namespace {
+
+// Not std::string: up to torch 2.15 the conversion of the stable ABI to it leaks.
+std::string take_string(StringHandle text) {
   const char* data = nullptr;
   TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &data));
-  const std::string name(data);
+  std::string copy(data);
   TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
+  return copy;
+}
+
+}  // namespace
+
+SummaryKind check_summary_kind(StringHandle text) {
+  const std::string name = take_string(text);
+  if (name == "minmax") return SummaryKind::kMinMax;
+  QUEST_CHECK(name == "minmax_int8", "summary: expected 'minmax' or 'minmax_int8', got '", name,
+              "'");
+  return SummaryKind::kMinMaxInt8;
+}
+
+GroupReduce check_group_reduce(StringHandle text) {
+  const std::string name = take_string(text);
   if (name == "sum") return GroupReduce::kSum;
   if (name == "max") return GroupReduce::kMax;
   QUEST_CHECK(name == "none", "group_reduce: expected 'sum', 'max' or 'none', got '", name, "'");

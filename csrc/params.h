@@ -9,6 +9,14 @@ namespace quest {
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
 enum class GroupReduce : int32_t { kSum, kMax, kNone };
 
+// What is kept of the keys of a page, one row:
+// kMinMax: minimum and maximum [2, head_dim], in the dtype of the keys.
+// kMinMaxInt8: the same as int8 [2, head_dim], rounded outward, the float32 scale of the page, and
+// padding; a bound of channel d is int8 * page scale * channel_scale[d].
+enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8 };
+
+inline int64_t int8_row_bytes(int64_t head_dim) { return (2 * head_dim + 4 + 7) / 8 * 8; }
+
 constexpr int32_t kMaxHeadDim = 256;
 // Entries behind the last token of AttendParams::tokens, all of them tokens that may be read:
 // kernels work in tiles of tokens and fetch ahead.
@@ -19,14 +27,16 @@ constexpr int32_t kMaxSplits = 128;
 constexpr int32_t kPartialAlignment = 32;
 
 // Pages [first_page, last_page) of one (batch row, KV head).
-struct PageMinMaxParams {
-  DType dtype;
+struct PageSummaryParams {
+  DType dtype;  // of the keys
+  SummaryKind kind;
   int32_t head_dim;
   int32_t page_size;
   const void* key;         // [max_seq_len, head_dim]
   int64_t key_stride;      // token to token
-  void* page_summary;      // [num_pages, 2, head_dim]: minimum, maximum
-  int64_t summary_stride;  // page to page
+  void* page_summary;      // [num_pages, row]
+  int64_t summary_stride;  // page to page; bytes with kMinMaxInt8
+  float* channel_scale;    // [head_dim], kMinMaxInt8 only
   int64_t first_page;
   int64_t last_page;
 };
@@ -34,13 +44,15 @@ struct PageMinMaxParams {
 // Scores of pages [first_page, last_page) for the query heads of one (batch row, KV head).
 struct ScoreParams {
   DType dtype;
+  SummaryKind kind;
   GroupReduce group_reduce;
   int32_t group_size;
   int32_t head_dim;
-  const void* query;         // [group_size, head_dim]
-  int64_t query_stride;      // head to head
-  const void* page_summary;  // [num_pages, 2, head_dim]: minimum, maximum
-  int64_t summary_stride;    // page to page
+  const void* query;           // [group_size, head_dim]
+  int64_t query_stride;        // head to head
+  const void* page_summary;    // [num_pages, row]
+  int64_t summary_stride;      // page to page; bytes with kMinMaxInt8
+  const float* channel_scale;  // [head_dim], kMinMaxInt8 only
   int64_t first_page;
   int64_t last_page;
   float* scores;          // [num_pages]; with kNone [group_size, num_pages]
@@ -58,6 +70,9 @@ struct SelectParams {
   int32_t* page_indices;  // [page_budget], out
 };
 constexpr int32_t kKeyPadding = 16;
+
+// Pages that the scales of the channels are taken from, spread evenly.
+constexpr int64_t kScalePages = 128;
 
 // Attention of query heads that share one KV head over a list of its tokens, not normalised yet.
 struct AttendParams {
@@ -100,9 +115,11 @@ struct CombineParams {
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
   const char* name;
-  void (*page_minmax)(const PageMinMaxParams& p);
+  // Sets channel_scale from the keys of kScalePages of the pages, kMinMaxInt8 only.
+  void (*scale_channels)(const PageSummaryParams& p);
+  void (*summarise_pages)(const PageSummaryParams& p);
   // Whether the stored summaries of all the pages are bitwise those of their keys.
-  bool (*pages_are_current)(const PageMinMaxParams& p);
+  bool (*pages_are_current)(const PageSummaryParams& p);
   void (*score_pages)(const ScoreParams& p);
   // Returns the number of pages written to page_indices, ascending.
   int32_t (*select_pages)(const SelectParams& p);

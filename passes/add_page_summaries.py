@@ -19,13 +19,21 @@ class SummaryInputs:
     """The inputs one key cache gained.
 
     ``cache_index``: position of the key cache among the placeholders.
-    ``page_summary`` [B, num_kv_heads, num_pages, 2, head_dim], ``num_sealed`` int64 [1].
+    ``page_summary``, ``num_sealed`` and, if the kind of summary has one, ``channel_scale``: as
+    update_page_summary takes them.
     """
 
     cache_index: int
     key_cache: fx.Node
     page_summary: fx.Node
     num_sealed: fx.Node
+    channel_scale: fx.Node | None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """In the order of the inputs."""
+        found = [self.page_summary, self.num_sealed]
+        return found if self.channel_scale is None else [*found, self.channel_scale]
 
 
 def add_page_summaries(
@@ -40,10 +48,16 @@ def add_page_summaries(
         site = decision.call.site
         if not decision.needs_summary or site is None or site.key_cache in added:
             continue
-        summary_value, sealed_value = _empty_state(example_value(site.key_cache), config.page_size)
-        name = f"quest_{len(added)}"
-        page_summary = last = _add_static_input(graph, last, f"{name}_page_summary", summary_value)
-        num_sealed = last = _add_static_input(graph, last, f"{name}_num_sealed", sealed_value)
+        nodes: dict[str, fx.Node] = {}
+        for name, value in _empty_state(example_value(site.key_cache), config).items():
+            nodes[name] = last = _add_static_input(graph, last, f"quest_{len(added)}_{name}", value)
+        inputs = SummaryInputs(
+            cache_indices[site.key_cache],
+            site.key_cache,
+            nodes["page_summary"],
+            nodes["num_sealed"],
+            nodes.get("channel_scale"),
+        )
         behind_write = site.key_write.next
         with graph.inserting_before(behind_write):
             cache_position = site.cache_position
@@ -51,21 +65,22 @@ def add_page_summaries(
                 cache_position = graph.call_method("long", (cache_position,))
             graph.call_function(
                 torch.ops.quest.update_page_summary.default,
-                (site.key_cache, cache_position, page_summary, num_sealed),
-                {"page_size": config.page_size},
+                (site.key_cache, cache_position, *inputs.nodes),
+                {"page_size": config.page_size, "summary": config.summary},
             )
-        added[site.key_cache] = SummaryInputs(
-            cache_indices[site.key_cache], site.key_cache, page_summary, num_sealed
-        )
+        added[site.key_cache] = inputs
     return list(added.values())
 
 
-def _empty_state(key_cache: torch.Tensor, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty_state(key_cache: torch.Tensor, config: QuestConfig) -> dict[str, torch.Tensor]:
     """Fakes of the state of this (fake) key cache."""
     with getattr(key_cache, "fake_mode", None) or contextlib.nullcontext():
-        return ops.empty_page_summary(key_cache, page_size), key_cache.new_zeros(
-            1, dtype=torch.int64
+        page_summary, channel_scale = ops.empty_page_summary(
+            key_cache, config.page_size, config.summary
         )
+        num_sealed = key_cache.new_zeros(1, dtype=torch.int64)
+    state = {"page_summary": page_summary, "num_sealed": num_sealed}
+    return state if channel_scale is None else state | {"channel_scale": channel_scale}
 
 
 def _add_static_input(

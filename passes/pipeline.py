@@ -34,8 +34,7 @@ class Rewrite:
 
     def state_values(self) -> list[torch.Tensor]:
         """Fakes of the added inputs, in their order."""
-        nodes = [node for s in self.summaries for node in (s.page_summary, s.num_sealed)]
-        return [example_value(node) for node in nodes]
+        return [example_value(node) for inputs in self.summaries for node in inputs.nodes]
 
 
 def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:

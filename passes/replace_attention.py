@@ -26,7 +26,7 @@ def replace_attention(
     config: QuestConfig,
 ) -> int:
     """Rewrite the decode calls in place; returns how many were."""
-    page_summary_of = {inputs.key_cache: inputs.page_summary for inputs in summaries}
+    summary_of = {inputs.key_cache: inputs for inputs in summaries}
     derived = _DerivedInputs(graph)
     replaced: dict[fx.Node, fx.Node] = {}
     for decision in decisions:
@@ -40,15 +40,18 @@ def replace_attention(
             seq_lens = derived.seq_lens(site.cache_position)
             attn_mask = derived.shared_mask(site.attn_mask)
             if is_sparse:
+                summary = summary_of[site.key_cache]
+                tensors = (summary.page_summary, seq_lens, attn_mask, summary.channel_scale)
                 new = graph.call_function(
                     torch.ops.quest.sparse_decode.default,
-                    (*caches, page_summary_of[site.key_cache], seq_lens, attn_mask),
+                    (*caches, *tensors),
                     {
                         "budget": config.budget,
                         "page_size": config.page_size,
                         "num_sink_pages": config.num_sink_pages,
                         "num_recent_pages": config.num_recent_pages,
                         "group_reduce": config.group_reduce,
+                        "summary": config.summary,
                         "scale": site.scale,
                     },
                 )

@@ -57,7 +57,8 @@ class QuestBackend:
         compiled = _compile(rewrite, example_inputs, inner, patches)
         if not rewrite.summaries:
             return compiled
-        return with_state(compiled, [s.cache_index for s in rewrite.summaries], config.page_size)
+        cache_indices = [s.cache_index for s in rewrite.summaries]
+        return with_state(compiled, cache_indices, config.page_size, config.summary)
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
@@ -152,13 +153,16 @@ def _mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def with_state(
-    compiled: Callable[..., Any], cache_indices: list[int], page_size: int
+    compiled: Callable[..., Any],
+    cache_indices: list[int],
+    page_size: int,
+    summary: str = "minmax",
 ) -> Callable[..., Any]:
     """Call ``compiled`` with the state of the key caches among its arguments appended."""
 
     def step(*args: Any) -> Any:
-        owners = [(args[i], state_of(args[i], page_size)) for i in cache_indices]
-        states = [t for _, state in owners for t in (state.page_summary, state.num_sealed)]
+        owners = [(args[i], state_of(args[i], page_size, summary)) for i in cache_indices]
+        states = [tensor for _, state in owners for tensor in state.tensors()]
         out = compiled(*args, *states)
         for key_cache, state in owners:
             record_own_write(key_cache, state)

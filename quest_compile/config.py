@@ -35,7 +35,8 @@ class QuestConfig:
             one is, each with pages of its own; more are a prefill and attend everything.
         group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or
             ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
-        summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys.
+        summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys;
+            ``"minmax_int8"``: the same in half the bytes (of 16-bit keys), rounded outward.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
         strict: raise when a layer that should be sparse is not.
         inductor_options: Inductor settings, as in ``torch.compile(options=)``, for these graphs.

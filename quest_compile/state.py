@@ -23,7 +23,7 @@ _ATTRIBUTE = "_quest_page_summaries"
 class PageSummaryState:
     """What is known about one key cache.
 
-    ``page_summary`` [B, num_kv_heads, num_pages, 2, head_dim] in the cache's dtype.
+    ``page_summary`` and ``channel_scale`` (None for "minmax"): as update_page_summary takes them.
     ``num_sealed`` int64 [1], on the cache's device: leading pages whose summary is up to date.
     ``version``: the cache's version counter after our last call; None for inference tensors,
     which have none (there only the device's own check of the summaries against the keys is left).
@@ -31,6 +31,7 @@ class PageSummaryState:
 
     __slots__ = (
         "address",
+        "channel_scale",
         "foreign_writes",
         "has_version",
         "num_sealed",
@@ -38,15 +39,23 @@ class PageSummaryState:
         "version",
     )
 
-    def __init__(self, key_cache: torch.Tensor, page_size: int) -> None:
+    def __init__(self, key_cache: torch.Tensor, page_size: int, summary: str) -> None:
         # Outside inference mode, so that the state may be written in either mode later.
         with torch.inference_mode(False), torch.no_grad():
-            self.page_summary = ops.empty_page_summary(key_cache, page_size)
+            self.page_summary, self.channel_scale = ops.empty_page_summary(
+                key_cache, page_size, summary
+            )
             self.num_sealed = torch.zeros(1, dtype=torch.int64, device=key_cache.device)
         self.has_version = not key_cache.is_inference()
         self.version: int | None = None
         self.foreign_writes = 0
         self.address = key_cache.data_ptr()
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What a graph takes, in the order of ``SummaryInputs``."""
+        if self.channel_scale is None:
+            return self.page_summary, self.num_sealed
+        return self.page_summary, self.num_sealed, self.channel_scale
 
     def invalidate(self) -> None:
         """Forget everything: the next update rebuilds all page summaries from the keys."""
@@ -54,7 +63,7 @@ class PageSummaryState:
 
 
 class _StatesOfCache(dict):
-    """Page size -> state. Copies of the cache tensor, saved ones too, get an empty dict."""
+    """(page size, summary) -> state. Copies of the tensor, saved ones too, get an empty dict."""
 
     def __deepcopy__(self, memo: dict) -> dict:
         return {}
@@ -63,7 +72,7 @@ class _StatesOfCache(dict):
         return (OrderedDict, ())
 
 
-def state_of(key_cache: torch.Tensor, page_size: int) -> PageSummaryState:
+def state_of(key_cache: torch.Tensor, page_size: int, summary: str = "minmax") -> PageSummaryState:
     """The state of this cache, made on first sight, invalidated if somebody else wrote the cache.
 
     Called before each step. Two checks together find foreign writes: the version counter here, and
@@ -75,9 +84,10 @@ def state_of(key_cache: torch.Tensor, page_size: int) -> PageSummaryState:
     if type(states) is not _StatesOfCache:
         states = _StatesOfCache()
         setattr(key_cache, _ATTRIBUTE, states)
-    state = states.get(page_size)
+    state = states.get((page_size, summary))
     if state is None or state.address != key_cache.data_ptr():
-        states[page_size] = state = PageSummaryState(key_cache, page_size)
+        state = PageSummaryState(key_cache, page_size, summary)
+        states[page_size, summary] = state
     elif state.has_version and state.version != key_cache._version:
         state.invalidate()
         _note_foreign_write(state)

@@ -49,9 +49,9 @@ def recorded_selections():
     """The page indices of every sparse_decode call, by running it as its three parts."""
     selected = []
 
-    def in_parts(query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, *, budget,
-                 page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
-                 scale=None):  # fmt: skip
+    def in_parts(query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None,
+                 channel_scale=None, *, budget, page_size=16, num_sink_pages=1, num_recent_pages=2,
+                 group_reduce="sum", summary="minmax", scale=None):  # fmt: skip
         scores = torch.ops.quest.score_pages(
             query, page_summary, seq_lens, page_size=page_size, group_reduce=group_reduce
         )

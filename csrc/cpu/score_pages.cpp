@@ -12,14 +12,18 @@ constexpr int64_t kTaskPages = 512;
 
 }  // namespace
 
-Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens, int64_t page_size,
-                   StringHandle group_reduce) {
+Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
+                   std::optional<Tensor> channel_scale, int64_t page_size,
+                   StringHandle group_reduce, StringHandle summary) {
   Scoring scoring;
+  const SummaryKind kind = check_summary_kind(summary);
   scoring.group_reduce = check_group_reduce(group_reduce);
   scoring.dtype = check_float_dtype(query, "query");
   check_single_query(query);
   const Tensor owner = contiguous_query(query);
-  CHECK_DIM(page_summary, 5, "[batch, num_kv_heads, num_pages, 2, head_dim]");
+  QUEST_CHECK(page_summary.dim() >= 3,
+              "page_summary: expected [batch, num_kv_heads, num_pages, ...], got ",
+              to_string(page_summary.sizes()));
   const int64_t batch = query.size(0), num_q_heads = query.size(1), head_dim = query.size(3);
   const int64_t num_kv_heads = page_summary.size(1), num_pages = page_summary.size(2);
   QUEST_CHECK(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
@@ -27,7 +31,8 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens, int64_t p
               num_q_heads);
   check_head_dim(head_dim, "query");
   check_page_size(page_size);
-  check_page_summary(page_summary, query, batch, num_kv_heads, num_pages, head_dim);
+  scoring.page_summary = check_page_summary(page_summary, channel_scale, kind, query, batch,
+                                            num_kv_heads, num_pages, head_dim);
   check_seq_lens(seq_lens, query, batch);
   Scratch& scratch = call_scratch();
   scratch.reset();
@@ -36,7 +41,6 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens, int64_t p
 
   scoring.query = query_pointers(owner);
   scoring.q_len = 1;
-  scoring.page_summary = summary_pointers(page_summary);
   scoring.group_size = num_q_heads / num_kv_heads;
   scoring.head_dim = head_dim;
   const int64_t heads_out = scoring.group_reduce == GroupReduce::kNone ? scoring.group_size : 1;

@@ -42,7 +42,7 @@ bool find_live_pages(const Mask& mask, int64_t q_len, int64_t row, int64_t first
 void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
                       int64_t last_page, float* scores, int64_t scores_stride) {
   if (first_page >= last_page) return;
-  const int64_t head = kv_head * scoring.group_size;
+  const int64_t head = kv_head * scoring.group_size, batch_row = row / scoring.q_len;
   const Query& query = scoring.query;
   const PageSummary& summary = scoring.page_summary;
   ScoreParams p;
@@ -52,9 +52,9 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int6
   p.head_dim = static_cast<int32_t>(scoring.head_dim);
   p.query = query_of(query, scoring.dtype, scoring.q_len, row, head);
   p.query_stride = query.head_stride;
-  p.page_summary =
-      offset(summary.data, scoring.dtype,
-             row / scoring.q_len * summary.batch_stride + kv_head * summary.head_stride);
+  p.kind = summary.kind;
+  p.page_summary = row_of(summary, batch_row, kv_head);
+  p.channel_scale = channel_scale_of(summary, scoring.head_dim, batch_row, kv_head);
   p.summary_stride = summary.page_stride;
   p.first_page = first_page;
   p.last_page = last_page;
@@ -86,7 +86,7 @@ int64_t count_tokens(const int32_t* page_indices, int64_t num_pages, int64_t pag
 }
 
 int64_t summary_bytes(const Scoring& scoring, int64_t num_complete) {
-  return num_complete * 2 * scoring.head_dim * element_size(scoring.dtype);
+  return num_complete * scoring.page_summary.row_bytes;
 }
 
 }  // namespace quest

@@ -89,9 +89,11 @@ void count_call(const SparseCall& call, int64_t bytes) {
 }  // namespace
 
 Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary,
-                     Tensor seq_lens, std::optional<Tensor> attn_mask, int64_t budget,
-                     int64_t page_size, int64_t num_sink_pages, int64_t num_recent_pages,
-                     StringHandle group_reduce, std::optional<double> scale) {
+                     Tensor seq_lens, std::optional<Tensor> attn_mask,
+                     std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
+                     int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
+                     StringHandle summary, std::optional<double> scale) {
+  const SummaryKind kind = check_summary_kind(summary);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   SparseCall call(check_attention(query, key_cache, value_cache, attn_mask, scale));
   const Shape& shape = call.a.shape;
@@ -99,8 +101,8 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   QUEST_CHECK(budget >= 1, "budget: expected at least 1, got ", budget);
   check_page_budget(budget / page_size, num_sink_pages, num_recent_pages);
   const int64_t num_pages = ceil_div(shape.max_seq_len, page_size);
-  check_page_summary(page_summary, query, shape.batch, shape.num_kv_heads, num_pages,
-                     shape.head_dim);
+  const PageSummary rows = check_page_summary(page_summary, channel_scale, kind, query, shape.batch,
+                                              shape.num_kv_heads, num_pages, shape.head_dim);
   check_seq_lens(seq_lens, query, shape.batch);
   Scratch& scratch = call_scratch();
   scratch.reset();
@@ -109,9 +111,8 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   Tensor out = new_tensor(query, {shape.batch, shape.num_q_heads, shape.q_len, shape.value_dim},
                           query.scalar_type());
 
-  call.scoring = {
-      call.a.dtype,     reduce,        call.a.query, shape.q_len, summary_pointers(page_summary),
-      shape.group_size, shape.head_dim};
+  call.scoring = {call.a.dtype, reduce,           call.a.query,  shape.q_len,
+                  rows,         shape.group_size, shape.head_dim};
   call.choice = {std::min(budget / page_size, num_pages), page_size, num_sink_pages,
                  num_recent_pages};
   call.out = {out.mutable_data_ptr(), nullptr};

@@ -44,12 +44,16 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
 }
 
 // Asks for the samples of a head while those of the one before it are looked at.
-void fetch_samples(const PageMinMaxParams& p, const int64_t* samples) {
+void fetch_samples(const PageSummaryParams& p, const int64_t* samples) {
   const int64_t row_bytes = p.head_dim * element_size(p.dtype);
+  const bool is_int8 = p.kind == SummaryKind::kMinMaxInt8;
+  const int64_t element = is_int8 ? 1 : element_size(p.dtype);
+  const int64_t summary_bytes = is_int8 ? int8_row_bytes(p.head_dim) : 2 * row_bytes;
   for (int64_t i = 0; i < kSamples; ++i) {
-    const void* summary = offset(p.page_summary, p.dtype, samples[i] * p.summary_stride);
-    for (int64_t byte = 0; byte < 2 * row_bytes; byte += 64) {
-      __builtin_prefetch(static_cast<const char*>(summary) + byte, 0, 2);
+    const char* summary =
+        static_cast<const char*>(p.page_summary) + samples[i] * p.summary_stride * element;
+    for (int64_t byte = 0; byte < summary_bytes; byte += 64) {
+      __builtin_prefetch(summary + byte, 0, 2);
     }
     for (int64_t t = 0; t < p.page_size; ++t) {
       const int64_t token = samples[i] * p.page_size + t;
@@ -59,7 +63,7 @@ void fetch_samples(const PageMinMaxParams& p, const int64_t* samples) {
   }
 }
 
-bool is_current(PageMinMaxParams p, const int64_t* samples) {
+bool is_current(PageSummaryParams p, const int64_t* samples) {
   for (int64_t i = 0; i < kSamples; ++i) {
     p.first_page = samples[i];
     p.last_page = samples[i] + 1;
@@ -71,7 +75,9 @@ bool is_current(PageMinMaxParams p, const int64_t* samples) {
 }  // namespace
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
-                         Tensor num_sealed, int64_t page_size) {
+                         Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
+                         StringHandle summary_name) {
+  const SummaryKind kind = check_summary_kind(summary_name);
   const DType dtype = check_float_dtype(key_cache, "key_cache");
   CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
   CHECK_LAST_DIM_CONTIGUOUS(key_cache);
@@ -79,8 +85,9 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   const int64_t max_seq_len = key_cache.size(2), head_dim = key_cache.size(3);
   check_head_dim(head_dim, "key_cache");
   check_page_size(page_size);
-  check_page_summary(page_summary, key_cache, batch, num_kv_heads, ceil_div(max_seq_len, page_size),
-                     head_dim);
+  const PageSummary summary =
+      check_page_summary(page_summary, channel_scale, kind, key_cache, batch, num_kv_heads,
+                         ceil_div(max_seq_len, page_size), head_dim);
   CHECK_DTYPE(num_sealed, ScalarType::Long);
   CHECK_SHAPE(num_sealed, 1);
   CHECK_SAME_DEVICE(num_sealed, key_cache);
@@ -92,8 +99,6 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   const int64_t start = std::min(*sealed, written.first / page_size);
   const int64_t end = written.end / page_size;
   const Cache cache = cache_pointers(key_cache);
-  const PageSummary summary = summary_pointers(page_summary);
-  void* summary_data = page_summary.mutable_data_ptr();
 
   const int64_t num_heads = batch * num_kv_heads;
   const int64_t page_bytes = page_size * head_dim * element_size(dtype);
@@ -103,15 +108,16 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   std::fill_n(is_stale, num_heads, false);
   const auto params = [&](int64_t head, int64_t first_page, int64_t last_page) {
     const int64_t row = head / num_kv_heads, kv_head = head % num_kv_heads;
-    PageMinMaxParams p;
+    PageSummaryParams p;
     p.dtype = dtype;
     p.head_dim = static_cast<int32_t>(head_dim);
     p.page_size = static_cast<int32_t>(page_size);
-    p.key = offset(cache.data, dtype, row * cache.batch_stride + kv_head * cache.head_stride);
+    p.kind = kind;
+    p.key = cache_of(cache, dtype, row, kv_head);
     p.key_stride = cache.token_stride;
-    p.page_summary =
-        offset(summary_data, dtype, row * summary.batch_stride + kv_head * summary.head_stride);
+    p.page_summary = row_of(summary, row, kv_head);
     p.summary_stride = summary.page_stride;
+    p.channel_scale = channel_scale_of(summary, head_dim, row, kv_head);
     p.first_page = first_page;
     p.last_page = last_page;
     return p;
@@ -127,12 +133,17 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
 
   const int64_t num_stale = std::count(is_stale, is_stale + num_heads, true);
   const int64_t num_pages = num_heads * (end - start) + num_stale * start;
+  if (kind == SummaryKind::kMinMaxInt8 && end > 0 && (start == 0 || num_stale > 0)) {
+    run_tasks(num_heads, num_heads * std::min(end, kScalePages) * page_bytes, [&](int64_t head) {
+      if (start == 0 || is_stale[head]) kernels().scale_channels(params(head, 0, end));
+    });
+  }
   const int64_t parts = ceil_div(end, kTaskPages);
   run_tasks(num_pages > 0 ? num_heads * parts : 0, num_pages * page_bytes, [&](int64_t i) {
     const int64_t head = i / parts, first = i % parts * kTaskPages;
     const int64_t last = std::min(first + kTaskPages, end);
     const int64_t begin = is_stale[head] ? first : std::max(first, start);
-    if (begin < last) kernels().page_minmax(params(head, begin, last));
+    if (begin < last) kernels().summarise_pages(params(head, begin, last));
   });
   *sealed = end;
 

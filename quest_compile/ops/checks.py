@@ -88,20 +88,54 @@ def value_cache(tensor: Tensor, keys: Tensor) -> None:
     require.contiguous("value_cache", tensor, 1)
 
 
-def page_summary(tensor: Tensor, like: Tensor, sizes: tuple[int, int, int, int]) -> None:
-    """``like``: for dtype and device; ``sizes``: batch, num_kv_heads, num_pages, head_dim."""
-    layout = "[batch, num_kv_heads, num_pages, 2, head_dim]"
-    require.shape("page_summary", tensor, (*sizes[:3], 2, sizes[3]), layout)
-    require.dtype("page_summary", tensor, like.dtype)
+def summary_kind(value: str) -> None:
+    if value not in limits.SUMMARIES:
+        expected = ", ".join(map(repr, limits.SUMMARIES))
+        raise ValueError(f"summary: expected one of {expected}, got {value!r}")
+
+
+def page_summary(
+    tensor: Tensor,
+    scale: Tensor | None,
+    kind: str,
+    like: Tensor,
+    sizes: tuple[int, int, int, int],
+) -> None:
+    """``scale``: channel_scale; ``like``: for dtype and device; ``sizes``: batch, num_kv_heads,
+    num_pages, head_dim."""
+    summary_kind(kind)
+    require.tensors(page_summary=tensor)
+    if kind == "minmax":
+        layout = "[batch, num_kv_heads, num_pages, 2, head_dim]"
+        require.shape("page_summary", tensor, (*sizes[:3], 2, sizes[3]), layout)
+        require.dtype("page_summary", tensor, like.dtype)
+        require.contiguous("page_summary", tensor, 2)
+        if scale is not None:
+            raise ValueError("channel_scale: expected None with summary='minmax', got a tensor")
+    else:
+        layout = "[batch, num_kv_heads, num_pages, bytes_per_page]"
+        row_bytes = limits.int8_row_bytes(sizes[3])
+        require.shape("page_summary", tensor, (*sizes[:3], row_bytes), layout)
+        require.dtype("page_summary", tensor, torch.uint8)
+        require.contiguous("page_summary", tensor, 1)
+        if scale is None:
+            raise ValueError(f"channel_scale: expected a tensor with summary={kind!r}, got None")
+        require.tensors(channel_scale=scale)
+        layout = "[batch, num_kv_heads, head_dim]"
+        require.shape("channel_scale", scale, (*sizes[:2], sizes[3]), layout)
+        require.dtype("channel_scale", scale, torch.float32)
+        require.contiguous("channel_scale", scale, 3)
+        require.device("channel_scale", scale, like)
     require.device("page_summary", tensor, like)
-    require.contiguous("page_summary", tensor, 2)
 
 
-def page_summary_of(tensor: Tensor, keys: Tensor, size: int) -> None:
+def page_summary_of(
+    tensor: Tensor, scale: Tensor | None, kind: str, keys: Tensor, size: int
+) -> None:
     """A page summary of the cache ``keys`` with pages of this size."""
     batch, num_kv_heads, max_seq_len, last = keys.shape
     num_pages = limits.num_pages_of(max_seq_len, size)
-    page_summary(tensor, keys, (batch, num_kv_heads, num_pages, last))
+    page_summary(tensor, scale, kind, keys, (batch, num_kv_heads, num_pages, last))
 
 
 def seq_lens(tensor: Tensor, like: Tensor, max_seq_len: int, q_len: int = 1) -> None:

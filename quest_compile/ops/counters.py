@@ -71,6 +71,7 @@ def count_sparse_call(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    page_summary: Tensor,
     selected: list[tuple[Tensor, Tensor | None]],
     page_size: int,
 ) -> None:
@@ -82,13 +83,17 @@ def count_sparse_call(
         _add(sparse_calls=1)
     for seq_lens, page_indices in selected:
         if seq_lens.is_cpu:
-            _count_query(query, key_cache, value_cache, seq_lens, page_indices, page_size)
+            row_bytes = page_summary[0, 0, 0].numel() * page_summary.element_size()
+            _count_query(
+                query, key_cache, value_cache, row_bytes, seq_lens, page_indices, page_size
+            )
 
 
 def _count_query(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    row_bytes: int,
     seq_lens: Tensor,
     page_indices: Tensor | None,
     page_size: int,
@@ -110,7 +115,7 @@ def _count_query(
             max_tokens_attended=int(tokens.max()),
         )
         num_summaries = int((seq_len[is_sparse] // page_size).sum()) * num_kv_heads
-        num_bytes += num_summaries * 2 * key_cache.shape[3] * key_cache.element_size()
+        num_bytes += num_summaries * row_bytes
         num_bytes += int(tokens.sum()) * _bytes_of_token(key_cache, value_cache)
     num_dense_tokens = int(seq_len[~is_sparse].sum()) * num_kv_heads
     _add(bytes_read=num_bytes + num_dense_tokens * _bytes_of_token(key_cache, value_cache))

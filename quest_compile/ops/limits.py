@@ -9,7 +9,14 @@ HEAD_DIM_MULTIPLE = 8
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUP_REDUCTIONS = ("sum", "max", "none")
-SUMMARIES = ("minmax",)
+SUMMARIES = ("minmax", "minmax_int8")
+# Pages that the channel scale of "minmax_int8" is taken from, spread evenly.
+NUM_SCALE_PAGES = 128
+
+
+def int8_row_bytes(head_dim: int) -> int:
+    """Of "minmax_int8": int8 [2, head_dim], a float32, and padding to a multiple of 8."""
+    return (2 * head_dim + 4 + 7) // 8 * 8
 
 
 def num_pages_of(max_seq_len: int, page_size: int) -> int:

@@ -11,10 +11,15 @@ N gathered positions, D head_dim, E head_dim of the values, W minimum and maximu
 import torch
 from torch.nn.functional import pad
 
+from quest_compile.ops.limits import NUM_SCALE_PAGES, int8_row_bytes
+
 _TILE_SIZE = 512
 
 
-def update_page_summary(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+def update_page_summary(
+    key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
+    summary="minmax"
+):  # fmt: skip
     """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count."""
     max_seq_len = key_cache.shape[2]
     written = cache_position.clamp(0, max_seq_len - 1)
@@ -24,10 +29,13 @@ def update_page_summary(key_cache, cache_position, page_summary, num_sealed, *, 
     spread = first_written * 2654435761 % 2**32 + 40503 * _arange(3, start)
     sampled = torch.cat([(start - 1)[None], spread % start.clamp(min=1)]).clamp(min=0)
     tokens = (sampled[:, None] * page_size + _arange(page_size, start)).clamp(max=max_seq_len - 1)
-    expected, stored = _page_min_max(key_cache[:, :, tokens]), page_summary[:, :, sampled]
+    expected = _page_rows(key_cache[:, :, tokens], summary, channel_scale)
+    stored = page_summary[:, :, sampled]
     differs = expected.view(torch.uint8) != stored.view(torch.uint8)
     is_stale_BK = differs.flatten(2).any(-1) & (start > 0)
     start_BK = torch.where(is_stale_BK, 0, start)
+    if summary == "minmax_int8" and not (start.is_cpu and start_BK.all()):
+        _scale_channels(key_cache, channel_scale, num_complete, start_BK == 0, page_size)
     low, high = 0, max_seq_len // page_size
     if start.is_cpu:
         low, high = min(int(start_BK.min()), int(num_complete)), int(num_complete)
@@ -35,20 +43,31 @@ def update_page_summary(key_cache, cache_position, page_summary, num_sealed, *, 
     is_new_BKP = (page >= start_BK[..., None]) & (page < num_complete)
     keys = key_cache[:, :, low * page_size : high * page_size].unflatten(2, (high - low, page_size))
     stored = page_summary[:, :, low:high]
-    stored.copy_(torch.where(is_new_BKP[..., None, None], _page_min_max(keys), stored))
+    rows = _page_rows(keys, summary, channel_scale)
+    is_new = is_new_BKP.unflatten(-1, (high - low, *[1] * (stored.ndim - 3)))
+    stored.copy_(torch.where(is_new, rows, stored))
     num_sealed.copy_(num_complete)
     return is_stale_BK.sum(), is_new_BKP
 
 
-def score_pages(query, page_summary, seq_lens, *, page_size=16, group_reduce="sum"):
+def score_pages(
+    query, page_summary, seq_lens, channel_scale=None, *, page_size=16, group_reduce="sum",
+    summary="minmax"
+):  # fmt: skip
     """Upper bound of query.key over each complete page; -inf for the others."""
-    batch, num_kv_heads, num_pages, _, head_dim = page_summary.shape
+    batch, num_kv_heads, num_pages = page_summary.shape[:3]
+    head_dim = query.shape[-1]
     query_BKGD = _widen(query.contiguous().view(batch, num_kv_heads, -1, head_dim))
+    if summary == "minmax_int8":
+        query_BKGD = query_BKGD * channel_scale[:, :, None]
     # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: a bound is one dot product.
     weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
     if group_reduce == "sum":
         weight_BKGW = weight_BKGW.sum(2, keepdim=True)
-    bound_BKGP = _dot_products(weight_BKGW, _widen(page_summary.flatten(-2)))
+    row_BKPW, page_scale_BKP = _bounds_of(page_summary, head_dim, summary)
+    bound_BKGP = _dot_products(weight_BKGW, row_BKPW.to(weight_BKGW.dtype))
+    if page_scale_BKP is not None:
+        bound_BKGP = bound_BKGP * page_scale_BKP[:, :, None]
     score_BSP = bound_BKGP.amax(2) if group_reduce == "max" else bound_BKGP.flatten(1, 2)
     num_complete_B11 = _seq_len_B11(seq_lens, num_pages * page_size) // page_size
     return score_BSP.masked_fill(_arange(num_pages, seq_lens) >= num_complete_B11, -torch.inf)
@@ -144,8 +163,9 @@ def _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, *, scale):
 
 
 def sparse_decode(
-    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, *, budget, page_size=16,
-    num_sink_pages=1, num_recent_pages=2, group_reduce="sum", scale=None
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
+    budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
+    summary="minmax", scale=None
 ):  # fmt: skip
     """Score, select, attend; a row that fits the budget is dense.
 
@@ -153,11 +173,13 @@ def sparse_decode(
     """
     settings = {
         "budget": budget, "page_size": page_size, "num_sink_pages": num_sink_pages,
-        "num_recent_pages": num_recent_pages, "group_reduce": group_reduce, "scale": scale,
+        "num_recent_pages": num_recent_pages, "group_reduce": group_reduce, "summary": summary,
+        "scale": scale,
     }  # fmt: skip
     outs, selected = [], []
     for query_i, seq_lens_i, mask_i in each_query(query, seq_lens, attn_mask):
-        arguments = (query_i, key_cache, value_cache, page_summary, seq_lens_i, mask_i)
+        caches = (key_cache, value_cache, page_summary)
+        arguments = (query_i, *caches, seq_lens_i, mask_i, channel_scale)
         out, pages = _sparse_decode(*arguments, **settings)
         outs.append(out)
         selected.append((seq_lens_i, pages))
@@ -165,16 +187,17 @@ def sparse_decode(
 
 
 def _sparse_decode(
-    query, key_cache, value_cache, page_summary, seq_lens, attn_mask, *, budget, page_size,
-    num_sink_pages, num_recent_pages, group_reduce, scale
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, *, budget,
+    page_size, num_sink_pages, num_recent_pages, group_reduce, summary, scale
 ):  # fmt: skip
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
     fits_B11 = _seq_len_B11(seq_lens, max_seq_len) <= page_budget * page_size
     if max_seq_len <= page_budget * page_size or (fits_B11.is_cpu and fits_B11.all()):
         return _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale), None
     scores = score_pages(
-        query, page_summary, seq_lens, page_size=page_size, group_reduce=group_reduce
-    )
+        query, page_summary, seq_lens, channel_scale, page_size=page_size,
+        group_reduce=group_reduce, summary=summary
+    )  # fmt: skip
     pages = select_pages(
         scores, seq_lens, attn_mask, page_budget=page_budget, page_size=page_size,
         num_sink_pages=num_sink_pages, num_recent_pages=num_recent_pages
@@ -237,6 +260,55 @@ def _last_live_position(seq_lens, attn_mask):
 
 def _seq_len_B11(seq_lens, max_seq_len):
     return seq_lens.long().clamp(1, max_seq_len)[:, None, None]
+
+
+def _page_rows(keys, summary, channel_scale):
+    """What is kept of pages [B, K, P, page_size, D]: [B, K, P, ...]."""
+    bounds = _page_min_max(keys)
+    return bounds if summary == "minmax" else _int8_rows(bounds.float(), channel_scale)
+
+
+def _int8_rows(bounds, channel_scale):
+    """[B, K, P, 2, D] -> uint8 [B, K, P, bytes]: int8 bounds rounded outward, and the page's scale.
+
+    126 leaves room for the rounding of the factors themselves. NaN or infinity: the scale is NaN.
+    """
+    size = bounds.abs().amax(-2) / channel_scale[:, :, None]
+    page_scale = (size.amax(-1, keepdim=True) / 126.0).clamp(min=1e-15)
+    page_scale = page_scale.masked_fill(~page_scale.isfinite(), torch.nan)
+    scale = page_scale * channel_scale[:, :, None]
+    low, high = (bounds / scale[..., None, :]).unbind(-2)
+    low, high = low.floor(), high.ceil()
+    low = low - (low * scale > bounds[..., 0, :]).float()
+    high = high + (high * scale < bounds[..., 1, :]).float()
+    bytes_ = [torch.cat([low, high], -1).nan_to_num(0).to(torch.int8), page_scale]
+    row = torch.cat([x.contiguous().view(torch.uint8) for x in bytes_], -1)
+    return pad(row, (0, int8_row_bytes(bounds.shape[-1]) - row.shape[-1]))
+
+
+def _scale_channels(key_cache, channel_scale, num_complete, is_wanted_BK, page_size):
+    """channel_scale [B, K, D], in place: about the largest key of each channel.
+
+    Scales stay far from the ends of float32; no channel gets less than 1/1024 of the largest.
+    """
+    page = _arange(NUM_SCALE_PAGES, num_complete) * num_complete // NUM_SCALE_PAGES
+    tokens = page[:, None] * page_size + _arange(page_size, page)
+    bounds = _page_min_max(key_cache[:, :, tokens.clamp(max=key_cache.shape[2] - 1)])
+    size = bounds.abs().amax(-2).float()
+    scale_BKD = size.where(size.isfinite(), 0).amax(2)
+    smallest = (scale_BKD.amax(-1, keepdim=True) * 2.0**-10).clamp(min=1e-20)
+    scale_BKD = torch.maximum(scale_BKD, smallest).clamp(max=1e20)
+    is_wanted = is_wanted_BK[..., None] & (num_complete > 0)
+    channel_scale.copy_(torch.where(is_wanted, scale_BKD, channel_scale))
+
+
+def _bounds_of(page_summary, head_dim, summary):
+    """Minimum and maximum side by side [B, K, P, W], and what they are multiplied with."""
+    if summary == "minmax":
+        return page_summary.flatten(-2), None
+    bounds = page_summary[..., : 2 * head_dim].view(torch.int8)
+    page_scale = page_summary[..., 2 * head_dim : 2 * head_dim + 4].contiguous()
+    return bounds, page_scale.view(torch.float32)[..., 0]
 
 
 def _page_min_max(keys):

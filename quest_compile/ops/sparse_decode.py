@@ -19,8 +19,9 @@ from quest_compile.ops.native import announce_reference
 registration.define(
     "sparse_decode",
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
-    "Tensor? attn_mask=None, *, int budget, int page_size=16, int num_sink_pages=1, "
-    'int num_recent_pages=2, str group_reduce="sum", float? scale=None) -> Tensor',
+    "Tensor? attn_mask=None, Tensor? channel_scale=None, *, int budget, int page_size=16, "
+    'int num_sink_pages=1, int num_recent_pages=2, str group_reduce="sum", str summary="minmax", '
+    "float? scale=None) -> Tensor",
 )
 
 
@@ -31,12 +32,14 @@ def _check(
     page_summary,
     seq_lens,
     attn_mask,
+    channel_scale,
     *,
     budget,
     page_size=16,
     num_sink_pages=1,
     num_recent_pages=2,
     group_reduce="sum",
+    summary="minmax",
     scale=None,
 ):
     require.tensors(page_summary=page_summary)
@@ -45,26 +48,43 @@ def _check(
     require.integer("budget", budget, 1)
     checks.page_budget("budget", budget // page_size, num_sink_pages, num_recent_pages)
     checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
-    checks.page_summary_of(page_summary, key_cache, page_size)
+    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size)
 
 
 @registration.reference("sparse_decode")
 def _sparse_decode_reference(
-    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, **settings
+    query,
+    key_cache,
+    value_cache,
+    page_summary,
+    seq_lens,
+    attn_mask=None,
+    channel_scale=None,
+    **settings,
 ):
-    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask)
+    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale)
     _check(*arguments, **settings)
     announce_reference(query)
     out, selected = reference.sparse_decode(*arguments, **settings)
-    count_sparse_call(query, key_cache, value_cache, selected, settings.get("page_size", 16))
+    count_sparse_call(
+        query, key_cache, value_cache, page_summary, selected, settings.get("page_size", 16)
+    )
     return out
 
 
 @registration.fake("sparse_decode")
 def _sparse_decode_fake(
-    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, **settings
+    query,
+    key_cache,
+    value_cache,
+    page_summary,
+    seq_lens,
+    attn_mask=None,
+    channel_scale=None,
+    **settings,
 ):
-    _check(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, **settings)
+    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale)
+    _check(*arguments, **settings)
     return query.new_empty(*query.shape[:3], value_cache.shape[3])
 
 
@@ -78,12 +98,14 @@ def sparse_decode(
     page_summary: Tensor,
     seq_lens: Tensor,
     attn_mask: Tensor | None = None,
+    channel_scale: Tensor | None = None,
     *,
     budget: int,
     page_size: int = 16,
     num_sink_pages: int = 1,
     num_recent_pages: int = 2,
     group_reduce: str = "sum",
+    summary: str = "minmax",
     scale: float | None = None,
 ) -> Tensor:
     """Attention of each query over the pages that matter for it (arXiv 2406.10774).
@@ -95,16 +117,20 @@ def sparse_decode(
         query: [batch, num_q_heads, q_len, head_dim].
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
-        page_summary: [batch, num_kv_heads, num_pages, 2, head_dim], up to date for complete pages.
+        page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of the keys,
+            minimum and maximum of the keys of each page, or with summary="minmax_int8" uint8
+            [batch, num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
         seq_lens: int32 or int64 [batch] or [1], valid positions, those of the queries included.
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
             Without one, several queries are causal: query i of q_len stands at position
             seq_len - q_len + i and attends up to it.
+        channel_scale: float32 [batch, num_kv_heads, head_dim], with summary="minmax_int8" only.
         budget: tokens that a query attends at most, the open page included; rounded down to pages.
             A row of at most that many tokens gets the result of dense_decode, bit for bit.
         page_size: positions per page.
         group_reduce: over the query heads that share a KV head: "sum" or "max" of their page
             scores, or "none": every query head selects for itself.
+        summary: what page_summary holds, "minmax" or "minmax_int8".
         scale: of query.key; 1 / sqrt(head_dim) by default.
 
     Returns:
@@ -113,13 +139,14 @@ def sparse_decode(
     Raises:
         ValueError, TypeError: an argument is not as described.
     """
-    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask)
+    arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale)
     settings = {
         "budget": budget,
         "page_size": page_size,
         "num_sink_pages": num_sink_pages,
         "num_recent_pages": num_recent_pages,
         "group_reduce": group_reduce,
+        "summary": summary,
         "scale": scale,
     }
     _check(*arguments, **settings)

@@ -11,12 +11,21 @@ from quest_compile.ops.native import announce_reference
 
 registration.define(
     "update_page_summary",
-    "(Tensor key_cache, Tensor cache_position, Tensor(a!) page_summary, Tensor(b!) num_sealed, *, "
-    "int page_size=16) -> ()",
+    "(Tensor key_cache, Tensor cache_position, Tensor(a!) page_summary, Tensor(b!) num_sealed, "
+    'Tensor(c!)? channel_scale=None, *, int page_size=16, str summary="minmax") -> ()',
 )
 
 
-def _check(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+def _check(
+    key_cache,
+    cache_position,
+    page_summary,
+    num_sealed,
+    channel_scale,
+    *,
+    page_size=16,
+    summary="minmax",
+):
     require.tensors(
         key_cache=key_cache,
         cache_position=cache_position,
@@ -25,7 +34,7 @@ def _check(key_cache, cache_position, page_summary, num_sealed, *, page_size=16)
     )
     checks.page_size(page_size)
     checks.key_cache(key_cache)
-    checks.page_summary_of(page_summary, key_cache, page_size)
+    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size)
     require.rank("cache_position", cache_position, 1, "[num_written]")
     num_written = cache_position.shape[0]
     require.that(num_written >= 1, lambda: "cache_position: expected positions, got none")
@@ -38,18 +47,20 @@ def _check(key_cache, cache_position, page_summary, num_sealed, *, page_size=16)
 
 @registration.reference("update_page_summary")
 def _update_page_summary_reference(
-    key_cache, cache_position, page_summary, num_sealed, *, page_size=16
+    key_cache, cache_position, page_summary, num_sealed, channel_scale=None, **settings
 ):
-    arguments = (key_cache, cache_position, page_summary, num_sealed)
-    _check(*arguments, page_size=page_size)
+    arguments = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
+    _check(*arguments, **settings)
     announce_reference(key_cache)
-    num_stale, is_new = reference.update_page_summary(*arguments, page_size=page_size)
+    num_stale, is_new = reference.update_page_summary(*arguments, **settings)
     count_update_call(num_stale, is_new)
 
 
 @registration.fake("update_page_summary")
-def _update_page_summary_fake(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
-    _check(key_cache, cache_position, page_summary, num_sealed, page_size=page_size)
+def _update_page_summary_fake(
+    key_cache, cache_position, page_summary, num_sealed, channel_scale=None, **settings
+):
+    _check(key_cache, cache_position, page_summary, num_sealed, channel_scale, **settings)
 
 
 _update_page_summary = torch.ops.quest.update_page_summary.default
@@ -60,8 +71,10 @@ def update_page_summary(
     cache_position: Tensor,
     page_summary: Tensor,
     num_sealed: Tensor,
+    channel_scale: Tensor | None = None,
     *,
     page_size: int = 16,
+    summary: str = "minmax",
 ) -> None:
     """Summarise, in place, every page that a write completed or changed.
 
@@ -73,14 +86,20 @@ def update_page_summary(
             it is after the write.
         cache_position: int64 [n], the positions that were written.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache;
-            written: elementwise minimum and maximum of the keys of each complete page.
+            written: elementwise minimum and maximum of the keys of each complete page. With
+            summary="minmax_int8" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]: int8
+            [2, head_dim], the float32 scale of the page, and padding. A bound is int8 * page scale
+            * channel scale, rounded outward.
         num_sealed: int64 [1], leading pages whose summary is known to be up to date; 0 before the
             first update, and to have everything summarised again. Written.
+        channel_scale: float32 [batch, num_kv_heads, head_dim], with summary="minmax_int8" only.
+            Written when pages are summarised from page 0, from the keys of up to 128 pages.
         page_size: positions per page.
+        summary: what page_summary holds, "minmax" or "minmax_int8".
 
     Raises:
         ValueError, TypeError: an argument is not as described.
     """
-    arguments = (key_cache, cache_position, page_summary, num_sealed)
-    _check(*arguments, page_size=page_size)
-    _update_page_summary(*arguments, page_size=page_size)
+    arguments = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
+    _check(*arguments, page_size=page_size, summary=summary)
+    _update_page_summary(*arguments, page_size=page_size, summary=summary)

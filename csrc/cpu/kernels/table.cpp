@@ -5,8 +5,9 @@
 namespace quest {
 namespace QUEST_ISA {
 
-void page_minmax(const PageMinMaxParams& p);
-bool pages_are_current(const PageMinMaxParams& p);
+void scale_channels(const PageSummaryParams& p);
+void summarise_pages(const PageSummaryParams& p);
+bool pages_are_current(const PageSummaryParams& p);
 void score_pages(const ScoreParams& p);
 int32_t select_pages(const SelectParams& p);
 void attend(const AttendParams& p);
@@ -17,7 +18,8 @@ void combine(const CombineParams& p);
 
 extern const KernelTable kKernels;
 const KernelTable kKernels = {QUEST_STRING(QUEST_ISA),
-                              page_minmax,
+                              scale_channels,
+                              summarise_pages,
                               pages_are_current,
                               score_pages,
                               select_pages,
