@@ -9,7 +9,7 @@ namespace QUEST_ISA {
 namespace {
 
 constexpr int kMaxRow = 2 * kMaxHeadDim;
-constexpr int kFetchPages = 8;
+constexpr int kFetchBytes = 6144;
 
 // Adds the weights of a query head, [minimum's, maximum's].
 template <class T>
@@ -70,6 +70,39 @@ struct GroupWeights<BFloat16> {
     add(load_words(row + i, n), i, sums);
   }
 };
+
+// Weights as integers of 24 bits, in three signed bytes: products with int8 are exact (vpdpbusd).
+template <>
+struct GroupWeights<Int8> {
+  alignas(64) int8_t parts[3][kMaxRow];  // most significant first; zero behind the row
+  // What the bias of 128, which makes the bytes of a row unsigned, adds to each lane.
+  alignas(64) int32_t bias[3][16];
+  float step;
+
+  void prepare(const float* row, int size) {
+    memset(parts, 0, sizeof(parts));
+    memset(bias, 0, sizeof(bias));
+    float largest = 0;
+    for (int i = 0; i < size; ++i) {
+      const float magnitude = row[i] < 0 ? -row[i] : row[i];
+      largest = magnitude > largest || magnitude != magnitude ? magnitude : largest;
+      if (largest != largest) break;
+    }
+    constexpr float kLargest = 8000000;  // in three bytes
+    step = largest / kLargest;
+    // NaN and infinity go on to every score, zeros are zeros.
+    if (!(step > 0 && step < kInfinity)) return;
+    for (int i = 0; i < size; ++i) {
+      int32_t rest = static_cast<int32_t>(__builtin_rintf(row[i] / step));
+      for (int k = 2; k >= 0; --k) {
+        const int8_t low = static_cast<int8_t>(rest & 0xff);
+        parts[k][i] = low;
+        bias[k][i / 4 % 16] -= 128 * low;
+        rest = (rest - low) / 256;
+      }
+    }
+  }
+};
 #endif
 
 // Rows of R, and what their scores are multiplied with.
@@ -110,18 +143,40 @@ QUEST_INLINE V score_row(const GroupWeights<R>& weights, const R* row, int size)
   return sums[0] + sums[1];
 }
 
+#if QUEST_LEVEL == 3
+template <>
+QUEST_INLINE V score_row(const GroupWeights<Int8>& weights, const Int8* row, int size) {
+  __m512i sums[3];
+  QUEST_UNROLL
+  for (int k = 0; k < 3; ++k) sums[k] = _mm512_load_si512(weights.bias[k]);
+  for (int i = 0; i < size; i += 64) {
+    // Bytes behind a row that ends earlier meet weights of zero.
+    const __mmask64 in_row = size - i < 64 ? (1ull << (size - i)) - 1 : ~0ull;
+    __m512i x = _mm512_maskz_loadu_epi8(in_row, row + i);
+    x = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+    QUEST_UNROLL
+    for (int k = 0; k < 3; ++k) {
+      sums[k] = _mm512_dpbusd_epi32(sums[k], x, _mm512_load_si512(weights.parts[k] + i));
+    }
+  }
+  const V high = {_mm512_cvtepi32_ps(sums[0])}, middle = {_mm512_cvtepi32_ps(sums[1])};
+  const V low = {_mm512_cvtepi32_ps(sums[2])};
+  return fma(fma(high, set1(256), middle), set1(256), low) * set1(weights.step);
+}
+#endif
+
 template <class T, class R>
 void score_group(const ScoreParams& p) {
   float row[kMaxRow] = {};
   for (int h = 0; h < p.group_size; ++h) add_weights<T>(p, h, row);
   GroupWeights<R> weights;
-  const int size = 2 * p.head_dim, bytes = row_bytes<R>(p);
+  const int size = 2 * p.head_dim, bytes = row_bytes<R>(p), fetch = kFetchBytes / bytes;
   weights.prepare(row, size);
   for (int64_t page = p.first_page; page < p.last_page; page += kWidth) {
     V sums[kWidth];
     float scales[kWidth];
     for (int r = 0; r < kWidth; ++r) {
-      prefetch(summary_row<R>(p, page + r + kFetchPages), bytes);
+      prefetch(summary_row<R>(p, page + r + fetch), bytes);
       sums[r] = score_row(weights, summary_row<R>(p, page + r), size);
       scales[r] = page_scale<R>(p, page + r);
     }
@@ -170,9 +225,9 @@ void score_heads(const ScoreParams& p, int head) {
     add_weights<T>(p, head + h, row);
     Dot<R>::prepare_floats(row, 2 * p.head_dim, weights + h * kMaxRow);
   }
-  const int bytes = row_bytes<R>(p);
+  const int bytes = row_bytes<R>(p), fetch = kFetchBytes / bytes;
   for (int64_t page = p.first_page; page < p.last_page; page += kRows) {
-    for (int r = 0; r < kRows; ++r) prefetch(summary_row<R>(p, page + r + kFetchPages), bytes);
+    for (int r = 0; r < kRows; ++r) prefetch(summary_row<R>(p, page + r + fetch), bytes);
     const int64_t rest = p.last_page - page;
     score_tile<R, kHeads>(p, weights, page, rest < kRows ? static_cast<int>(rest) : kRows, head);
   }
