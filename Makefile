@@ -44,7 +44,8 @@ test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch refere
 test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 
 test-transformers-%: $(VENV)-transformers-%/installed.stamp
-	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py $(ARGS)
+	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py \
+	  tests/test_model_matrix.py $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check
