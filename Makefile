@@ -22,7 +22,7 @@ NATIVE_STATUS := from quest_compile.ops.native import native_status as s; \
   print('Native library:', s().info if s().loaded else 'none: ' + s().reason)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-no-native test-transformers lint format bench clean distclean
+.PHONY: help install demo test test-nightly test-no-native test-transformers lint format bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -35,13 +35,17 @@ demo: $(INSTALLED) ## answer questions about a long context: dense against Quest
 test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
 	$(PYTEST) --dist loadfile $(ARGS)
 
+test-nightly: $(INSTALLED) ## run the long forms of randomised tests, and soaks (an hour)
+	$(PYTEST) -m nightly --dist worksteal $(ARGS)
+
 test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
 	QUEST_COMPILE_NATIVE=0 $(PYTEST) --dist loadfile tests/ops $(ARGS)
 
 test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 
 test-transformers-%: $(VENV)-transformers-%/installed.stamp
-	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py $(ARGS)
+	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py \
+	  tests/test_model_matrix.py $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

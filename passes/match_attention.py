@@ -59,6 +59,7 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
     nodes = list(graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
     calls: list[AttentionCall] = []
+    seen: set[fx.Node] = set()
     for node in nodes:
         if node.op != "call_function" or node.target is not SDPA:
             continue
@@ -68,6 +69,11 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
         except Refused as refused:
             reason = refused.reason
         layer = _layer_of(site, default=len(calls))
+        if site is not None and site.key_cache in seen:
+            # A later layer that reads the cache of an earlier one.
+            layer = max(layer, calls[-1].layer + 1)
+        if site is not None:
+            seen.add(site.key_cache)
         calls.append(
             AttentionCall(node, layer, source_line(node), _num_queries(node), site, reason)
         )
@@ -94,8 +100,9 @@ def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
     num_written = example_value(key_position).shape[0]
     require(num_written == tensors[0].shape[2], Reason.UNKNOWN_POSITION)
     num_q_heads, num_kv_heads = tensors[0].shape[1], tensors[1].shape[1]
-    enables_gqa = key_repeats == 1 and arguments.get("enable_gqa", False)
-    require(num_kv_heads * key_repeats == num_q_heads or enables_gqa, Reason.HEAD_COUNTS)
+    # One head is broadcast, more are repeated if enable_gqa says so.
+    sdpa_repeats = key_repeats == 1 and (num_kv_heads == 1 or arguments.get("enable_gqa", False))
+    require(num_kv_heads * key_repeats == num_q_heads or sdpa_repeats, Reason.HEAD_COUNTS)
     require(not arguments.get("dropout_p", 0.0), Reason.DROPOUT)
     q_len = tensors[0].shape[2]
     unfit = _why_not_decodable(arguments, q_len, max_seq_len=tensors[1].shape[2])

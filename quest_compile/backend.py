@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +12,8 @@ from typing_extensions import Never
 
 from quest_compile import ops
 from quest_compile.config import QuestConfig
-from quest_compile.passes import Reason, Rewrite, Treatment, run_passes
+from quest_compile.inner import compile_rewrite, inner_compiler, mode_options
+from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import GraphReport, Report, report_rewrite
 from quest_compile.state import record_own_write, state_of
 
@@ -45,7 +44,7 @@ class QuestBackend:
             QuestStrictError: see ``strict``.
         """
         config = self.config.replace(options) if options else self.config
-        patches = _mode_options(mode) | dict(config.inductor_options or {})
+        patches = mode_options(mode) | dict(config.inductor_options or {})
         rewrite = run_passes(gm, config=config)
         if rewrite.gm is not gm:
             ops.warn_if_missing()
@@ -54,7 +53,7 @@ class QuestBackend:
         self._graphs.append(graph)
         if config.strict:
             _check_strict(graph)
-        compiled = _compile(rewrite, example_inputs, inner, patches)
+        compiled = compile_rewrite(rewrite, example_inputs, inner, patches)
         if not rewrite.summaries:
             return compiled
         cache_indices = [s.cache_index for s in rewrite.summaries]
@@ -98,58 +97,6 @@ class QuestBackend:
             if value != QuestConfig().as_dict()[name]
         ]
         return f"quest_compile.backend({', '.join(changed)})"
-
-
-def _compile(
-    rewrite: Rewrite, example_inputs: Sequence[Any], inner: str, patches: dict[str, Any]
-) -> Callable[..., Any]:
-    inputs = [*example_inputs, *rewrite.state_values()]
-    if inner == "eager":
-        return rewrite.gm.forward
-    if inner == "aot_eager":
-        from torch._dynamo.backends.debugging import aot_eager
-
-        return aot_eager(rewrite.gm, inputs)
-    from torch._inductor.compile_fx import compile_fx
-
-    compiled: Any = compile_fx(rewrite.gm, inputs, config_patches=patches or None)
-    return compiled
-
-
-def inner_compiler(wanted: str, example_inputs: Sequence[Any]) -> str:
-    """``wanted``, or "aot_eager" (said once) where Inductor lacks the C++ compiler it needs."""
-    on_cpu = any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in example_inputs)
-    if wanted != "inductor" or not on_cpu or _has_cpp_compiler():
-        return wanted
-    return "aot_eager"
-
-
-@functools.cache
-def _has_cpp_compiler() -> bool:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        warnings.warn(
-            "Inductor finds no C++ compiler, which it needs on CPU: graphs run uncompiled "
-            '(inner="aot_eager"), which is right but slower.',
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
-def _mode_options(mode: str | None) -> dict[str, Any]:
-    """Inductor settings of a torch.compile mode."""
-    if mode is None or mode == "default":
-        return {}
-    try:
-        return dict(torch._inductor.list_mode_options(mode))
-    except RuntimeError as error:
-        known = ", ".join(torch._inductor.list_mode_options())
-        raise ValueError(f"mode must be one of {known}; got {mode!r}") from error
 
 
 def with_state(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from quest_compile import recall
-from quest_compile.backend import backend, inner_compiler
+from quest_compile.backend import backend
 from quest_compile.decoding import prefill
+from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, Step, Task, measure, print_comparison
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -209,7 +209,8 @@ def _why_not_sparse(report: Report) -> str:
     if not report.rows:
         return (
             "No attention call was found in what was compiled: load the model with "
-            'attn_implementation="sdpa", and check that it is the model that was compiled.'
+            'attn_implementation="sdpa" (some models, with attention sinks or ALiBi, have none), '
+            "and check that it is the model that was compiled."
         )
     reasons = {row.reason for row in report.rows}
     if reasons <= {Reason.NOT_A_CACHE, Reason.CACHE_CREATED_IN_GRAPH, Reason.PREFILL}:

@@ -6,98 +6,31 @@ second, the sparse one, do not depend on what was selected when they were writte
 """
 
 import copy
-import functools
 import pickle
 
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tiny_models import random_prompt, tiny_model
+from machine_runs import (
+    BACKENDS,
+    BATCH,
+    MAX_LENGTH,
+    MAX_SEQ_LEN,
+    ROUNDING,
+    SPARSE_LAYER,
+    Run,
+    compiled,
+    logits_of,
+    model,
+)
+from tiny_models import random_prompt
+from transformers import StaticCache
 
-import quest_compile
 from quest_compile import ops, state
-from quest_compile.decoding import prefill, rewind, step_inputs
-
-BATCH = 2
-NUM_LAYERS, SPARSE_LAYER = 2, 1
-MAX_SEQ_LEN = 96
-BACKENDS = {
-    "sparse": {"budget": 32, "page_size": 8},
-    "large pages": {"budget": 48, "page_size": 16},
-    "covering": {"budget": 88, "page_size": 8},
-}
-MAX_LENGTH = BACKENDS["covering"]["budget"]
-ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
+from quest_compile.decoding import rewind
 
 lengths, seeds, slots = st.integers(9, 40), st.integers(0, 5), st.integers(0, 2)
 backends = st.sampled_from(list(BACKENDS))
-
-
-@functools.cache
-def model():
-    return tiny_model("llama", num_hidden_layers=NUM_LAYERS)
-
-
-@functools.cache
-def compiled(name):
-    backend = quest_compile.backend(num_dense_layers=1, inner="eager", **BACKENDS[name])
-    return torch.compile(model(), backend=backend)
-
-
-class Run:
-    """A cache and what it should hold: tokens [B, n] and the signs of their keys."""
-
-    def __init__(self, cache, tokens, signs, is_inference):
-        self.cache, self.tokens, self.signs = cache, tokens, signs
-        self.is_inference = is_inference
-
-    def mode(self, inference=False):
-        return torch.inference_mode() if inference or self.is_inference else torch.no_grad()
-
-    def append(self, tokens):
-        self.tokens = torch.cat([self.tokens, tokens], 1)
-        self.signs = torch.cat([self.signs, torch.ones(tokens.shape)], 1)
-
-    def keep(self, length):
-        self.tokens, self.signs = self.tokens[:, :length], self.signs[:, :length]
-
-    @property
-    def length(self):
-        return self.tokens.shape[1]
-
-    def fresh(self):
-        """A new cache that holds the same; the rounding of other kernels is taken over."""
-        tokens = self.tokens if self.length else random_prompt(BATCH, 1)
-        with self.mode():
-            cache = prefill(model(), tokens, MAX_SEQ_LEN)
-            if not self.length:
-                cache.reset()
-            cache.layers[SPARSE_LAYER].keys[:, :, : self.length] *= self.signs[:, None, :, None]
-            for new, old in zip(cache.layers, self.cache.layers):
-                for name in ("keys", "values"):
-                    mine, theirs = (getattr(x, name)[:, :, : self.length] for x in (new, old))
-                    torch.testing.assert_close(theirs, mine, **ROUNDING)
-                    mine.copy_(theirs)
-        return cache
-
-    def twin(self):
-        """A copy with page summaries, so that looking at them changes nothing."""
-        with self.mode():
-            cache = copy.deepcopy(self.cache)
-        for new, old in zip(cache.layers, self.cache.layers):
-            states = state._StatesOfCache()
-            for page_size, theirs in getattr(old.keys, state._ATTRIBUTE, {}).items():
-                states[page_size] = mine = state.PageSummaryState(new.keys, page_size)
-                mine.page_summary.copy_(theirs.page_summary)
-                mine.num_sealed.copy_(theirs.num_sealed)
-                if theirs.has_version and theirs.version == old.keys._version:
-                    mine.version = new.keys._version
-            setattr(new.keys, state._ATTRIBUTE, states)
-        return cache
-
-
-def logits_of(call, cache, tokens, position):
-    return call(**step_inputs(cache, tokens, position)).logits[:, -1]
 
 
 class DecodeMachine(RuleBasedStateMachine):
@@ -126,12 +59,10 @@ class DecodeMachine(RuleBasedStateMachine):
 
     @rule(slot=slots, length=lengths, seed=seeds, compiled=st.booleans(), inference=st.booleans())
     def new_cache(self, slot, length, seed, compiled, inference):
-        import transformers
-
         self.slot = slot
         nothing = torch.zeros(BATCH, 0, dtype=torch.int64)
         with torch.inference_mode() if inference else torch.no_grad():
-            cache = transformers.StaticCache(config=model().config, max_cache_len=MAX_SEQ_LEN)
+            cache = StaticCache(config=model().config, max_cache_len=MAX_SEQ_LEN)
         self.runs[slot] = Run(cache, nothing, nothing.float(), inference)
         self._feed(random_prompt(BATCH, length, seed=seed), compiled, inference)
 

@@ -28,7 +28,11 @@ def update_that_trusts(what):
 
 @contextlib.contextmanager
 def without_checks(*checks, num_layers):
-    """Some of "version", "sampled pages", "position", "state per cache" taken out."""
+    """Some of "version", "sampled pages", "position", "state per cache" taken out.
+
+    Gives a function that forgets what caches share: without it runs depend on those before.
+    """
+    shared = {}
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if "version" in checks:
             patch.setattr(state.PageSummaryState, "invalidate", lambda self: None)
@@ -38,8 +42,8 @@ def without_checks(*checks, num_layers):
             stack.enter_context(_update_replaced("num_sealed"))
         if "state per cache" in checks:
             backend = sys.modules["quest_compile.backend"]
-            patch.setattr(backend, "state_of", _state_of_nobody(num_layers))
-        yield
+            patch.setattr(backend, "state_of", _state_of_nobody(num_layers, shared))
+        yield shared.clear
 
 
 @contextlib.contextmanager
@@ -52,9 +56,9 @@ def _update_replaced(what):
         library._destroy()
 
 
-def _state_of_nobody(num_layers):
+def _state_of_nobody(num_layers, shared):
     """The layers of a model are told apart, its caches are not."""
-    shared, turn = {}, itertools.count()
+    turn = itertools.count()
 
     def state_of(key_cache, page_size):
         layer = next(turn) % num_layers

@@ -6,7 +6,7 @@ from passes_layers import capture, enable_gqa_layer, inputs, repeat_kv
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from quest_compile.config import QuestConfig
-from quest_compile.passes import run_passes
+from quest_compile.passes import Treatment, run_passes
 from quest_compile.passes.match_attention import match_attention
 from quest_compile.passes.reasons import Reason
 
@@ -118,6 +118,30 @@ def test_a_copy_taken_before_the_write_is_a_reason(read):
 def test_a_write_through_a_conversion_is_found(edit):
     (call,) = match(edited(edit), *inputs())
     assert call.reason is Reason.UNKNOWN_CACHE_WRITE
+
+
+def test_a_layer_that_shares_a_cache_has_a_number_of_its_own():
+    first, second = match(two_layers_share_a_cache, *inputs())
+    assert second.layer == first.layer + 1
+
+
+def test_one_kv_head_is_broadcast_without_being_repeated():
+    def multi_query_layer(query, key, value, key_cache, value_cache, position, mask):
+        key_cache.index_copy_(2, position, key)
+        value_cache.index_copy_(2, position, value)
+        return sdpa(query, key_cache, value_cache, mask)
+
+    (call,) = match(multi_query_layer, *inputs(num_kv_heads=1))
+    assert call.reason is None
+    with torch.no_grad():
+        arguments = inputs(position=40, num_kv_heads=1)
+        expected = multi_query_layer(*[a.clone() for a in arguments])
+        gm, example_inputs = capture(multi_query_layer, *[a.clone() for a in arguments])
+        rewritten = run_passes(gm, config=QuestConfig(budget=48, num_dense_layers=0))
+        state = [torch.zeros(v.shape, dtype=v.dtype) for v in rewritten.state_values()]
+        (out,) = rewritten.gm(*example_inputs, *state)
+    assert rewritten.decisions[0].treatment is Treatment.SPARSE
+    torch.testing.assert_close(out, expected)
 
 
 def test_a_shared_cache_has_one_summary_and_every_call_reads_it():

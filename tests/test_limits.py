@@ -1,0 +1,29 @@
+"""docs/limits.md explains every reason of the report, and no other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from quest_compile.passes import Reason
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROWS = re.findall(
+    r"^\| `([A-Z_]+)` \| (.+?) \|(.*)\|$", (DOCS / "limits.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+def test_every_reason_is_explained_once_and_no_other():
+    assert sorted(name for name, _, _ in ROWS) == sorted(reason.name for reason in Reason)
+
+
+@pytest.mark.parametrize(("name", "cause", "advice"), ROWS)
+def test_an_explanation_is_more_than_the_reason_itself(name, cause, advice):
+    assert len(cause) > 20
+    assert cause != Reason[name].value
+
+
+@pytest.mark.parametrize("document", ["limits.md", "tensor_parallel.md"])
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)#]+)\)", (DOCS / document).read_text("utf-8")):
+        assert (DOCS / link).exists(), link
