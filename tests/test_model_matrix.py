@@ -29,11 +29,16 @@ SETTINGS = {"budget": 128, "inner": "eager"}
 LOGIT_TOLERANCE = 1e-4
 # transformers 4 knows fewer families, makes other graphs while a window fills, and no static cache
 # that is longer than the call needs: there only the tokens of a direct call are compared.
-IS_TRANSFORMERS_4 = int(transformers.__version__.split(".")[0]) < 5
+VERSION = int(transformers.__version__.split(".")[0])
+IS_TRANSFORMERS_4 = VERSION < 5
 SNAPSHOT = pathlib.Path(__file__).parent / "snapshots" / f"{transformers.__version__}.json"
 IS_WRITING = os.environ.get("QUEST_COMPILE_SNAPSHOTS") == "write"
 
-PRESENT = [name for name, line in FAMILIES.items() if hasattr(transformers, line.model)]
+PRESENT = [
+    name
+    for name, line in FAMILIES.items()
+    if hasattr(transformers, line.model) and line.since <= VERSION
+]
 GENERATING = [
     pytest.param(name, marks=[] if FAMILIES[name].generate == "always" else pytest.mark.nightly)
     for name in PRESENT
@@ -147,7 +152,8 @@ def _check_text(run):
     if not run.report.rows:
         assert "No attention call was found" in text or "no graph was compiled" in text
     elif not run.report.count("sparse"):
-        assert "No attention call is sparse" in text
+        # In transformers 4, keys computed from a cache do not look like it.
+        assert "No attention call is sparse" in text or IS_TRANSFORMERS_4
 
 
 @pytest.mark.parametrize("family", PRESENT)

@@ -62,6 +62,7 @@ class Family:
     ``full_mask``: with a static cache the model wants a mask as long as the cache.
     ``positions``: without position_ids the model counts from 0 at every call.
     ``generate``: run it through generate "always", "nightly", or "never": transformers fails there.
+    ``since``: version of transformers; before, the configuration or a static cache fails.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Family:
     full_mask: bool = False
     positions: bool = False
     generate: str = "nightly"
+    since: int = 4
 
     def config(self, **settings: Any) -> Any:
         """The transformers configuration."""
