@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
 from quest_compile.ops.limits import DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
 from quest_compile.passes.cache_access import single_write, trace_to_cache
@@ -158,7 +159,10 @@ def _why_not_decodable(arguments: dict[str, Any], q_len: Any, max_seq_len: Any) 
 
 
 def _is_head_dim(size: Any) -> bool:
-    return isinstance(size, int) and size % HEAD_DIM_MULTIPLE == 0 and 0 < size <= MAX_HEAD_DIM
+    # A symbol where models of several sizes share their code: fixed by a guard.
+    if has_free_unbacked_symbols(size):
+        return False
+    return int(size) % HEAD_DIM_MULTIPLE == 0 and 0 < int(size) <= MAX_HEAD_DIM
 
 
 def _num_queries(node: fx.Node) -> int | str:

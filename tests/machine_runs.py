@@ -15,6 +15,7 @@ NUM_LAYERS, SPARSE_LAYER = 2, 1
 MAX_SEQ_LEN = 96
 BACKENDS = {
     "sparse": {"budget": 32, "page_size": 8},
+    "int8": {"budget": 32, "page_size": 8, "summary": "minmax_int8"},
     "large pages": {"budget": 48, "page_size": 16},
     "covering": {"budget": 88, "page_size": 8},
 }
@@ -75,10 +76,10 @@ class Run:
             cache = copy.deepcopy(self.cache)
         for new, old in zip(cache.layers, self.cache.layers):
             states = state._StatesOfCache()
-            for page_size, theirs in getattr(old.keys, state._ATTRIBUTE, {}).items():
-                states[page_size] = mine = state.PageSummaryState(new.keys, page_size)
-                mine.page_summary.copy_(theirs.page_summary)
-                mine.num_sealed.copy_(theirs.num_sealed)
+            for kind, theirs in getattr(old.keys, state._ATTRIBUTE, {}).items():
+                states[kind] = mine = state.PageSummaryState(new.keys, *kind)
+                for ours, others in zip(mine.tensors(), theirs.tensors(), strict=True):
+                    ours.copy_(others)
                 if theirs.has_version and theirs.version == old.keys._version:
                     mine.version = new.keys._version
             setattr(new.keys, state._ATTRIBUTE, states)

@@ -13,7 +13,10 @@ from quest_compile import state
 def update_that_trusts(what):
     """quest::update_page_summary without its own look at the keys, or at the position."""
 
-    def update(key_cache, cache_position, page_summary, num_sealed, *, page_size=16):
+    def update(
+        key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *,
+        page_size=16, summary="minmax"
+    ):  # fmt: skip
         first = int(num_sealed)
         if what == "num_sealed":
             first = min(first, int(cache_position.min()) // page_size)
@@ -60,11 +63,11 @@ def _state_of_nobody(num_layers, shared):
     """The layers of a model are told apart, its caches are not."""
     turn = itertools.count()
 
-    def state_of(key_cache, page_size):
+    def state_of(key_cache, page_size, summary="minmax"):
         layer = next(turn) % num_layers
-        made = state.PageSummaryState(key_cache, page_size)
+        made = state.PageSummaryState(key_cache, page_size, summary)
         found = shared.setdefault((layer, page_size, tuple(key_cache.shape)), made)
-        setattr(key_cache, state._ATTRIBUTE, {page_size: found})
+        setattr(key_cache, state._ATTRIBUTE, {(page_size, summary): found})
         return found
 
     return state_of

@@ -13,6 +13,12 @@ namespace {
 constexpr int64_t kTaskPages = 256;
 constexpr int64_t kSamples = 4;
 
+int64_t floor_to_power_of_two(int64_t x) {
+  int64_t power = x > 0;
+  while (power > 0 && power <= x / 2) power *= 2;
+  return power;
+}
+
 struct Written {
   int64_t first;  // smallest position
   int64_t end;    // largest position + 1
@@ -96,8 +102,13 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   int64_t* sealed = static_cast<int64_t*>(num_sealed.mutable_data_ptr());
   QUEST_CHECK(*sealed >= 0, "num_sealed: expected at least 0, got ", *sealed);
 
-  const int64_t start = std::min(*sealed, written.first / page_size);
   const int64_t end = written.end / page_size;
+  // Scales of channels are taken again whenever the number of pages has doubled, so that they
+  // depend on the keys alone and not on how they came in.
+  const int64_t num_scaled = floor_to_power_of_two(end);
+  const bool has_other_scales =
+      kind == SummaryKind::kMinMaxInt8 && floor_to_power_of_two(*sealed) != num_scaled;
+  const int64_t start = has_other_scales ? 0 : std::min(*sealed, written.first / page_size);
   const Cache cache = cache_pointers(key_cache);
 
   const int64_t num_heads = batch * num_kv_heads;
@@ -134,9 +145,11 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   const int64_t num_stale = std::count(is_stale, is_stale + num_heads, true);
   const int64_t num_pages = num_heads * (end - start) + num_stale * start;
   if (kind == SummaryKind::kMinMaxInt8 && end > 0 && (start == 0 || num_stale > 0)) {
-    run_tasks(num_heads, num_heads * std::min(end, kScalePages) * page_bytes, [&](int64_t head) {
-      if (start == 0 || is_stale[head]) kernels().scale_channels(params(head, 0, end));
-    });
+    run_tasks(num_heads, num_heads * std::min(num_scaled, kScalePages) * page_bytes,
+              [&](int64_t head) {
+                if (start == 0 || is_stale[head])
+                  kernels().scale_channels(params(head, 0, num_scaled));
+              });
   }
   const int64_t parts = ceil_div(end, kTaskPages);
   run_tasks(num_pages > 0 ? num_heads * parts : 0, num_pages * page_bytes, [&](int64_t i) {

@@ -25,6 +25,10 @@ def update_page_summary(
     written = cache_position.clamp(0, max_seq_len - 1)
     first_written, num_complete = written.min(), (written.max() + 1) // page_size
     start = torch.minimum(num_sealed[0].clamp(min=0), first_written // page_size)
+    num_scaled = _floor_to_power_of_two(num_complete)
+    if summary == "minmax_int8":
+        # Scales of channels depend on the keys alone, not on how they came in.
+        start = torch.where(_floor_to_power_of_two(num_sealed[0]) == num_scaled, start, 0)
     # Somebody else may have written the cache: compare some sealed pages with the keys, bit by bit.
     spread = first_written * 2654435761 % 2**32 + 40503 * _arange(3, start)
     sampled = torch.cat([(start - 1)[None], spread % start.clamp(min=1)]).clamp(min=0)
@@ -35,7 +39,7 @@ def update_page_summary(
     is_stale_BK = differs.flatten(2).any(-1) & (start > 0)
     start_BK = torch.where(is_stale_BK, 0, start)
     if summary == "minmax_int8" and not (start.is_cpu and start_BK.all()):
-        _scale_channels(key_cache, channel_scale, num_complete, start_BK == 0, page_size)
+        _scale_channels(key_cache, channel_scale, num_scaled, start_BK == 0, page_size)
     low, high = 0, max_seq_len // page_size
     if start.is_cpu:
         low, high = min(int(start_BK.min()), int(num_complete)), int(num_complete)
@@ -286,20 +290,25 @@ def _int8_rows(bounds, channel_scale):
     return pad(row, (0, int8_row_bytes(bounds.shape[-1]) - row.shape[-1]))
 
 
-def _scale_channels(key_cache, channel_scale, num_complete, is_wanted_BK, page_size):
+def _scale_channels(key_cache, channel_scale, num_pages, is_wanted_BK, page_size):
     """channel_scale [B, K, D], in place: about the largest key of each channel.
 
     Scales stay far from the ends of float32; no channel gets less than 1/1024 of the largest.
     """
-    page = _arange(NUM_SCALE_PAGES, num_complete) * num_complete // NUM_SCALE_PAGES
+    page = _arange(NUM_SCALE_PAGES, num_pages) * num_pages // NUM_SCALE_PAGES
     tokens = page[:, None] * page_size + _arange(page_size, page)
     bounds = _page_min_max(key_cache[:, :, tokens.clamp(max=key_cache.shape[2] - 1)])
     size = bounds.abs().amax(-2).float()
     scale_BKD = size.where(size.isfinite(), 0).amax(2)
     smallest = (scale_BKD.amax(-1, keepdim=True) * 2.0**-10).clamp(min=1e-20)
     scale_BKD = torch.maximum(scale_BKD, smallest).clamp(max=1e20)
-    is_wanted = is_wanted_BK[..., None] & (num_complete > 0)
+    is_wanted = is_wanted_BK[..., None] & (num_pages > 0)
     channel_scale.copy_(torch.where(is_wanted, scale_BKD, channel_scale))
+
+
+def _floor_to_power_of_two(x):
+    powers = 2 ** _arange(31, x)
+    return powers.where(powers <= x, 0).amax()
 
 
 def _bounds_of(page_summary, head_dim, summary):

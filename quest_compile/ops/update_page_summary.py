@@ -93,7 +93,8 @@ def update_page_summary(
         num_sealed: int64 [1], leading pages whose summary is known to be up to date; 0 before the
             first update, and to have everything summarised again. Written.
         channel_scale: float32 [batch, num_kv_heads, head_dim], with summary="minmax_int8" only.
-            Written when pages are summarised from page 0, from the keys of up to 128 pages.
+            Written, from the keys of up to 128 pages, whenever the number of pages has doubled; all
+            pages are summarised again then.
         page_size: positions per page.
         summary: what page_summary holds, "minmax" or "minmax_int8".
 

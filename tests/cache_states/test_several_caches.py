@@ -116,3 +116,19 @@ def test_caches_of_growing_length_share_a_dynamic_graph(model):
             runs.append(decode(step, cache, prompt[:, -1:], LENGTH - 1))
     assert runs == [runs[0]] * 4
     assert len(backend.report().graphs) == 2
+
+
+def test_models_of_other_sizes_that_share_their_code_are_sparse_too():
+    """A draft model beside its target: torch takes sizes that differ for symbols, head_dim too."""
+    torch._dynamo.reset()
+    ops.reset_counters()
+    backend = quest_compile.backend(budget=80, num_dense_layers=0, inner="aot_eager")
+    for head_dim, num_kv_heads in ((16, 2), (24, 4), (40, 1)):
+        sizes = {"head_dim": head_dim, "num_key_value_heads": num_kv_heads}
+        other = tiny_model("llama", num_hidden_layers=2, **sizes)
+        with torch.no_grad():
+            cache = prefill(other, random_prompt(1, LENGTH)[:, :-1], MAX_SEQ_LEN)
+            decode(torch.compile(other, backend=backend), cache, random_prompt(1, 1), LENGTH - 1, 3)
+        assert is_exact([cache])
+    assert backend.report().count("untouched") == 0
+    assert ops.counters()["sparse_calls"] == 3 * 3 * 2

@@ -17,7 +17,8 @@ class Cache:
         shape = (BATCH, NUM_KV_HEADS, MAX_SEQ_LEN, HEAD_DIM)
         self.keys = lay_out(torch.full(shape, NAN, dtype=dtype, device=device), layout)
         self.page_size = page_size
-        self.summary = ops.empty_page_summary(self.keys, page_size).fill_(NAN)
+        self.summary, _ = ops.empty_page_summary(self.keys, page_size)
+        self.summary.fill_(NAN)
         self.num_sealed = torch.zeros(1, dtype=torch.int64, device=device)
         self.length = 0
 
