@@ -51,6 +51,7 @@ class Step:
     key_cache: torch.Tensor
     value_cache: torch.Tensor
     page_summary: torch.Tensor
+    int8_summary: tuple[torch.Tensor, torch.Tensor]
     seq_lens: torch.Tensor
     attn_mask: torch.Tensor
 
@@ -73,6 +74,7 @@ def make_steps(layer: Layer, context: int, dtype: torch.dtype) -> list[Step]:
                 key_cache,
                 value_cache,
                 ops.build_page_summary(key_cache, seq_lens),
+                ops.build_page_summary(key_cache, seq_lens, summary="minmax_int8"),
                 seq_lens,
                 torch.ones(1, 1, 1, context, dtype=torch.bool),
             )
@@ -106,6 +108,15 @@ def sparse_decode(budget: int) -> Callable[[Step], torch.Tensor]:
         return ops.sparse_decode(
             s.query, s.key_cache, s.value_cache, s.page_summary, s.seq_lens, budget=budget
         )
+
+    return call
+
+
+def sparse_decode_int8(budget: int) -> Callable[[Step], torch.Tensor]:
+    def call(s: Step) -> torch.Tensor:
+        rows, channel_scale = s.int8_summary
+        tensors = (s.query, s.key_cache, s.value_cache, rows, s.seq_lens, None, channel_scale)
+        return ops.sparse_decode(*tensors, budget=budget, summary="minmax_int8")
 
     return call
 
@@ -145,33 +156,36 @@ def rows_of(
     steps = make_steps(layer, context, dtype)
     methods: dict[str, Callable[[Step], torch.Tensor]] = {
         "sparse_decode": sparse_decode(budget),
+        "sparse_decode minmax_int8": sparse_decode_int8(budget),
         "dense_decode": dense_decode,
         "sdpa group as q_len": sdpa_group_as_q_len,
         "sdpa enable_gqa": sdpa_enable_gqa,
         "sdpa repeat_kv + mask": sdpa_as_transformers,
     }
-    ops.reset_counters()
-    methods["sparse_decode"](steps[0])
-    counted = ops.counters()
-    if context > budget and counted["sparse_calls"] != 1:
-        raise RuntimeError("sparse_decode was not sparse: nothing to measure")
+    dense_bytes = 2 * layer.num_kv_heads * context * layer.head_dim * dtype.itemsize
+    moved = dict.fromkeys(methods, dense_bytes)
+    for name in ("sparse_decode", "sparse_decode minmax_int8"):
+        ops.reset_counters()
+        methods[name](steps[0])
+        counted = ops.counters()
+        if context > budget and counted["sparse_calls"] != 1:
+            raise RuntimeError(f"{name} was not sparse: nothing to measure")
+        moved[name] = counted["bytes_read"]
     torch.testing.assert_close(
         dense_decode(steps[0]), sdpa_enable_gqa(steps[0]), atol=2e-2, rtol=2e-2
     )
-    dense_bytes = 2 * layer.num_kv_heads * context * layer.head_dim * dtype.itemsize
     seconds = measure(methods, steps, rounds)
     rows = []
     for name in methods:
-        moved = counted["bytes_read"] if name == "sparse_decode" else dense_bytes
         rows.append(
             {
                 "dtype": str(dtype).removeprefix("torch."),
                 "context": context,
                 "method": name,
                 "us": 1e6 * seconds[name],
-                "MiB": moved / 2**20,
-                "GB/s": moved / seconds[name] / 1e9,
-                "of read": moved / seconds[name] / bandwidth,
+                "MiB": moved[name] / 2**20,
+                "GB/s": moved[name] / seconds[name] / 1e9,
+                "of read": moved[name] / seconds[name] / bandwidth,
                 "dense / this": seconds["dense_decode"] / seconds[name],
             }
         )
