@@ -241,14 +241,27 @@ Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, Scal
     strides[i] = stride;
     stride *= shape.begin()[i];
   }
+  return new_strided_tensor(like, {shape.begin(), shape.size()}, strides, dtype);
+}
+
+Tensor new_strided_tensor(const Tensor& like, Sizes shape, const int64_t* strides,
+                          ScalarType dtype) {
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.begin(), strides,
+      static_cast<int64_t>(shape.size()), shape.data(), strides,
       static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype))),
       device_type, like.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+Tensor new_output(const Attention& a) {
+  const Shape& s = a.shape;
+  const int64_t shape[4] = {s.batch, s.num_q_heads, s.q_len, s.value_dim};
+  const int64_t query_stride = s.num_q_heads * s.value_dim;
+  const int64_t strides[4] = {s.q_len * query_stride, s.value_dim, query_stride, 1};
+  return new_strided_tensor(a.query_owner, {shape, 4}, strides, a.query_owner.scalar_type());
 }
 
 }  // namespace quest

@@ -103,5 +103,10 @@ const uint8_t* mask_of(const Mask& mask, int64_t q_len, int64_t row, int64_t hea
 
 // An uninitialised contiguous tensor like `like`, of another shape and perhaps dtype.
 Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype);
+Tensor new_strided_tensor(const Tensor& like, Sizes shape, const int64_t* strides,
+                          ScalarType dtype);
+// [batch, num_q_heads, q_len, value_dim], [batch, q_len, num_q_heads, value_dim] in memory: what
+// scaled_dot_product_attention gives for a query that is a transposed projection.
+Tensor new_output(const Attention& a);
 
 }  // namespace quest

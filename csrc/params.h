@@ -108,7 +108,6 @@ struct CombineParams {
   const float* values;    // [num_splits, num_heads, value_dim]
   int64_t values_stride;  // head to head
   void* out;              // [num_heads, value_dim]
-  int64_t out_stride;     // head to head
   float* lse;             // [num_heads], natural log; may be nullptr
 };
 

@@ -78,7 +78,7 @@ def _empty_state(key_cache: torch.Tensor, config: QuestConfig) -> dict[str, torc
         page_summary, channel_scale = ops.empty_page_summary(
             key_cache, config.page_size, config.summary
         )
-        num_sealed = key_cache.new_zeros(1, dtype=torch.int64)
+        num_sealed = key_cache.new_zeros(2, dtype=torch.int64)
     state = {"page_summary": page_summary, "num_sealed": num_sealed}
     return state if channel_scale is None else state | {"channel_scale": channel_scale}
 

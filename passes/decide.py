@@ -61,10 +61,13 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
     )
     is_dense_layer = call.layer < config.num_dense_layers
     # A symbolic q_len becomes a guard: one graph for few queries, one for many.
-    is_decode = site.is_decodable and guard_or_false(site.q_len <= config.max_q_len)
-    if not is_decode:
+    has_few_queries = guard_or_false(site.q_len <= config.max_q_len)
+    if site.unfit or not has_few_queries:
         needs_summary = not (is_dense_layer or is_covered)
-        return Decision(call, Treatment.DENSE, Reason.PREFILL, needs_summary=needs_summary)
+        # is_causal=True is how a short prompt looks too.
+        is_prefill = not has_few_queries or site.unfit is Reason.IS_CAUSAL
+        reason = Reason.PREFILL if is_prefill else site.unfit
+        return Decision(call, Treatment.DENSE, reason, needs_summary=needs_summary)
     if is_dense_layer or is_covered:
         reason = Reason.DENSE_LAYER if is_dense_layer else Reason.BUDGET_COVERS_CACHE
         uses_dense_decode = key_cache.device.type in _DENSE_DECODE_DEVICES

@@ -40,7 +40,7 @@ class AttentionSite:
     attn_mask: fx.Node | None
     scale: Any  # float, Node or None
     q_len: Any  # int or SymInt
-    is_decodable: bool  # the mask tells what each query attends, as the operators take it
+    unfit: Reason | None  # why the operators cannot take it, if they cannot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
         attn_mask=arguments.get("attn_mask"),
         scale=arguments.get("scale"),
         q_len=q_len,
-        is_decodable=unfit is None,
+        unfit=unfit,
     )
 
 
@@ -181,7 +181,7 @@ def _layer_of(site: AttentionSite | None, default: int) -> int:
         name = getattr(source, "name", "")
         name = name() if callable(name) else name
         # ``layers[3]``, or the only number there is: ``caches[3].keys``.
-        for pattern in (r"layers\D{1,24}?(\d+)", r"(\d+)"):
+        for pattern in (r"layers\D{1,24}?(\d+)", r"\[\D?(\d+)\D?\]"):
             numbers = re.findall(pattern, name)
             if len(numbers) == 1:
                 return int(numbers[0])

@@ -61,7 +61,8 @@ class QuestBackend:
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
-        others = () if self._graphs else [repr(b) for b in _backends.values() if b._graphs]
+        with _backends_lock:
+            others = () if self._graphs else [repr(b) for b in _backends.values() if b._graphs]
         return Report(self._graphs, others)
 
     def reset(self) -> None:
@@ -132,7 +133,7 @@ def _check_strict(graph: GraphReport) -> None:
 
 
 _backends: dict[QuestConfig, QuestBackend] = {}
-_backends_lock = threading.Lock()
+_backends_lock = threading.RLock()
 
 
 def backend(

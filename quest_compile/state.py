@@ -24,9 +24,10 @@ class PageSummaryState:
     """What is known about one key cache.
 
     ``page_summary`` and ``channel_scale`` (None for "minmax"): as update_page_summary takes them.
-    ``num_sealed`` int64 [1], on the cache's device: leading pages whose summary is up to date.
+    ``num_sealed`` int64 [2], on the cache's device: leading pages whose summary is up to date, and
+    for caches without a version counter the position at which the next write has to begin.
     ``version``: the cache's version counter after our last call; None for inference tensors,
-    which have none (there only the device's own check of the summaries against the keys is left).
+    which have none (there only what the device itself can see is left).
     """
 
     __slots__ = (
@@ -45,7 +46,8 @@ class PageSummaryState:
             self.page_summary, self.channel_scale = ops.empty_page_summary(
                 key_cache, page_size, summary
             )
-            self.num_sealed = torch.zeros(1, dtype=torch.int64, device=key_cache.device)
+            next_position = 0 if key_cache.is_inference() else -1
+            self.num_sealed = torch.tensor([0, next_position], device=key_cache.device)
         self.has_version = not key_cache.is_inference()
         self.version: int | None = None
         self.foreign_writes = 0
@@ -59,7 +61,7 @@ class PageSummaryState:
 
     def invalidate(self) -> None:
         """Forget everything: the next update rebuilds all page summaries from the keys."""
-        self.num_sealed.zero_()
+        self.num_sealed[0] = 0
 
 
 class _StatesOfCache(dict):
@@ -77,8 +79,9 @@ def state_of(key_cache: torch.Tensor, page_size: int, summary: str = "minmax") -
 
     Called before each step. Two checks together find foreign writes: the version counter here, and
     on the device the comparison of sampled summaries with the keys (``update_page_summary``).
-    Inference tensors have no version counter: there a refilled, cropped or reset cache is found by
-    the samples, but a single page edited in place by other code may be missed for some steps.
+    Inference tensors have no version counter: there every write that does not follow ours rebuilds
+    the summaries, and what other code changes without moving the position is found by the samples,
+    so that the change of a few pages may be missed for some steps.
     """
     states = key_cache.__dict__.get(_ATTRIBUTE)
     if type(states) is not _StatesOfCache:

@@ -49,7 +49,8 @@ class DecodeMachine(RuleBasedStateMachine):
         run = self.run
         tokens = tokens[:, : MAX_LENGTH - run.length]
         with run.mode(inference):
-            call = compiled("sparse") if compiled_call else model()
+            kind = "sparse" if tokens.shape[1] % 2 else "int8"
+            call = compiled(kind) if compiled_call else model()
             logits_of(call, run.cache, tokens, run.length)
         run.append(tokens)
 
@@ -101,6 +102,19 @@ class DecodeMachine(RuleBasedStateMachine):
                 torch.testing.assert_close(found, exact, **ROUNDING)
             run.append(token)
             token = found.argmax(-1, keepdim=True).clone()
+
+    @precondition(lambda self: self.run.length <= MAX_LENGTH - 8)
+    @rule(num_tokens=st.integers(2, 8), seed=seeds, backend=backends, inference=st.booleans())
+    def verify_drafts(self, num_tokens, seed, backend, inference):
+        run, tokens = self.run, random_prompt(BATCH, num_tokens, seed=seed)
+        fresh = run.fresh()
+        with run.mode(inference):
+            found, expected = (
+                logits_of(compiled(backend), cache, tokens, run.length)
+                for cache in (run.cache, fresh)
+            )
+        torch.testing.assert_close(found, expected, **ROUNDING)
+        run.append(tokens)
 
     @precondition(lambda self: self.run.length > 1)
     @rule(num_tokens=st.integers(1, 40))

@@ -17,14 +17,14 @@ def update_that_trusts(what):
         key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *,
         page_size=16, summary="minmax"
     ):  # fmt: skip
-        first = int(num_sealed)
+        first = int(num_sealed[0])
         if what == "num_sealed":
             first = min(first, int(cache_position.min()) // page_size)
         last = (int(cache_position.max()) + 1) // page_size
         for page in range(first, last):
             keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
             page_summary[:, :, page] = torch.stack([keys.amin(2), keys.amax(2)], 2)
-        num_sealed.fill_(last if what == "num_sealed" else max(first, last))
+        num_sealed[0] = last if what == "num_sealed" else max(first, last)
 
     return update
 

@@ -15,7 +15,7 @@ from quest_compile import ops
 from quest_compile.decoding import greedy_step, prefill, rewind, step_inputs
 
 LENGTH, MAX_SEQ_LEN, NUM_LAYERS = 150, 256, 4
-SETTINGS = {"budget": 64, "num_dense_layers": 1, "inner": "aot_eager"}
+SETTINGS = {"budget": 64, "num_dense_layers": 1, "group_reduce": "max", "inner": "aot_eager"}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def step(model):
+    torch._dynamo.reset()
     return torch.compile(model, backend=quest_compile.backend(**SETTINGS))
 
 

@@ -29,7 +29,7 @@ def torchrun(*command):
             *("--nproc-per-node", str(NUM_RANKS)),
             *map(str, command),
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         timeout=180,

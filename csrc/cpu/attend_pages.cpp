@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(batch);
   read_seq_lens(seq_lens, batch, a.shape.max_seq_len, lengths);
-  Tensor out = new_tensor(query, {batch, num_q_heads, 1, a.shape.value_dim}, query.scalar_type());
+  Tensor out = new_output(a);
   Tensor lse = new_tensor(query, {batch, num_q_heads, 1}, ScalarType::Float);
 
   const int32_t* slots = static_cast<const int32_t*>(page_indices.const_data_ptr());

@@ -173,8 +173,7 @@ void attend_split(const Attention& a, const Work& work, int64_t split, Scratch& 
 
 void combine_splits(const Attention& a, const Work& work, const Output& out) {
   const Unit& unit = work.unit;
-  const int64_t q_len = a.shape.q_len;
-  const int64_t head = unit.row / q_len * a.shape.num_q_heads + unit.first_head;
+  const int64_t head = unit.row * a.shape.num_q_heads + unit.first_head;
   CombineParams p;
   p.dtype = a.dtype;
   p.num_splits = static_cast<int32_t>(work.num_splits);
@@ -184,8 +183,7 @@ void combine_splits(const Attention& a, const Work& work, const Output& out) {
   p.sums = work.partials.sums;
   p.values = work.partials.values;
   p.values_stride = partial_stride(a);
-  p.out = offset(out.data, a.dtype, (head * q_len + unit.row % q_len) * a.shape.value_dim);
-  p.out_stride = q_len * a.shape.value_dim;
+  p.out = offset(out.data, a.dtype, head * a.shape.value_dim);
   p.lse = out.lse ? out.lse + head : nullptr;
   kernels().combine(p);
 }

@@ -56,8 +56,8 @@ Work plan_pages(const Unit& unit, int64_t seq_len, const int32_t* pages, int64_t
 int64_t max_page_splits(int64_t num_pages, int64_t page_size);
 void take_partials(const Attention& a, Work& work, int64_t num_splits, Scratch& scratch);
 
-// out: the op's result [batch, num_q_heads, q_len, value_dim]; lse [batch, num_q_heads, 1] (q_len
-// is 1) or nullptr.
+// data: [batch, q_len, num_q_heads, value_dim] (new_output); lse: [batch, num_q_heads, 1] (q_len is
+// 1) or nullptr.
 struct Output {
   void* data;
   float* lse;

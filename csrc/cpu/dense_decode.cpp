@@ -14,8 +14,7 @@ Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor s
   const int64_t num_rows = a.shape.num_rows(), q_len = a.shape.q_len;
   int64_t* lengths = scratch.take<int64_t>(num_rows);
   read_query_lens(a, seq_lens, lengths);
-  Tensor out =
-      new_tensor(query, {batch, num_q_heads, q_len, a.shape.value_dim}, query.scalar_type());
+  Tensor out = new_output(a);
 
   Work* works = scratch.take<Work>(num_rows * num_q_heads);
   int64_t num_works = 0, bytes = 0;

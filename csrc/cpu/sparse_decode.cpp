@@ -108,8 +108,7 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(shape.num_rows());
   read_query_lens(call.a, seq_lens, lengths);
-  Tensor out = new_tensor(query, {shape.batch, shape.num_q_heads, shape.q_len, shape.value_dim},
-                          query.scalar_type());
+  Tensor out = new_output(call.a);
 
   call.scoring = {call.a.dtype, reduce,           call.a.query,  shape.q_len,
                   rows,         shape.group_size, shape.head_dim};

@@ -95,20 +95,27 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
       check_page_summary(page_summary, channel_scale, kind, key_cache, batch, num_kv_heads,
                          ceil_div(max_seq_len, page_size), head_dim);
   CHECK_DTYPE(num_sealed, ScalarType::Long);
-  CHECK_SHAPE(num_sealed, 1);
+  QUEST_CHECK(num_sealed.dim() == 1 && (num_sealed.size(0) == 1 || num_sealed.size(0) == 2),
+              "num_sealed: expected shape [1] or [2], got ", to_string(num_sealed.sizes()));
   CHECK_SAME_DEVICE(num_sealed, key_cache);
   CHECK_SAME_DEVICE(cache_position, key_cache);
   const Written written = read_positions(cache_position, max_seq_len);
   int64_t* sealed = static_cast<int64_t*>(num_sealed.mutable_data_ptr());
   QUEST_CHECK(*sealed >= 0, "num_sealed: expected at least 0, got ", *sealed);
-
   const int64_t end = written.end / page_size;
-  // Scales of channels are taken again whenever the number of pages has doubled, so that they
-  // depend on the keys alone and not on how they came in.
+  int64_t start = std::min(*sealed, written.first / page_size);
+  if (num_sealed.size(0) == 2) {
+    int64_t& next = sealed[num_sealed.stride(0)];
+    if (next >= 0 && written.first != next) start = 0;
+    if (next >= 0) next = written.end;
+  }
+  // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
+  // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(end);
-  const bool has_other_scales =
-      kind == SummaryKind::kMinMaxInt8 && floor_to_power_of_two(*sealed) != num_scaled;
-  const int64_t start = has_other_scales ? 0 : std::min(*sealed, written.first / page_size);
+  if (kind == SummaryKind::kMinMaxInt8 &&
+      (start < num_scaled || floor_to_power_of_two(*sealed) != num_scaled)) {
+    start = 0;
+  }
   const Cache cache = cache_pointers(key_cache);
 
   const int64_t num_heads = batch * num_kv_heads;

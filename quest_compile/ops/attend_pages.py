@@ -48,7 +48,7 @@ def _attend_pages_fake(
 ):
     _check(query, key_cache, value_cache, page_indices, seq_lens, attn_mask, **settings)
     batch, num_q_heads = query.shape[:2]
-    out = query.new_empty(batch, num_q_heads, 1, value_cache.shape[3])
+    out = query.new_empty(batch, 1, num_q_heads, value_cache.shape[3]).transpose(1, 2)
     return out, query.new_empty(batch, num_q_heads, 1, dtype=torch.float32)
 
 

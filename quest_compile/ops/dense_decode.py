@@ -27,7 +27,9 @@ def _dense_decode_reference(query, key_cache, value_cache, seq_lens, attn_mask=N
 @registration.fake("dense_decode")
 def _dense_decode_fake(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
     checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
-    return query.new_empty(*query.shape[:3], value_cache.shape[3])
+    batch, num_q_heads, q_len, _ = query.shape
+    out = query.new_empty(batch, q_len, num_q_heads, value_cache.shape[3])
+    return out.transpose(1, 2)
 
 
 _dense_decode = torch.ops.quest.dense_decode.default

@@ -25,10 +25,15 @@ def update_page_summary(
     written = cache_position.clamp(0, max_seq_len - 1)
     first_written, num_complete = written.min(), (written.max() + 1) // page_size
     start = torch.minimum(num_sealed[0].clamp(min=0), first_written // page_size)
+    if len(num_sealed) == 2:
+        is_next = (num_sealed[1] < 0) | (num_sealed[1] == first_written)
+        start = torch.where(is_next, start, 0)
+        num_sealed[1] = torch.where(num_sealed[1] < 0, -1, written.max() + 1)
     num_scaled = _floor_to_power_of_two(num_complete)
     if summary == "minmax_int8":
-        # Scales of channels depend on the keys alone, not on how they came in.
-        start = torch.where(_floor_to_power_of_two(num_sealed[0]) == num_scaled, start, 0)
+        # Taken from these pages, scales depend on the keys alone and not on how they came in.
+        is_scaled = (_floor_to_power_of_two(num_sealed[0]) == num_scaled) & (start >= num_scaled)
+        start = torch.where(is_scaled, start, 0)
     # Somebody else may have written the cache: compare some sealed pages with the keys, bit by bit.
     spread = first_written * 2654435761 % 2**32 + 40503 * _arange(3, start)
     sampled = torch.cat([(start - 1)[None], spread % start.clamp(min=1)]).clamp(min=0)
@@ -50,7 +55,7 @@ def update_page_summary(
     rows = _page_rows(keys, summary, channel_scale)
     is_new = is_new_BKP.unflatten(-1, (high - low, *[1] * (stored.ndim - 3)))
     stored.copy_(torch.where(is_new, rows, stored))
-    num_sealed.copy_(num_complete)
+    num_sealed[0] = num_complete
     return is_stale_BK.sum(), is_new_BKP
 
 
@@ -117,7 +122,9 @@ def attend_pages(
     kv_head = (_arange(num_heads, query) * key_cache.shape[1] // num_heads)[:, None]
     key_BHND, value_BHNE = (cache[row, kv_head, in_cache_BHN] for cache in (key_cache, value_cache))
     out_BHGE, lse_BHG = _attend(query, key_BHND, value_BHNE, live_BHN, scale)
-    return out_BHGE.flatten(1, 2)[:, :, None].to(query.dtype), lse_BHG.flatten(1, 2)[..., None]
+    return _join_queries([out_BHGE.flatten(1, 2)[:, :, None].to(query.dtype)]), lse_BHG.flatten(
+        1, 2
+    )[..., None]
 
 
 def each_query(query, seq_lens, attn_mask=None):
@@ -145,7 +152,12 @@ def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, sca
         _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
         for query, seq_lens, attn_mask in each_query(query, seq_lens, attn_mask)
     ]
-    return torch.cat(outs, 2)
+    return _join_queries(outs)
+
+
+def _join_queries(outs):
+    """In memory [B, queries, Q, E], as attention gives it for a query that is a projection."""
+    return torch.cat([out.transpose(1, 2) for out in outs], 1).transpose(1, 2)
 
 
 def _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, *, scale):
@@ -187,7 +199,7 @@ def sparse_decode(
         out, pages = _sparse_decode(*arguments, **settings)
         outs.append(out)
         selected.append((seq_lens_i, pages))
-    return torch.cat(outs, 2), selected
+    return _join_queries(outs), selected
 
 
 def _sparse_decode(

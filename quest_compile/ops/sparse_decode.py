@@ -85,7 +85,9 @@ def _sparse_decode_fake(
 ):
     arguments = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale)
     _check(*arguments, **settings)
-    return query.new_empty(*query.shape[:3], value_cache.shape[3])
+    batch, num_q_heads, q_len, _ = query.shape
+    out = query.new_empty(batch, q_len, num_q_heads, value_cache.shape[3])
+    return out.transpose(1, 2)
 
 
 _sparse_decode = torch.ops.quest.sparse_decode.default

@@ -38,7 +38,9 @@ def _check(
     require.rank("cache_position", cache_position, 1, "[num_written]")
     num_written = cache_position.shape[0]
     require.that(num_written >= 1, lambda: "cache_position: expected positions, got none")
-    require.shape("num_sealed", num_sealed, (1,), "[1]")
+    require.rank("num_sealed", num_sealed, 1, "[1] or [2]")
+    if num_sealed.shape[0] not in (1, 2):
+        raise ValueError(f"num_sealed: expected [1] or [2], got shape {list(num_sealed.shape)}")
     for name, tensor in (("cache_position", cache_position), ("num_sealed", num_sealed)):
         require.dtype(name, tensor, torch.int64)
         require.device(name, tensor, key_cache)
@@ -90,8 +92,10 @@ def update_page_summary(
             summary="minmax_int8" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]: int8
             [2, head_dim], the float32 scale of the page, and padding. A bound is int8 * page scale
             * channel scale, rounded outward.
-        num_sealed: int64 [1], leading pages whose summary is known to be up to date; 0 before the
-            first update, and to have everything summarised again. Written.
+        num_sealed: int64 [1] or [2]. First: leading pages whose summary is known to be up to date;
+            0 before the first update, and to have everything summarised again. Second, if there:
+            the position at which the next write has to begin, or else everything is summarised
+            again; -1 for no such check. Written.
         channel_scale: float32 [batch, num_kv_heads, head_dim], with summary="minmax_int8" only.
             Written, from the keys of up to 128 pages, whenever the number of pages has doubled; all
             pages are summarised again then.

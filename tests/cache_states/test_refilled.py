@@ -37,6 +37,21 @@ def test_reset_and_refilled_with_other_tokens_of_the_same_length(model, step, mo
 
 
 @grad_modes
+def test_reset_and_refilled_with_a_prompt_that_differs_in_the_middle(model, step, mode):
+    """First and last pages are as before: only the position or the version tells."""
+    first = random_prompt(1, LENGTH, seed=1)
+    second = first.clone()
+    second[:, 64:80] = random_prompt(1, 16, seed=7)
+    expected = fresh_run(model, step, second)
+    with mode():
+        cache = prefill(model, first[:, :-1], MAX_SEQ_LEN)
+        decode(step, cache, first[:, -1:], LENGTH - 1, steps=2)
+        refill(model, cache, second)
+        assert decode(step, cache, second[:, -1:], LENGTH - 1) == expected
+        assert is_exact([cache])
+
+
+@grad_modes
 def test_reset_and_used_again_many_times(model, step, mode):
     with mode():
         cache = prefill(model, random_prompt(1, 20), MAX_SEQ_LEN)

@@ -47,7 +47,9 @@ def test_rewinding_costs_no_rebuild(model, step, mode):
         ops.reset_counters()
         decode(step, cache, prompt[:, -1:], LENGTH - 1, steps=1)
     assert ops.counters()["summaries_rebuilt"] == 0
-    assert ops.counters()["pages_sealed"] <= NUM_LAYERS * 2
+    # Writes to a cache made in inference mode are not counted: there a step back rebuilds.
+    num_pages = 1 if mode is torch.no_grad else LENGTH // 16
+    assert ops.counters()["pages_sealed"] <= NUM_LAYERS * 2 * num_pages
 
 
 @grad_modes

@@ -207,7 +207,7 @@ BAD = (
     Bad("update_page_summary", "cache_position", lambda x: x[None]),
     Bad("update_page_summary", "cache_position", lambda x: x[:0]),
     Bad("update_page_summary", "num_sealed", torch.Tensor.int),
-    Bad("update_page_summary", "num_sealed", lambda x: x.expand(2)),
+    Bad("update_page_summary", "num_sealed", lambda x: x.repeat(3)),
     Bad("update_page_summary", "num_sealed", lambda x: x[0]),
     Bad("update_page_summary", "num_sealed", lambda x: x.to("meta")),
 )

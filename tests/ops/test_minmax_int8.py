@@ -3,6 +3,8 @@
 import pytest
 import torch
 from hostile import NAN
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_every_op import assert_same_bits
 
 from quest_compile import ops
@@ -194,6 +196,30 @@ def test_pages_sealed_one_by_one_are_those_of_a_fresh_start(name, dtype):
             assert torch.equal(scale, fresh_scale)
             assert torch.equal(rows[:, :, :num_pages], fresh_rows[:, :, :num_pages])
     assert int(num_sealed) == LENGTH // 16
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, MAX_SEQ_LEN - 1), st.sampled_from([1, 2, 8, 16, 40, 200])),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_any_sequence_of_writes_gives_the_bits_of_a_fresh_start(writes):
+    keys = torch.zeros(1, 2, MAX_SEQ_LEN, 8)
+    rows, scale = ops.empty_page_summary(keys, 8, INT8)
+    num_sealed, length = torch.zeros(1, dtype=torch.int64), 0
+    for first, count in writes:
+        first = min(first, length)
+        length = min(first + count, MAX_SEQ_LEN)
+        keys[:, :, first:length] = torch.randn(1, 2, length - first, 8) * (first + 1)
+        arguments = (keys, torch.arange(first, length), rows, num_sealed, scale)
+        ops.update_page_summary(*arguments, page_size=8, summary=INT8)
+        fresh_rows, fresh_scale = build(keys, length, page_size=8)
+        num_pages = length // 8
+        assert torch.equal(rows[:, :, :num_pages], fresh_rows[:, :, :num_pages])
+        assert num_pages == 0 or torch.equal(scale, fresh_scale)
 
 
 def test_a_foreign_write_starts_again_with_other_scales():

@@ -43,7 +43,7 @@ class Cache:
 
     def assert_up_to_date(self):
         fresh = self.fresh()
-        assert int(self.num_sealed) == fresh.shape[2]
+        assert int(self.num_sealed[0]) == fresh.shape[2]
         assert torch.equal(self.summary[:, :, : fresh.shape[2]], fresh)
         assert self.summary[:, :, fresh.shape[2] :].isnan().all()
 
@@ -185,6 +185,28 @@ def test_knowing_nothing_rebuilds_everything():
     cache.num_sealed.zero_()
     cache.write(150, 1)
     cache.assert_up_to_date()
+
+
+@pytest.mark.parametrize("first", [149, 151, 145])
+def test_a_write_that_does_not_follow_rebuilds_where_the_next_position_is_known(first):
+    cache = Cache()
+    cache.num_sealed = torch.tensor([0, 0])
+    cache.write(0, 150)
+    assert cache.num_sealed.tolist() == [9, 150]
+    cache.keys[:, :, 16 * 3] += 100
+    cache.write(first, 2)
+    cache.assert_up_to_date()
+    assert int(cache.num_sealed[1]) == first + 2
+
+
+def test_a_write_that_follows_or_a_next_position_of_minus_one_rebuilds_nothing():
+    for next_position, first in ((0, 150), (-1, 100)):
+        cache = Cache()
+        cache.num_sealed = torch.tensor([0, next_position])
+        cache.write(0, 150)
+        ops.reset_counters()
+        cache.write(first, 2)
+        assert ops.counters()["pages_sealed"] <= BATCH * NUM_KV_HEADS
 
 
 def test_zeros_of_both_signs_are_no_foreign_write():

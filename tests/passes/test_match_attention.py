@@ -33,7 +33,7 @@ def test_known_spellings_are_sites(layer, q_len):
     assert call.site.key_cache is not call.site.value_cache
     assert call.site.key_cache.meta["example_value"].shape == (2, 2, 64, 16), example
     assert call.site.q_len == q_len
-    assert call.site.is_decodable
+    assert call.site.unfit is None
     assert "layers.py" in call.source
 
 

@@ -113,11 +113,11 @@ def test_prefill_keeps_sdpa_and_updates_the_summaries():
     assert_is_prefill(rewritten)
 
 
-def assert_is_prefill(rewritten):
+def assert_is_prefill(rewritten, reason=Reason.PREFILL):
     assert count(rewritten.gm, torch.nn.functional.scaled_dot_product_attention) == 1
     assert count(rewritten.gm, QUEST.update_page_summary.default) == 1
     (decision,) = rewritten.decisions
-    assert (decision.treatment, decision.reason) == (Treatment.DENSE, Reason.PREFILL)
+    assert (decision.treatment, decision.reason) == (Treatment.DENSE, reason)
 
 
 def test_max_q_len_says_what_a_prefill_is():
@@ -139,9 +139,37 @@ def biased_layer(query, key, value, key_cache, value_cache, position, mask):
     return enable_gqa_layer(query, key, value, key_cache, value_cache, position, mask.float())
 
 
-@pytest.mark.parametrize("layer", [causal_layer, biased_layer])
-def test_few_queries_whose_mask_does_not_tell_what_each_attends_are_a_prefill(layer):
-    assert_is_prefill(rewrite(layer, *inputs(q_len=5))[2])
+def unmasked_layer(query, key, value, key_cache, value_cache, position, mask):
+    return enable_gqa_layer(query, key, value, key_cache, value_cache, position, None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (causal_layer, Reason.PREFILL),
+        (biased_layer, Reason.MASK_DTYPE),
+        (unmasked_layer, Reason.NO_MASK),
+    ],
+)
+def test_few_queries_whose_mask_does_not_tell_what_each_attends_say_so(layer, reason):
+    assert_is_prefill(rewrite(layer, *inputs(q_len=5))[2], reason)
+    assert_is_prefill(rewrite(layer, *inputs(q_len=9))[2])
+
+
+def viewing_layer(*args):
+    out = transformers_layer(*args)
+    return out.transpose(1, 2).view(out.shape[0], out.shape[2], -1)
+
+
+@pytest.mark.parametrize("q_len", [1, 5])
+def test_the_result_has_the_layout_that_models_view(q_len):
+    arguments = inputs(q_len, position=40)
+    projected = arguments[0].transpose(1, 2).contiguous().transpose(1, 2)
+    arguments = (projected, *arguments[1:])
+    expected = viewing_layer(*[a.clone() for a in arguments])
+    _, example_inputs, rewritten = rewrite(viewing_layer, *[a.clone() for a in arguments])
+    (out,) = run(rewritten, example_inputs)
+    torch.testing.assert_close(out, expected)
 
 
 def test_several_queries_count_from_the_last_position():

@@ -24,7 +24,7 @@ void combine_head(const CombineParams& p, int head) {
     total += factors[s] * p.sums[s * p.num_heads + head];
   }
   const V inverse = set1(total == 0 ? 0 : 1 / total);
-  T* out = static_cast<T*>(p.out) + head * p.out_stride;
+  T* out = static_cast<T*>(p.out) + head * p.value_dim;
   for (int d = 0; d < p.value_dim; d += kWidth) {
     V sum = zero();
     for (int s = 0; s < p.num_splits; ++s) {
