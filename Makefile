@@ -45,7 +45,7 @@ test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests 
 
 test-transformers-%: $(VENV)-transformers-%/installed.stamp
 	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py \
-	  tests/test_model_matrix.py $(ARGS)
+	  tests/test_model_matrix.py tests/test_state_machine.py $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

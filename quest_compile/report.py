@@ -118,6 +118,10 @@ class Report:
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
         for i, graph in enumerate(self.graphs):
             lines += ["", f"graph {i}: {graph.summary} ({_settings(graph)})", *_table(graph.rows)]
+        limit = torch._dynamo.config.recompile_limit
+        if len(self.graphs) >= limit:
+            lines += ["", f"torch keeps {limit} graphs of a function (recompile_limit): calls that"]
+            lines[-1] += " need another one run uncompiled, so dense."
         if not self.count(Treatment.SPARSE):
             lines += ["", _why_not_sparse(self)]
         return "\n".join(lines)

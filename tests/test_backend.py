@@ -103,6 +103,15 @@ def test_report_of_another_attention_says_to_use_sdpa():
     assert "attn_implementation" in str(backend.report())
 
 
+def test_report_says_when_torch_may_have_run_out_of_graphs(model):
+    torch._dynamo.reset()
+    backend = quest_compile.backend(budget=144, inner="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        decode(torch.compile(model, backend=backend), model, steps=1)
+        assert "need another one run uncompiled" in str(backend.report())
+    assert "need another one" not in str(backend.report())
+
+
 def test_the_log_shows_the_table(model, caplog):
     with caplog.at_level(logging.INFO, logger="quest_compile"):
         decode(torch.compile(model, backend=quest_compile.backend(inner="eager")), model, steps=1)

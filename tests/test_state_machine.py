@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from decode_machine import DecodeMachine
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.internal.conjecture import engine
@@ -11,6 +12,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from sabotage import without_checks
 
 from quest_compile import ops
+
+pytestmark = pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4 keeps positions outside of the cache"
+)
 
 NUM_PROGRAMS = 100
 NUM_NIGHTLY_PROGRAMS, NUM_NIGHTLY_PARTS = 2000, 10
