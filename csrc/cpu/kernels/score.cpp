@@ -70,39 +70,6 @@ struct GroupWeights<BFloat16> {
     add(load_words(row + i, n), i, sums);
   }
 };
-
-// Weights as integers of 24 bits, in three signed bytes: products with int8 are exact (vpdpbusd).
-template <>
-struct GroupWeights<Int8> {
-  alignas(64) int8_t parts[3][kMaxRow];  // most significant first; zero behind the row
-  // What the bias of 128, which makes the bytes of a row unsigned, adds to each lane.
-  alignas(64) int32_t bias[3][16];
-  float step;
-
-  void prepare(const float* row, int size) {
-    memset(parts, 0, sizeof(parts));
-    memset(bias, 0, sizeof(bias));
-    float largest = 0;
-    for (int i = 0; i < size; ++i) {
-      const float magnitude = row[i] < 0 ? -row[i] : row[i];
-      largest = magnitude > largest || magnitude != magnitude ? magnitude : largest;
-      if (largest != largest) break;
-    }
-    constexpr float kLargest = 8000000;  // in three bytes
-    step = largest / kLargest;
-    // NaN and infinity go on to every score, zeros are zeros.
-    if (!(step > 0 && step < kInfinity)) return;
-    for (int i = 0; i < size; ++i) {
-      int32_t rest = static_cast<int32_t>(__builtin_rintf(row[i] / step));
-      for (int k = 2; k >= 0; --k) {
-        const int8_t low = static_cast<int8_t>(rest & 0xff);
-        parts[k][i] = low;
-        bias[k][i / 4 % 16] -= 128 * low;
-        rest = (rest - low) / 256;
-      }
-    }
-  }
-};
 #endif
 
 // Rows of R, and what their scores are multiplied with.
@@ -142,28 +109,6 @@ QUEST_INLINE V score_row(const GroupWeights<R>& weights, const R* row, int size)
   if (i < size) weights.add(row, i, size - i, sums);
   return sums[0] + sums[1];
 }
-
-#if QUEST_LEVEL == 3
-template <>
-QUEST_INLINE V score_row(const GroupWeights<Int8>& weights, const Int8* row, int size) {
-  __m512i sums[3];
-  QUEST_UNROLL
-  for (int k = 0; k < 3; ++k) sums[k] = _mm512_load_si512(weights.bias[k]);
-  for (int i = 0; i < size; i += 64) {
-    // Bytes behind a row that ends earlier meet weights of zero.
-    const __mmask64 in_row = size - i < 64 ? (1ull << (size - i)) - 1 : ~0ull;
-    __m512i x = _mm512_maskz_loadu_epi8(in_row, row + i);
-    x = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
-    QUEST_UNROLL
-    for (int k = 0; k < 3; ++k) {
-      sums[k] = _mm512_dpbusd_epi32(sums[k], x, _mm512_load_si512(weights.parts[k] + i));
-    }
-  }
-  const V high = {_mm512_cvtepi32_ps(sums[0])}, middle = {_mm512_cvtepi32_ps(sums[1])};
-  const V low = {_mm512_cvtepi32_ps(sums[2])};
-  return fma(fma(high, set1(256), middle), set1(256), low) * set1(weights.step);
-}
-#endif
 
 template <class T, class R>
 void score_group(const ScoreParams& p) {
