@@ -97,7 +97,8 @@ def check_invalid_call(seed):
     others = [bad for bad in BAD if bad.op == first.op]
     arguments = arguments_of(first)
     for bad in rng.choices(others, k=rng.randint(0, 2)):
-        if bad.name != first.name:
+        # Two caches with fewer heads would go together again.
+        if bad.name != first.name and not (bad.name.endswith("_cache") and "cache" in first.name):
             arguments[bad.name] = arguments_of(bad)[bad.name]
     with pytest.raises((ValueError, TypeError)):
         getattr(ops, first.op)(**arguments)
