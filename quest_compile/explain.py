@@ -24,12 +24,14 @@ def explain(
 
     Args:
         model: a module or function that calls ``scaled_dot_product_attention``.
-        quest: the settings; default ``QuestConfig()``.
+        quest: the settings; default ``QuestConfig()``. Single ones may be given by name instead:
+            ``explain(model, budget=512)``.
 
     Returns:
         The report; ``print`` it.
     """
-    config = quest or QuestConfig()
+    settings = {name: kwargs.pop(name) for name in QuestConfig().as_dict() if name in kwargs}
+    config = (quest or QuestConfig()).replace(settings)
     if not args and not kwargs:
         args, kwargs = (), _decode_step_inputs(model, max_seq_len=4 * config.budget)
     backend = QuestBackend(config.replace({"inner": "eager", "strict": False}))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quest_compile import state
+from quest_compile.ops import reference
 
 
 def update_that_trusts(what):
@@ -23,7 +24,8 @@ def update_that_trusts(what):
         last = (int(cache_position.max()) + 1) // page_size
         for page in range(first, last):
             keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
-            page_summary[:, :, page] = torch.stack([keys.amin(2), keys.amax(2)], 2)
+            rows = reference._page_rows(keys[:, :, None], summary, channel_scale)
+            page_summary[:, :, page] = rows[:, :, 0]
         num_sealed[0] = last if what == "num_sealed" else max(first, last)
 
     return update

@@ -297,6 +297,11 @@ class TestExplain:
         report = quest_compile.explain(model, random_prompt(1, 8))
         assert report.count("untouched") == NUM_LAYERS
 
+    def test_settings_may_be_given_by_name(self, model):
+        report = quest_compile.explain(model, budget=64, num_dense_layers=0)
+        assert report.count("sparse") == 4
+        assert report.rows[0].tokens == 64
+
     def test_something_else_alone_is_a_clear_error(self):
         with pytest.raises(TypeError, match="needs a transformers model"):
             quest_compile.explain(torch.nn.Linear(2, 2))

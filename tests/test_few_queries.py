@@ -4,6 +4,7 @@ Every query selects pages of its own, so the tokens are those of decoding one by
 """
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +151,31 @@ def test_a_short_first_prompt_is_right(model, step):
     expected = model(**step_inputs(cache, random_prompt(1, 7, seed=2), 1)).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert ops.counters()["sparse_calls_covered"] == NUM_LAYERS - 1
+
+
+@torch.no_grad()
+def test_the_loop_of_the_documents_verifies_drafts(model, step):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "limits.md").read_text("utf-8")
+    (loop,) = [
+        part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "drafts" in part
+    ]
+    prompt = random_prompt(1, LENGTH)
+    expected = [
+        int(t) for t in greedy_tokens(step, prefill(model, prompt[:, :-1], MAX_SEQ_LEN), prompt)
+    ]
+    cache, found, last_token = prefill(model, prompt[:, :-1], MAX_SEQ_LEN), [], int(prompt[0, -1])
+    while len(found) < 20:
+        drafts = [*expected[len(found) :][:2], 1, 2]
+        names = {"torch": torch, "step": step, "cache": cache, "drafts": drafts}
+        names |= {"last_token": last_token, "length": LENGTH - 1 + len(found)}
+        exec(loop, names)
+        found += names["new_tokens"]
+        last_token = found[-1]
+    assert found == expected[: len(found)]
+
+
+def greedy_tokens(step, cache, prompt):
+    token = prompt[:, -1:]
+    for i in range(30):
+        token = greedy_step(step, cache, token, LENGTH - 1 + i)
+        yield token

@@ -104,8 +104,15 @@ def page_summary(
     """``scale``: channel_scale; ``like``: for dtype and device; ``sizes``: batch, num_kv_heads,
     num_pages, head_dim."""
     summary_kind(kind)
+    if isinstance(tensor, tuple):
+        raise TypeError(
+            "page_summary: expected a tensor, got a tuple: of another summary than 'minmax', "
+            "build_page_summary gives page_summary and channel_scale"
+        )
     require.tensors(page_summary=tensor)
     if kind == "minmax":
+        if tensor.dtype == torch.uint8:
+            raise ValueError("page_summary: got uint8 rows, which need summary='minmax_int8'")
         layout = "[batch, num_kv_heads, num_pages, 2, head_dim]"
         require.shape("page_summary", tensor, (*sizes[:3], 2, sizes[3]), layout)
         require.dtype("page_summary", tensor, like.dtype)

@@ -42,7 +42,6 @@ def _check(
     summary="minmax",
     scale=None,
 ):
-    require.tensors(page_summary=page_summary)
     checks.page_size(page_size)
     checks.group_reduce(group_reduce)
     require.integer("budget", budget, 1)

@@ -306,6 +306,15 @@ def test_bad_arguments_name_themselves(change, message):
         torch.ops.quest.sparse_decode(**arguments)
 
 
+def test_what_is_forgotten_is_named():
+    keys = make_keys("normal", torch.bfloat16)
+    query, lengths = keys[:, :, :1], torch.tensor([LENGTH])
+    with pytest.raises(TypeError, match="got a tuple.*channel_scale"):
+        ops.sparse_decode(query, keys, keys, build(keys), lengths, budget=64)
+    with pytest.raises(ValueError, match="need summary='minmax_int8'"):
+        ops.sparse_decode(query, keys, keys, build(keys)[0], lengths, budget=64)
+
+
 def test_rows_of_another_size_are_an_error():
     keys = make_keys("normal", torch.bfloat16)
     rows, scale = build(keys)
