@@ -68,7 +68,7 @@ def _state_of_nobody(num_layers, shared):
     def state_of(key_cache, page_size, summary="minmax"):
         layer = next(turn) % num_layers
         made = state.PageSummaryState(key_cache, page_size, summary)
-        found = shared.setdefault((layer, page_size, tuple(key_cache.shape)), made)
+        found = shared.setdefault((layer, page_size, summary, tuple(key_cache.shape)), made)
         setattr(key_cache, state._ATTRIBUTE, {(page_size, summary): found})
         return found
 
