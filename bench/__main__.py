@@ -21,11 +21,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=f"benchmarks:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("name", choices=BENCHMARKS, nargs="?", metavar="NAME")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument("--list", action="store_true", help="print the benchmarks")
     args = parser.parse_args(argv)
+    if args.list:
+        print(listing)
+        return 0
+    if args.name is None:
+        parser.error("which benchmark?")
     module = importlib.import_module(f"quest_compile.bench.bench_{args.name}")
-    return module.main(args.arguments)
+    try:
+        return module.main(args.arguments)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"quest-compile bench: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

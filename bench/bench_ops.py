@@ -1,216 +1,145 @@
-"""Decode attention of one layer: our operators against scaled_dot_product_attention.
+"""Decode attention of one layer: our operators against scaled_dot_product_attention and llama.cpp.
 
 All methods run in one process, in interleaved rounds; every call takes another copy of the caches
 and comes after a read of other memory, so that all begin with the same cold caches and with threads
-that are awake. Medians; beside each time the bytes that had to move, and the fraction this is of a
-plain read of as many bytes as the caches have, measured in the same rounds.
+that are awake. Beside each time stand the bytes that had to move, and the fraction this is of a
+plain read of as many bytes as the caches have, measured in the same rounds. Before anything is
+timed, results are compared with float64 and counters prove which kernel served.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+import itertools
+import sys
+from collections.abc import Sequence
 
-import torch
-from torch.nn.functional import scaled_dot_product_attention
+from quest_compile.bench import options
+from quest_compile.bench.identity import print_table
+from quest_compile.bench.ops.inputs import Setting, Workload
+from quest_compile.bench.ops.levels import LEVELS, measure_levels
+from quest_compile.bench.ops.measure import measure, name_of
+from quest_compile.bench.ops.methods import TORCH_METHODS
+from quest_compile.bench.ops.overhead import measure_overhead
+from quest_compile.bench.results import Recorder, RefusedError, Result
+from quest_compile.bench.rounds import Rounds
+from quest_compile.bench.shapes import DTYPES, SHAPES, Layer, listed
+from quest_compile.ops.limits import SUMMARIES
 
-from quest_compile import ops
-from quest_compile.bench.identity import print_table, write_json
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Larger than the last-level cache of the machine together.
-_ROTATED_BYTES = 256 * 2**20
-_FLUSHED_BYTES = 64 * 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """The attention shape of one decoder layer."""
-
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int
+# One step from the shape of Llama-3-8B in one direction each.
+_SHAPE_TABLE = [Layer(32, 8, d) for d in (64, 96, 128, 256)]
+_SHAPE_TABLE += [Layer(8 * group, 8, 128) for group in (1, 7, 8)]
 
 
-SHAPES = {
-    "llama-3-8b": Layer(32, 8, 128),
-    "llama-3.2-1b": Layer(32, 8, 64),
-    "qwen3-4b": Layer(32, 8, 128),
-    "llama-2-7b": Layer(32, 32, 128),
-}
+def _parser() -> argparse.ArgumentParser:
+    contexts = "2K,4K,8K,32K"
+    parser = options.parser_of("ops", __doc__, rounds=15, contexts=contexts)
+    parser.add_argument("--page-sizes", type=options.int_list, default=[16])
+    parser.add_argument("--isa", type=listed, help=f"compare levels, of {', '.join(LEVELS)}")
+    parser.add_argument("--shapes", action="store_true", help="table of layer shapes and dtypes")
+    parser.add_argument("--no-overhead", action="store_true", help="skip the cost of tiny calls")
+    parser.add_argument("--no-llama-cpp", action="store_true", help="skip it where it is installed")
+    return parser
 
 
-@dataclasses.dataclass
-class Step:
-    """The tensors of one call: one of several copies."""
-
-    query: torch.Tensor
-    key_cache: torch.Tensor
-    value_cache: torch.Tensor
-    page_summary: torch.Tensor
-    int8_summary: tuple[torch.Tensor, torch.Tensor]
-    seq_lens: torch.Tensor
-    attn_mask: torch.Tensor
-
-
-def make_steps(layer: Layer, context: int, dtype: torch.dtype) -> list[Step]:
-    """As many copies of a full cache as it takes to leave the last-level cache."""
-    size = 2 * layer.num_kv_heads * context * layer.head_dim * dtype.itemsize
-    steps = []
-    for seed in range(max(2, -(-_ROTATED_BYTES // size))):
-        generator = torch.Generator().manual_seed(seed)
-        shape = (1, layer.num_kv_heads, context, layer.head_dim)
-        key_cache, value_cache = (
-            torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype) for _ in range(2)
+def workloads_of(args: argparse.Namespace) -> list[Workload]:
+    """Every combination asked for."""
+    name = args.model_shape or "llama-3-8b"
+    layers = {name: SHAPES[name].layer}
+    if args.shapes:
+        layers = {f"q{x.num_q_heads}-kv{x.num_kv_heads}-d{x.head_dim}": x for x in _SHAPE_TABLE}
+    return [
+        Workload(shape, layer, context, DTYPES[dtype], batch, threads, args.device)
+        for (shape, layer), dtype, batch, context, threads in itertools.product(
+            layers.items(), args.dtype, args.batch, args.contexts, args.threads
         )
-        query = torch.randn(1, layer.num_q_heads, 1, layer.head_dim, generator=generator).to(dtype)
-        seq_lens = torch.tensor([context])
-        steps.append(
-            Step(
-                query,
-                key_cache,
-                value_cache,
-                ops.build_page_summary(key_cache, seq_lens),
-                ops.build_page_summary(key_cache, seq_lens, summary="minmax_int8"),
-                seq_lens,
-                torch.ones(1, 1, 1, context, dtype=torch.bool),
-            )
-        )
-    return steps
+    ]
 
 
-def sdpa_as_transformers(s: Step) -> torch.Tensor:
-    """repeat_kv and a mask: what a compiled transformers model runs."""
-    group_size = s.query.shape[1] // s.key_cache.shape[1]
-    keys, values = (x.repeat_interleave(group_size, 1) for x in (s.key_cache, s.value_cache))
-    return scaled_dot_product_attention(s.query, keys, values, attn_mask=s.attn_mask)
-
-
-def sdpa_enable_gqa(s: Step) -> torch.Tensor:
-    return scaled_dot_product_attention(s.query, s.key_cache, s.value_cache, enable_gqa=True)
-
-
-def sdpa_group_as_q_len(s: Step) -> torch.Tensor:
-    """The fastest form of torch: the query heads of a group as positions of one head."""
-    grouped = s.query.view(1, s.key_cache.shape[1], -1, s.query.shape[-1])
-    return scaled_dot_product_attention(grouped, s.key_cache, s.value_cache).view_as(s.query)
-
-
-def dense_decode(s: Step) -> torch.Tensor:
-    return ops.dense_decode(s.query, s.key_cache, s.value_cache, s.seq_lens)
-
-
-def sparse_decode(budget: int) -> Callable[[Step], torch.Tensor]:
-    def call(s: Step) -> torch.Tensor:
-        return ops.sparse_decode(
-            s.query, s.key_cache, s.value_cache, s.page_summary, s.seq_lens, budget=budget
-        )
-
-    return call
-
-
-def sparse_decode_int8(budget: int) -> Callable[[Step], torch.Tensor]:
-    def call(s: Step) -> torch.Tensor:
-        rows, channel_scale = s.int8_summary
-        tensors = (s.query, s.key_cache, s.value_cache, rows, s.seq_lens, None, channel_scale)
-        return ops.sparse_decode(*tensors, budget=budget, summary="minmax_int8")
-
-    return call
-
-
-def read_loop(num_bytes: int) -> Callable[[Step], torch.Tensor]:
-    """A plain read of so many bytes: torch.sum over float32."""
-    data = torch.ones(num_bytes // 4)
-    return lambda _: data.sum()
-
-
-def measure(
-    methods: dict[str, Callable[[Step], torch.Tensor]], steps: list[Step], rounds: int
-) -> dict[str, float]:
-    """Median seconds per call of each method, rounds interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    other_memory = torch.ones(_FLUSHED_BYTES // 4)
-    for round_number in range(rounds + 1):
-        for name, method in methods.items():
-            other_memory.sum()
-            seconds = _seconds(method, steps[round_number % len(steps)])
-            if round_number:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _seconds(call: Callable[[Any], Any], argument: Any) -> float:
-    start = time.perf_counter()
-    call(argument)
-    return time.perf_counter() - start
-
-
-def rows_of(
-    layer: Layer, context: int, dtype: torch.dtype, budget: int, rounds: int
-) -> list[dict[str, Any]]:
-    """One row per method, checked for activity and agreement before anything is timed."""
-    steps = make_steps(layer, context, dtype)
-    dense_bytes = 2 * layer.num_kv_heads * context * layer.head_dim * dtype.itemsize
-    methods: dict[str, Callable[[Step], torch.Tensor]] = {
-        "read loop": read_loop(dense_bytes),
-        "sparse_decode": sparse_decode(budget),
-        "sparse_decode minmax_int8": sparse_decode_int8(budget),
-        "dense_decode": dense_decode,
-        "sdpa group as q_len": sdpa_group_as_q_len,
-        "sdpa enable_gqa": sdpa_enable_gqa,
-        "sdpa repeat_kv + mask": sdpa_as_transformers,
-    }
-    moved = dict.fromkeys(methods, dense_bytes)
-    for name in ("sparse_decode", "sparse_decode minmax_int8"):
-        ops.reset_counters()
-        methods[name](steps[0])
-        counted = ops.counters()
-        if context > budget and counted["sparse_calls"] != 1:
-            raise RuntimeError(f"{name} was not sparse: nothing to measure")
-        moved[name] = counted["bytes_read"]
-    torch.testing.assert_close(
-        dense_decode(steps[0]), sdpa_enable_gqa(steps[0]), atol=2e-2, rtol=2e-2
-    )
-    seconds = measure(methods, steps, rounds)
-    bandwidth = dense_bytes / seconds["read loop"]
-    rows = []
-    for name in methods:
-        rows.append(
-            {
-                "dtype": str(dtype).removeprefix("torch."),
-                "context": context,
-                "method": name,
-                "us": 1e6 * seconds[name],
-                "MiB": moved[name] / 2**20,
-                "GB/s": moved[name] / seconds[name] / 1e9,
-                "of read": moved[name] / seconds[name] / bandwidth,
-                "dense / this": seconds["dense_decode"] / seconds[name],
-            }
-        )
-    return rows
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    summaries, sizes = args.summaries or SUMMARIES, args.page_sizes
+    return [Setting(*s) for s in itertools.product(summaries, args.budgets, sizes)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; ``--output FILE`` keeps it as JSON."""
-    parser = argparse.ArgumentParser(prog="quest-compile bench ops", description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[8192, 32768])
-    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--budget", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path)
+    """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
+    parser = _parser()
     args = parser.parse_args(argv)
-    print(f"kernels: {ops.native_status().info}")
-    rows = []
-    for dtype in args.dtypes:
-        for context in args.contexts:
-            rows += rows_of(SHAPES[args.shape], context, DTYPES[dtype], args.budget, args.rounds)
-    print_table(rows)
-    if args.output:
-        write_json(args.output, rows, shape=args.shape, budget=args.budget, rounds=args.rounds)
-    return 0
+    if args.quick:
+        parser.set_defaults(contexts=[4096, 32768], rounds=5, method_seconds=2.0)
+        args = parser.parse_args(argv)
+    if args.shapes:
+        parser.set_defaults(
+            dtype=list(DTYPES), contexts=[16384], page_sizes=[16, 32], no_overhead=True
+        )
+        args = parser.parse_args(argv)
+    options.check(parser, args)
+    workloads, settings = workloads_of(args), settings_of(args)
+    if args.shapes or args.isa:
+        args.methods = args.methods or ["dense_decode", *(s.name for s in settings)]
+    if args.list:
+        names = ["read_loop", "dense_decode", *(s.name for s in settings), *TORCH_METHODS]
+        print("methods: " + ", ".join(args.methods or [*names, "llama_cpp", "llama_cpp_flash"]))
+        print("\n".join(map(name_of, workloads)))
+        return 0
+    recorder = options.recorder_of("ops", args)
+    rounds = options.rounds_of(args)
+    try:
+        _measure_all(args, workloads, settings, recorder, rounds)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is done is kept", file=sys.stderr)
+    if recorder.results:
+        print_table([_row(r, recorder) for r in recorder.results])
+    return recorder.status()
+
+
+def _measure_all(
+    args: argparse.Namespace,
+    workloads: list[Workload],
+    settings: list[Setting],
+    recorder: Recorder,
+    rounds: Rounds,
+) -> None:
+    peers = None
+    if not (args.no_llama_cpp or args.shapes or args.isa):
+        from quest_compile.bench.ops.llama_cpp import peers_of
+
+        peers = peers_of(args.methods)
+    for workload in workloads:
+        name = name_of(workload)
+        methods = [f"read_loop@{level}" for level in args.isa or ()] or args.methods or ()
+        if recorder.has(name, methods):
+            continue
+        try:
+            if args.isa:
+                found, samples = measure_levels(args.isa, workload, settings, args.methods, rounds)
+            else:
+                found, samples = measure(workload, settings, args.methods, rounds, peers)
+        except RefusedError as error:
+            recorder.refuse(name, error)
+            continue
+        recorder.add(found)
+        if samples.interrupted:
+            raise KeyboardInterrupt
+    if not (args.no_overhead or args.isa or args.methods):
+        recorder.add(measure_overhead(rounds))
+
+
+def _row(result: Result, recorder: Recorder) -> dict[str, object]:
+    """A line of the table; ratios are to dense_decode of the same workload."""
+    dense = [
+        r.median
+        for r in recorder.results
+        if r.workload == result.workload and r.method == "dense_decode"
+    ]
+    facts = result.metadata
+    return {
+        "workload": result.workload,
+        "method": result.method,
+        "us": 1e6 * result.median,
+        "MiB": facts["bytes_moved"] / 2**20 if "bytes_moved" in facts else "",
+        "of read": facts.get("fraction_of_read_loop", ""),
+        "dense / this": dense[0] / result.median if dense else "",
+        "values": len(result.values),
+        "dropped": facts["rounds_dropped"],
+    }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,37 @@ import torch
 
 from quest_compile import __version__, ops
 
+RESULTS = Path(__file__).resolve().parent / "results"
+
 
 def identity() -> dict[str, Any]:
-    """The conditions of a measurement, JSON-able."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "machine": f"{_cpu_name()}, {os.cpu_count()} CPUs",
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
+    """The conditions of a measurement, JSON-able; names of pyperf where it has one."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    found = {
+        "date": datetime.datetime.now().isoformat(sep=" ", timespec="seconds"),
+        "commit": commit(),
+        "cpu_model_name": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "load_avg_1min": load,
+        "python_version": platform.python_version(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "transformers": _version("transformers"),
         "quest_compile": __version__,
         "kernels": ops.native_status().info,
     }
+    if torch.cuda.is_available():
+        found["cuda_device"] = torch.cuda.get_device_name()
+    return found
+
+
+def record_folder(name: str) -> Path:
+    """Where results of this machine and commit are kept: ``results/DATE_MACHINE_COMMIT_NAME``."""
+    cpu = re.sub(r"\W+", "-", re.sub(r"\(.*?\)|\bAMD\b|\bIntel\b|CPU|@.*", "", _cpu_name()))
+    machine = f"{cpu.strip('-').lower()}-{os.cpu_count()}-cores"
+    if torch.cuda.is_available():
+        machine = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
+    date = datetime.date.today().isoformat()
+    return RESULTS / f"{date}_{machine}_{commit().replace('+', '-')}_{name}"
 
 
 def write_json(path: Path, rows: list[dict[str, Any]], **settings: Any) -> None:
@@ -49,14 +68,25 @@ def _format(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+def commit() -> str:
+    """The short commit; "+changes" when files that are measured differ from it."""
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(root)]
     try:
         head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-        dirty = subprocess.check_output([*git, "status", "--porcelain"], text=True).strip()
+        # Results and notes are not measured.
+        measured = ["csrc", "quest_compile", "passes", "bench/*.py", "bench/**/*.py"]
+        dirty = subprocess.check_output([*git, "status", "--porcelain", "--", *measured], text=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+changes" if dirty else "")
+    return head + ("+changes" if dirty.strip() else "")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,133 @@
+"""Nothing is timed before its result is right and the kernel that served is the one named."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from quest_compile import ops
+from quest_compile.bench.ops.inputs import Setting, Step
+from quest_compile.bench.ops.methods import Method, score, select
+from quest_compile.bench.results import RefusedError
+from quest_compile.ops import reference
+
+# As in the tests: units in the last place that are granted on top of twice torch's own error.
+_GRANTED_ULPS = 2
+# Scores are float32 sums: pages this close to the last one selected may change places.
+_SCORE_TOLERANCE = 1e-4
+
+
+def check_kernels(device: str) -> str:
+    """The kernels that serve.
+
+    Raises:
+        RefusedError: plain torch serves, or not the instruction set asked for.
+    """
+    status = ops.native_status()
+    if device == "cpu" and not status.loaded:
+        raise RefusedError(f"plain torch serves, not our kernels: {status.reason}")
+    wanted = os.environ.get("QUEST_COMPILE_ISA")
+    if wanted and f"cpu:{wanted}" not in status.info.split():
+        raise RefusedError(f"QUEST_COMPILE_ISA={wanted}, but {status.info} serves")
+    return status.info
+
+
+def check_method(method: Method, step: Step) -> dict[str, Any]:
+    """Metadata that proves what ran: counters, and the error against float64.
+
+    Raises:
+        RefusedError: another path than the named one served, or its result is wrong.
+    """
+    if method.name == "read_loop" or method.stage:
+        return {}
+    ops.reset_counters()
+    out = method.call(step)
+    counted = ops.counters()
+    _check_path(method, step, counted)
+    positions = None
+    if counted["sparse_calls"]:
+        assert method.setting is not None
+        positions = _positions(step, method.setting)
+    found = _check_result(method, out, step, positions)
+    if method.name.startswith(("quest", "dense_decode")):
+        found |= {name: counted[name] for name in ("sparse_calls", "dense_calls", "bytes_read")}
+        if counted["sparse_rows"]:
+            found["tokens_per_query"] = counted["tokens_attended"] // counted["sparse_rows"]
+        if counted["bytes_read"]:
+            method.bytes_moved = counted["bytes_read"]
+    return found
+
+
+def _check_path(method: Method, step: Step, counted: dict[str, int]) -> None:
+    expected = "none"
+    if method.name == "dense_decode":
+        expected = "dense_calls"
+    elif method.setting is not None:
+        is_sparse = step.key_cache.shape[2] > method.setting.budget
+        expected = "sparse_calls" if is_sparse else "sparse_calls_covered"
+    for name in ("sparse_calls", "sparse_calls_covered", "dense_calls"):
+        if counted[name] != (name == expected):
+            raise RefusedError(f"{method.name}: expected {expected}, counted {counted}")
+
+
+def _positions(step: Step, setting: Setting) -> torch.Tensor:
+    """What the selected pages hold: [B, num_kv_heads, tokens]; checked against plain torch."""
+    rows, channel_scale = step.summaries[setting.layout]
+    page_indices = select(step, setting, score(step, setting)).long()
+    exact = reference.score_pages(
+        step.query.double(),
+        rows.double() if rows.is_floating_point() else rows,
+        step.seq_lens,
+        channel_scale,
+        page_size=setting.page_size,
+        summary=setting.summary,
+    ).double()
+    num_pages = -(-step.key_cache.shape[2] // setting.page_size)
+    # By default the first page and the last two are always selected.
+    is_forced = torch.zeros(num_pages, dtype=torch.bool, device=exact.device)
+    is_forced[[0, num_pages - 2, num_pages - 1]] = True
+    is_selected = torch.zeros_like(exact, dtype=torch.bool).scatter_(2, page_indices, True)
+    lowest = exact.masked_fill(~is_selected | is_forced, torch.inf).amin(-1)
+    highest = exact.masked_fill(is_selected | is_forced, -torch.inf).amax(-1)
+    if (highest - lowest > _SCORE_TOLERANCE * highest.abs()).any() or not is_selected[
+        ..., is_forced
+    ].all():
+        raise RefusedError(f"{setting.name}: selects other pages than the reference")
+    offsets = torch.arange(setting.page_size, device=exact.device)
+    return (page_indices[..., None] * setting.page_size + offsets).flatten(2)
+
+
+def _check_result(
+    method: Method, out: torch.Tensor, step: Step, positions: torch.Tensor | None
+) -> dict[str, Any]:
+    """At most twice the error of plain torch in the same dtype, both against float64."""
+    batch, num_kv_heads, context, head_dim = step.key_cache.shape
+    query = step.query.view(batch, num_kv_heads, -1, head_dim)
+    found = out.reshape(query.shape)
+    error = plain_error = size = 0.0
+    for row in range(batch):
+        for head in range(num_kv_heads):
+            keys, values = step.key_cache[row, head], step.value_cache[row, head]
+            if positions is not None:
+                kept = positions[row, head]
+                kept = kept[kept < context]
+                keys, values = keys[kept], values[kept]
+            own = query[row, head]
+            exact = _attention(own.double(), keys.double(), values.double())
+            plain = scaled_dot_product_attention(own[None], keys[None], values[None])[0]
+            plain_error = max(plain_error, (plain.double() - exact).abs().max().item())
+            error = max(error, (found[row, head].double() - exact).abs().max().item())
+            size = max(size, exact.abs().max().item())
+    granted = _GRANTED_ULPS * torch.finfo(out.dtype).eps * size
+    if not error <= 2 * plain_error + granted:
+        raise RefusedError(
+            f"{method.name}: wrong, error {error:.3g}, plain torch {plain_error:.3g}"
+        )
+    return {"error": error, "error_of_torch": plain_error}
+
+
+def _attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return (query @ keys.mT * query.shape[-1] ** -0.5).softmax(-1) @ values

@@ -1,0 +1,58 @@
+"""What a call costs before it reads anything: dispatch and checks, at the smallest sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from quest_compile import ops
+from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
+from quest_compile.bench.ops.measure import sample_fields
+from quest_compile.bench.ops.methods import dense_decode, sdpa_group_as_q_len
+from quest_compile.bench.results import Result
+from quest_compile.bench.rounds import Rounds, measure_rounds
+from quest_compile.bench.shapes import Layer
+
+# Two pages of the smallest size do not fit the smallest budget: all three stages run.
+_CONTEXT, _SETTING = 32, Setting("minmax", budget=24, page_size=8)
+_CALLS = 300
+
+
+def measure_overhead(rounds: Rounds) -> list[Result]:
+    """Seconds per call; the values are means over a few hundred calls in a row."""
+    workload = Workload("overhead", Layer(1, 1, 8), _CONTEXT, torch.float32)
+    step = make_steps(workload, [_SETTING])[0]
+    rows, channel_scale = step.summaries[_SETTING.layout]
+    cache_position, num_sealed = torch.tensor([_CONTEXT - 1]), torch.tensor([_CONTEXT // 8])
+    tensors = (step.query, step.key_cache, step.value_cache, rows, step.seq_lens, None, None)
+    direct = torch.ops.quest.sparse_decode.default
+    calls: dict[str, Callable[[], Any]] = {
+        "sparse_decode": lambda: ops.sparse_decode(*tensors, budget=24, page_size=8),
+        "sparse_decode_unchecked": lambda: direct(*tensors, budget=24, page_size=8),
+        "dense_decode": lambda: dense_decode(step),
+        "update_page_summary": lambda: ops.update_page_summary(
+            step.key_cache, cache_position, rows, num_sealed, channel_scale, page_size=8
+        ),
+        "sdpa_group_as_q_len": lambda: sdpa_group_as_q_len(step),
+        "torch_add": lambda: step.query + step.query,
+    }
+    samplers = {name: _sampler(call) for name, call in calls.items()}
+    samples = measure_rounds(samplers, rounds, "overhead of a call")
+    facts = sample_fields(samples) | {"kernels": ops.native_status().info}
+    return [
+        Result(f"overhead/{name}", "overhead", values, facts | {"calls_per_value": _CALLS})
+        for name, values in samples.values.items()
+    ]
+
+
+def _sampler(call: Callable[[], Any]) -> Callable[[int], float]:
+    def sample(number: int) -> float:
+        start = time.perf_counter()
+        for _ in range(_CALLS):
+            call()
+        return (time.perf_counter() - start) / _CALLS
+
+    return sample

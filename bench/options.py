@@ -1,0 +1,78 @@
+"""Options that the benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from quest_compile.bench.identity import record_folder
+from quest_compile.bench.results import Recorder
+from quest_compile.bench.rounds import Rounds
+from quest_compile.bench.shapes import DTYPES, SHAPES, listed, tokens
+
+
+def parser_of(
+    name: str, description: str | None, *, rounds: int, contexts: str
+) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks take."""
+    parser = argparse.ArgumentParser(
+        prog=f"quest-compile bench {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="smaller: about two minutes on two cores")
+    add("--list", action="store_true", help="print workloads and methods, measure nothing")
+    add("--output", type=Path, help="folder for one pyperf JSON file per method")
+    add("--record", action="store_true", help="--output bench/results/DATE_MACHINE_COMMIT_NAME")
+    add("--resume", action="store_true", help="keep what the folder has, measure what is missing")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", type=listed, help="comma-separated: float32, bfloat16, float16")
+    add("--model-shape", choices=SHAPES, help="random weights of this shape")
+    add("--contexts", type=token_list, default=token_list(contexts), help=f"such as {contexts}")
+    add("--batch", type=int_list, default=[1], help="comma-separated batch sizes")
+    add("--budgets", type=token_list, default=[2048], help="comma-separated tokens")
+    add("--summaries", type=listed, help="comma-separated; default: all there are")
+    add("--methods", type=listed, help="only these, comma-separated (see --list)")
+    add("--threads", type=int_list, help="comma-separated numbers of threads; default: as torch")
+    add("--rounds", type=int, default=rounds, help=f"samples per method; default {rounds}")
+    add("--method-seconds", type=float, default=8.0, help="a slow method stops after so many")
+    add("--max-load", type=float, default=0.25, help="cores others may use in a round that counts")
+    return parser
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Complete ``args``; exits with a message that names the option."""
+    args.dtype = args.dtype or ["bfloat16"]
+    for name in args.dtype:
+        if name not in DTYPES:
+            parser.error(f"--dtype must be of {', '.join(DTYPES)}, got {name!r}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch sees no CUDA device")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    args.threads = args.threads or [torch.get_num_threads()]
+
+
+def recorder_of(name: str, args: argparse.Namespace) -> Recorder:
+    folder = args.output
+    if folder is None and args.record:
+        folder = record_folder(name)
+    return Recorder(name, folder, resume=args.resume)
+
+
+def rounds_of(args: argparse.Namespace) -> Rounds:
+    return Rounds(args.rounds, args.method_seconds, args.max_load)
+
+
+def token_list(text: str) -> list[int]:
+    return [tokens(part) for part in listed(text)]
+
+
+def int_list(text: str) -> list[int]:
+    values = [int(part) for part in listed(text)]
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"expected positive numbers, got {text!r}")
+    return values
