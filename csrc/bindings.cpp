@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY_IMPL(quest, CPU, m) {
   m.impl("select_pages", TORCH_BOX(&quest::select_pages));
   m.impl("attend_pages", TORCH_BOX(&quest::attend_pages));
   m.impl("sparse_decode", TORCH_BOX(&quest::sparse_decode));
+  m.impl("sparse_decode_step", TORCH_BOX(&quest::sparse_decode_step));
   m.impl("dense_decode", TORCH_BOX(&quest::dense_decode));
   m.impl("share_mask", TORCH_BOX(&quest::share_mask));
 }

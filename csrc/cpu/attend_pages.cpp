@@ -2,6 +2,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/ops.h"
+#include "operator_arguments.h"
 
 namespace quest {
 namespace {
@@ -34,14 +35,8 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
   const int64_t batch = a.shape.batch, num_q_heads = a.shape.num_q_heads;
   check_seq_lens(seq_lens, query, batch);
   check_page_size(page_size);
-  CHECK_DTYPE(page_indices, ScalarType::Int);
-  CHECK_DIM(page_indices, 3, "[batch, num_select_heads, page_budget]");
-  CHECK_SAME_DEVICE(page_indices, query);
-  const int64_t num_select_heads = page_indices.size(1), num_slots = page_indices.size(2);
-  QUEST_CHECK(page_indices.size(0) == batch &&
-                  (num_select_heads == a.shape.num_kv_heads || num_select_heads == num_q_heads),
-              "page_indices: expected shape [", batch, ", ", a.shape.num_kv_heads, " or ",
-              num_q_heads, ", page_budget], got ", to_string(page_indices.sizes()));
+  const int64_t shared = check_page_indices(a, page_indices);
+  const int64_t num_slots = page_indices.size(2);
   Scratch& scratch = call_scratch();
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(batch);
@@ -50,7 +45,6 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
   Tensor lse = new_tensor(query, {batch, num_q_heads, 1}, ScalarType::Float);
 
   const int32_t* slots = static_cast<const int32_t*>(page_indices.const_data_ptr());
-  const int64_t shared = num_q_heads / num_select_heads;
   const int64_t num_heads = heads_per_unit(a, shared);
   int32_t* pages = scratch.take<int32_t>(batch * num_q_heads / num_heads * num_slots);
   Work* works = scratch.take<Work>(batch * num_q_heads / num_heads);

@@ -4,7 +4,7 @@
 #include <optional>
 #include <tuple>
 
-#include "stable.h"
+#include "operator_arguments.h"
 
 namespace quest {
 
@@ -33,6 +33,17 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
 
 Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,
                     std::optional<Tensor> attn_mask, std::optional<double> scale);
+
+Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
+                          Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
+                          std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
+                          int64_t budget, int64_t page_size, int64_t num_sink_pages,
+                          int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
+                          std::optional<double> scale);
+
+// update_page_summary and sparse_decode of checked arguments.
+void update(const UpdateArguments& u);
+Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens);
 
 Tensor share_mask(Tensor attn_mask);
 

@@ -15,34 +15,18 @@ constexpr int64_t kTaskPages = 512;
 Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
                    std::optional<Tensor> channel_scale, int64_t page_size,
                    StringHandle group_reduce, StringHandle summary) {
-  Scoring scoring;
   const SummaryKind kind = check_summary_kind(summary);
-  scoring.group_reduce = check_group_reduce(group_reduce);
-  scoring.dtype = check_float_dtype(query, "query");
-  check_single_query(query);
-  const Tensor owner = contiguous_query(query);
-  QUEST_CHECK(page_summary.dim() >= 3,
-              "page_summary: expected [batch, num_kv_heads, num_pages, ...], got ",
-              to_string(page_summary.sizes()));
-  const int64_t batch = query.size(0), num_q_heads = query.size(1), head_dim = query.size(3);
-  const int64_t num_kv_heads = page_summary.size(1), num_pages = page_summary.size(2);
-  QUEST_CHECK(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
-              "query: expected a multiple of the ", num_kv_heads, " heads of page_summary, got ",
-              num_q_heads);
-  check_head_dim(head_dim, "query");
-  check_page_size(page_size);
-  scoring.page_summary = check_page_summary(page_summary, channel_scale, kind, query, batch,
-                                            num_kv_heads, num_pages, head_dim);
-  check_seq_lens(seq_lens, query, batch);
+  const ScoreArguments arguments = check_score(query, page_summary, seq_lens, channel_scale,
+                                               page_size, check_group_reduce(group_reduce), kind);
+  const int64_t batch = arguments.batch, num_kv_heads = arguments.num_kv_heads;
+  const int64_t num_pages = arguments.num_pages;
   Scratch& scratch = call_scratch();
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(batch);
   read_seq_lens(seq_lens, batch, num_pages * page_size, lengths);
 
-  scoring.query = query_pointers(owner);
-  scoring.q_len = 1;
-  scoring.group_size = num_q_heads / num_kv_heads;
-  scoring.head_dim = head_dim;
+  const Scoring scoring = {arguments.dtype,        arguments.group_reduce, arguments.query,   1,
+                           arguments.page_summary, arguments.group_size,   arguments.head_dim};
   const int64_t heads_out = scoring.group_reduce == GroupReduce::kNone ? scoring.group_size : 1;
   Tensor scores =
       new_tensor(query, {batch, num_kv_heads * heads_out, num_pages}, ScalarType::Float);

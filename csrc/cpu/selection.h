@@ -1,8 +1,8 @@
 // Page scores and the choice of pages for the query heads of one KV head.
 #pragma once
 
-#include "arguments.h"
 #include "cpu/scratch.h"
+#include "operator_arguments.h"
 
 namespace quest {
 
@@ -21,13 +21,6 @@ struct Scoring {
 // GroupReduce::kNone [group_size, num_pages] with `scores_stride` from head to head.
 void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
                       int64_t last_page, float* scores, int64_t scores_stride);
-
-struct Choice {
-  int64_t page_budget;
-  int64_t page_size;
-  int64_t num_sink_pages;
-  int64_t num_recent_pages;
-};
 
 // live [num_pages]: whether heads [first_head, first_head + num_heads) of the mask attend a
 // position of the page below seq_len. Returns whether all pages are live. The mask is not nullptr.

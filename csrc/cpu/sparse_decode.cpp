@@ -88,6 +88,30 @@ void count_call(const SparseCall& call, int64_t bytes) {
 
 }  // namespace
 
+Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens) {
+  SparseCall call(arguments.attention);
+  const Shape& shape = call.a.shape;
+  Scratch& scratch = call_scratch();
+  scratch.reset();
+  int64_t* lengths = scratch.take<int64_t>(shape.num_rows());
+  read_query_lens(call.a, seq_lens, lengths);
+  Tensor out = new_output(call.a);
+
+  call.scoring = {call.a.dtype,           arguments.group_reduce, call.a.query,  shape.q_len,
+                  arguments.page_summary, shape.group_size,       shape.head_dim};
+  call.choice = arguments.choice;
+  call.out = {out.mutable_data_ptr(), nullptr};
+  call.selects_per_group = arguments.group_reduce == GroupReduce::kNone ? shape.group_size : 1;
+  call.heads_per_select = shape.group_size / call.selects_per_group;
+  plan_rows(call, lengths, scratch);
+  plan_selects(call, scratch);
+  const int64_t bytes = fixed_bytes(call, lengths);
+  const int64_t budget_tokens = call.choice.page_budget * call.choice.page_size;
+  run_sparse_call(call, bytes + call.num_selects() * cache_bytes(call.a, budget_tokens), scratch);
+  count_call(call, bytes);
+  return out;
+}
+
 Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary,
                      Tensor seq_lens, std::optional<Tensor> attn_mask,
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
@@ -95,35 +119,10 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      StringHandle summary, std::optional<double> scale) {
   const SummaryKind kind = check_summary_kind(summary);
   const GroupReduce reduce = check_group_reduce(group_reduce);
-  SparseCall call(check_attention(query, key_cache, value_cache, attn_mask, scale));
-  const Shape& shape = call.a.shape;
-  check_page_size(page_size);
-  QUEST_CHECK(budget >= 1, "budget: expected at least 1, got ", budget);
-  check_page_budget(budget / page_size, num_sink_pages, num_recent_pages);
-  const int64_t num_pages = ceil_div(shape.max_seq_len, page_size);
-  const PageSummary rows = check_page_summary(page_summary, channel_scale, kind, query, shape.batch,
-                                              shape.num_kv_heads, num_pages, shape.head_dim);
-  check_seq_lens(seq_lens, query, shape.batch);
-  Scratch& scratch = call_scratch();
-  scratch.reset();
-  int64_t* lengths = scratch.take<int64_t>(shape.num_rows());
-  read_query_lens(call.a, seq_lens, lengths);
-  Tensor out = new_output(call.a);
-
-  call.scoring = {call.a.dtype, reduce,           call.a.query,  shape.q_len,
-                  rows,         shape.group_size, shape.head_dim};
-  call.choice = {std::min(budget / page_size, num_pages), page_size, num_sink_pages,
-                 num_recent_pages};
-  call.out = {out.mutable_data_ptr(), nullptr};
-  call.selects_per_group = reduce == GroupReduce::kNone ? shape.group_size : 1;
-  call.heads_per_select = shape.group_size / call.selects_per_group;
-  plan_rows(call, lengths, scratch);
-  plan_selects(call, scratch);
-  const int64_t bytes = fixed_bytes(call, lengths);
-  const int64_t budget_tokens = call.choice.page_budget * page_size;
-  run_sparse_call(call, bytes + call.num_selects() * cache_bytes(call.a, budget_tokens), scratch);
-  count_call(call, bytes);
-  return out;
+  return decode(
+      check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,
+                   budget, page_size, num_sink_pages, num_recent_pages, reduce, kind, scale),
+      seq_lens);
 }
 
 }  // namespace quest

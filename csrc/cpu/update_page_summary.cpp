@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "arguments.h"
 #include "counters.h"
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
@@ -24,19 +23,14 @@ struct Written {
   int64_t end;    // largest position + 1
 };
 
-Written read_positions(const Tensor& cache_position, int64_t max_seq_len) {
-  CHECK_DTYPE(cache_position, ScalarType::Long);
-  CHECK_DIM(cache_position, 1, "[number of positions]");
-  const int64_t count = cache_position.size(0), stride = cache_position.stride(0);
-  QUEST_CHECK(count >= 1, "cache_position: expected at least one position, got none");
-  const int64_t* data = static_cast<const int64_t*>(cache_position.const_data_ptr());
-  int64_t smallest = data[0], largest = data[0];
-  for (int64_t i = 1; i < count; ++i) {
-    smallest = std::min(smallest, data[i * stride]);
-    largest = std::max(largest, data[i * stride]);
+Written read_positions(const UpdateArguments& u) {
+  int64_t smallest = u.positions[0], largest = u.positions[0];
+  for (int64_t i = 1; i < u.num_positions; ++i) {
+    smallest = std::min(smallest, u.positions[i * u.position_stride]);
+    largest = std::max(largest, u.positions[i * u.position_stride]);
   }
-  QUEST_CHECK(smallest >= 0 && largest < max_seq_len, "cache_position: expected 0 <= position < ",
-              max_seq_len, ", got ", smallest < 0 ? smallest : largest);
+  QUEST_CHECK(smallest >= 0 && largest < u.max_seq_len, "cache_position: expected 0 <= position < ",
+              u.max_seq_len, ", got ", smallest < 0 ? smallest : largest);
   return {smallest, largest + 1};
 }
 
@@ -80,32 +74,18 @@ bool is_current(PageSummaryParams p, const int64_t* samples) {
 
 }  // namespace
 
-void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
-                         Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
-                         StringHandle summary_name) {
-  const SummaryKind kind = check_summary_kind(summary_name);
-  const DType dtype = check_float_dtype(key_cache, "key_cache");
-  CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
-  CHECK_LAST_DIM_CONTIGUOUS(key_cache);
-  const int64_t batch = key_cache.size(0), num_kv_heads = key_cache.size(1);
-  const int64_t max_seq_len = key_cache.size(2), head_dim = key_cache.size(3);
-  check_head_dim(head_dim, "key_cache");
-  check_page_size(page_size);
-  const PageSummary summary =
-      check_page_summary(page_summary, channel_scale, kind, key_cache, batch, num_kv_heads,
-                         ceil_div(max_seq_len, page_size), head_dim);
-  CHECK_DTYPE(num_sealed, ScalarType::Long);
-  QUEST_CHECK(num_sealed.dim() == 1 && (num_sealed.size(0) == 1 || num_sealed.size(0) == 2),
-              "num_sealed: expected shape [1] or [2], got ", to_string(num_sealed.sizes()));
-  CHECK_SAME_DEVICE(num_sealed, key_cache);
-  CHECK_SAME_DEVICE(cache_position, key_cache);
-  const Written written = read_positions(cache_position, max_seq_len);
-  int64_t* sealed = static_cast<int64_t*>(num_sealed.mutable_data_ptr());
+void update(const UpdateArguments& u) {
+  const int64_t num_kv_heads = u.num_kv_heads, page_size = u.page_size, head_dim = u.head_dim;
+  const DType dtype = u.dtype;
+  const PageSummary& summary = u.page_summary;
+  const SummaryKind kind = summary.kind;
+  const Written written = read_positions(u);
+  int64_t* sealed = u.num_sealed;
   QUEST_CHECK(*sealed >= 0, "num_sealed: expected at least 0, got ", *sealed);
   const int64_t end = written.end / page_size;
   int64_t start = std::min(*sealed, written.first / page_size);
-  if (num_sealed.size(0) == 2) {
-    int64_t& next = sealed[num_sealed.stride(0)];
+  if (u.next_position) {
+    int64_t& next = *u.next_position;
     if (next >= 0 && written.first != next) start = 0;
     if (next >= 0) next = written.end;
   }
@@ -116,9 +96,8 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
       (start < num_scaled || floor_to_power_of_two(*sealed) != num_scaled)) {
     start = 0;
   }
-  const Cache cache = cache_pointers(key_cache);
 
-  const int64_t num_heads = batch * num_kv_heads;
+  const int64_t num_heads = u.batch * num_kv_heads;
   const int64_t page_bytes = page_size * head_dim * element_size(dtype);
   Scratch& scratch = call_scratch();
   scratch.reset();
@@ -131,8 +110,8 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
     p.head_dim = static_cast<int32_t>(head_dim);
     p.page_size = static_cast<int32_t>(page_size);
     p.kind = kind;
-    p.key = cache_of(cache, dtype, row, kv_head);
-    p.key_stride = cache.token_stride;
+    p.key = cache_of(u.key_cache, dtype, row, kv_head);
+    p.key_stride = u.key_cache.token_stride;
     p.page_summary = row_of(summary, row, kv_head);
     p.summary_stride = summary.page_stride;
     p.channel_scale = channel_scale_of(summary, head_dim, row, kv_head);
@@ -170,6 +149,13 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   count(Counter::kUpdateCalls, 1);
   count(Counter::kSummariesRebuilt, num_stale);
   count(Counter::kPagesSealed, num_pages);
+}
+
+void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
+                         Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
+                         StringHandle summary) {
+  update(check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, page_size,
+                      check_summary_kind(summary)));
 }
 
 }  // namespace quest

@@ -14,6 +14,7 @@ from quest_compile.ops.score_pages import score_pages
 from quest_compile.ops.select_pages import select_pages
 from quest_compile.ops.share_mask import share_mask
 from quest_compile.ops.sparse_decode import sparse_decode
+from quest_compile.ops.sparse_decode_step import sparse_decode_step
 from quest_compile.ops.update_page_summary import update_page_summary
 
 native_status()
@@ -32,6 +33,7 @@ __all__ = [
     "select_pages",
     "share_mask",
     "sparse_decode",
+    "sparse_decode_step",
     "update_page_summary",
     "warn_if_missing",
 ]

@@ -39,7 +39,12 @@ def call_of(name, inputs):
     if name == "share_mask":
         return (inputs.live[:, :, None],), {}
     state = (torch.zeros_like(inputs.page_summary), torch.tensor([1], device=inputs.query.device))
-    return (inputs.clean_keys.to(case.dtype), inputs.seq_lens - 1, *state), page_size
+    keys, values = (x.to(case.dtype) for x in inputs.clean()[1:])
+    if name == "sparse_decode_step":
+        position = inputs.seq_lens.max()[None] - 1
+        lengths = (inputs.seq_lens, inputs.attn_mask)
+        return (inputs.query, keys, values, position, *state, *lengths), inputs.settings()
+    return (keys, inputs.seq_lens - 1, *state), page_size
 
 
 NAMES = (
@@ -48,21 +53,30 @@ NAMES = (
     "select_pages",
     "attend_pages",
     "sparse_decode",
+    "sparse_decode_step",
     "dense_decode",
     "share_mask",
 )
 names = pytest.mark.parametrize("name", NAMES)
-pure_names = pytest.mark.parametrize("name", NAMES[1:])
+# Of the operators that write in place: which arguments.
+WRITTEN = {"update_page_summary": slice(2, 4), "sparse_decode_step": slice(4, 6)}
+pure_names = pytest.mark.parametrize("name", [name for name in NAMES if name not in WRITTEN])
 
 
 def results(name, arguments, settings):
-    """The outputs, and for the op that writes in place what it wrote."""
-    if name == "update_page_summary":
-        keys, positions, *state = (x.clone() for x in arguments)
-        ops.update_page_summary(keys, positions, *state, **settings)
-        return state
-    out = getattr(ops, name)(*arguments, **settings)
-    return out if isinstance(out, tuple) else (out,)
+    """The outputs, and what was written in place."""
+    if name in WRITTEN:
+        arguments = copies_of(arguments)
+    return outputs(name, getattr(ops, name)(*arguments, **settings), arguments)
+
+
+def outputs(name, out, arguments):
+    outs = () if out is None else out if isinstance(out, tuple) else (out,)
+    return (*outs, *arguments[WRITTEN.get(name, slice(0))])
+
+
+def copies_of(arguments):
+    return tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in arguments)
 
 
 def assert_same_bits(actual, expected):
@@ -106,11 +120,8 @@ def test_compiles_without_a_graph_break(name, case):
     expected = results(name, arguments, settings)
     torch._dynamo.reset()
     compiled = torch.compile(getattr(ops, name), fullgraph=True, backend="aot_eager")
-    arguments = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in arguments)
-    out = compiled(*arguments, **settings)
-    if name == "update_page_summary":
-        out = arguments[2:]
-    assert_same_bits(out if isinstance(out, tuple) else (out,), expected)
+    arguments = copies_of(arguments)
+    assert_same_bits(outputs(name, compiled(*arguments, **settings), arguments), expected)
 
 
 @names
@@ -125,9 +136,7 @@ def test_one_graph_serves_every_max_seq_len(name, case):
         arguments, settings = call_of(name, inputs)
         expected = results(name, arguments, settings)
         out = compiled(*arguments, **settings)
-        if name == "update_page_summary":
-            out = arguments[2:]
-        assert_same_bits(out if isinstance(out, tuple) else (out,), expected)
+        assert_same_bits(outputs(name, out, arguments), expected)
         num_graphs.append(counter.frame_count)
     assert len(set(num_graphs)) == 1
 
