@@ -59,7 +59,8 @@ def _sparse_decode_step_reference(*arguments, **settings):
     announce_reference(decode[0])
     count_update_call(*reference.update_page_summary(*update, **shared))
     out, selected = reference.sparse_decode(*decode, **settings)
-    count_sparse_call(*decode[:4], selected, settings.get("page_size", 16))
+    query, keys, values, rows = decode[:4]
+    count_sparse_call(query, keys, values, rows, selected, settings.get("page_size", 16))
     return out
 
 
