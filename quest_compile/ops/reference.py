@@ -231,6 +231,20 @@ def _sparse_decode(
     return torch.where(fits_B11[..., None], dense, out), pages
 
 
+def sparse_decode_step(
+    query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
+    attn_mask=None, channel_scale=None, **settings
+):  # fmt: skip
+    """The results of sparse_decode, and those of the update before it."""
+    updated = update_page_summary(
+        key_cache, cache_position, page_summary, num_sealed, channel_scale,
+        page_size=settings.get("page_size", 16), summary=settings.get("summary", "minmax")
+    )  # fmt: skip
+    caches = (key_cache, value_cache, page_summary)
+    results = sparse_decode(query, *caches, seq_lens, attn_mask, channel_scale, **settings)
+    return *results, updated
+
+
 def share_mask(attn_mask):
     return attn_mask.clone(memory_format=torch.contiguous_format)
 

@@ -27,7 +27,7 @@ registration.define(
 )
 
 
-def _parts(
+def _check(
     query,
     key_cache,
     value_cache,
@@ -39,28 +39,21 @@ def _parts(
     channel_scale=None,
     **settings,
 ):
-    """Arguments and settings of the update, and of sparse_decode."""
-    update = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
-    decode = (query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale)
+    caches = (key_cache, value_cache, page_summary)
+    check_sparse_decode(query, *caches, seq_lens, attn_mask, channel_scale, **settings)
     shared = {key: settings[key] for key in ("page_size", "summary") if key in settings}
-    return update, shared, decode, settings
-
-
-def _check(*arguments, **settings):
-    update, shared, decode, settings = _parts(*arguments, **settings)
-    check_sparse_decode(*decode, **settings)
-    check_update(*update, **shared)
+    check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, **shared)
 
 
 @registration.reference("sparse_decode_step")
 def _sparse_decode_step_reference(*arguments, **settings):
     _check(*arguments, **settings)
-    update, shared, decode, settings = _parts(*arguments, **settings)
-    announce_reference(decode[0])
-    count_update_call(*reference.update_page_summary(*update, **shared))
-    out, selected = reference.sparse_decode(*decode, **settings)
-    query, keys, values, rows = decode[:4]
-    count_sparse_call(query, keys, values, rows, selected, settings.get("page_size", 16))
+    query, key_cache, value_cache, _, page_summary = arguments[:5]
+    announce_reference(query)
+    out, selected, updated = reference.sparse_decode_step(*arguments, **settings)
+    count_update_call(*updated)
+    page_size = settings.get("page_size", 16)
+    count_sparse_call(query, key_cache, value_cache, page_summary, selected, page_size)
     return out
 
 
