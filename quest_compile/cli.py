@@ -1,4 +1,4 @@
-"""The command line: ``quest-compile demo | explain | bench``."""
+"""The command line: ``quest-compile demo | explain | eval | bench``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
     explain.add_argument("model", help="folder or hub name of a transformers model")
     explain.add_argument("--budget", type=int, default=2048, help="tokens; default 2048")
+    from quest_compile.eval import options
+    from quest_compile.eval.samples import NotActiveError
+
+    options.add_arguments(
+        commands.add_parser("eval", help="does Quest hurt a model? with statistics, per budget")
+    )
     commands.add_parser("bench", help="benchmarks; see quest-compile bench --help", add_help=False)
 
     args, rest = parser.parse_known_args(argv)
@@ -35,10 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo.run(args)
         if args.command == "explain":
             return _explain(args)
+        if args.command == "eval":
+            from quest_compile.eval.cli import evaluate
+
+            return evaluate(args)
         from quest_compile.bench.__main__ import main as bench_main
 
         return bench_main(rest)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, NotActiveError) as error:
         print(f"quest-compile: {error}", file=sys.stderr)
         return 2
 

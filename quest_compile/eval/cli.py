@@ -1,0 +1,184 @@
+"""``quest-compile eval``: load, measure, print and write what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quest_compile import recall
+from quest_compile.bench.identity import identity
+from quest_compile.config import QuestConfig
+from quest_compile.eval import plots
+from quest_compile.eval.encode import Encoder
+from quest_compile.eval.markdown import markdown
+from quest_compile.eval.methods import parse_method
+from quest_compile.eval.options import RECALL_MODEL, add_arguments, fill_in
+from quest_compile.eval.recall_tasks import RECALL, recall_agreement, recall_group
+from quest_compile.eval.records import Records
+from quest_compile.eval.results import Row, rows_of
+from quest_compile.eval.run import run
+from quest_compile.eval.samples import AGREEMENT, PERPLEXITY, Group
+from quest_compile.eval.tasks import (
+    answer_group,
+    book_of,
+    jsonl_groups,
+    text_group,
+)
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m quest_compile.bench eval MODEL``."""
+    parser = argparse.ArgumentParser(prog="quest-compile eval", description=__doc__)
+    add_arguments(parser)
+    return evaluate(parser.parse_args(argv))
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Run the evaluation; 0 when it is done, 130 when it was interrupted.
+
+    Raises:
+        ValueError: bad options, a bad file, or a task that does not fit the model.
+        OSError: the model or a file cannot be read.
+        NotActiveError: a method attended everything.
+    """
+    fill_in(args)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but torch sees no CUDA device")
+    config = QuestConfig(
+        page_size=args.page_size, num_dense_layers=args.num_dense_layers, inner=args.inner
+    )
+    methods = [parse_method(name, config) for name in dict.fromkeys(args.methods)]
+    for method in methods:
+        for budget in args.budgets:
+            config.replace({**dict(method.settings), "budget": budget})
+    model, encoder = load(args)
+    groups = make_groups(args, model, encoder)
+    records = Records(args.out, _settings(args, encoder), args.resume)
+    status = 0
+    try:
+        run(model, encoder, groups, methods, args.budgets, config, records)
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted: {len(records.lines)} cells are kept in {records.path}; "
+            "the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        status = _INTERRUPTED
+    if records.lines:
+        write_results(args, records)
+    return status
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Encoder | None]:
+    """The model in eval mode, and its tokenizer if it has one."""
+    dtype = getattr(torch, args.dtype)
+    if args.model == RECALL_MODEL:
+        return recall.load_model(dtype, args.device), None
+    is_folder = Path(args.model).is_dir()
+    if not is_folder and (args.model.count("/") > 1 or args.model.startswith((".", "/", "~"))):
+        raise ValueError(f"there is no folder {args.model}")
+    if is_folder:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"local_files_only": is_folder}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model {args.model}: {error}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model, **options)
+    except (OSError, ValueError, KeyError):
+        return model.to(args.device).eval(), None
+    return model.to(args.device).eval(), Encoder(tokenizer, not args.no_chat)
+
+
+def make_groups(args: argparse.Namespace, model: Any, encoder: Encoder | None) -> list[Group]:
+    """The contexts to measure.
+
+    Raises:
+        ValueError: a task does not fit the model or the lengths.
+    """
+    config = model.config.get_text_config(decoder=True)
+    most = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    for length in args.lengths:
+        if length > most:
+            raise ValueError(f"--lengths {length}: the model has {most} positions")
+    book = book_of(args.haystack)
+    groups: list[Group] = []
+    for name in args.tasks:
+        for length in args.lengths:
+            groups.append(_group(args, name, length, config.vocab_size, encoder, book))
+    for path in args.jsonl:
+        groups += jsonl_groups(path, args.samples, _needed(encoder, str(path), args), most)
+    return groups
+
+
+def _group(
+    args: argparse.Namespace,
+    name: str,
+    length: int,
+    vocab_size: int,
+    encoder: Encoder | None,
+    book: list[str],
+) -> Group:
+    if name.startswith(RECALL):
+        return recall_group(name, length, args.samples, vocab_size, args.seed)
+    if name == AGREEMENT and args.model == RECALL_MODEL:
+        return recall_agreement(length, args.samples, args.seed)
+    encoder = _needed(encoder, name, args)
+    if name in (PERPLEXITY, AGREEMENT):
+        if args.text is None:
+            raise ValueError(f"task {name} needs a text: give one with --text FILE")
+        return text_group(name, args.text, length, args.samples, args.decoded, encoder)
+    return answer_group(name, length, args.samples, encoder, book, args.seed)
+
+
+def _needed(encoder: Encoder | None, what: str, args: argparse.Namespace) -> Encoder:
+    if encoder is None:
+        raise ValueError(
+            f"{what} needs a tokenizer, and {args.model} has none (the recall model answers "
+            f"--tasks {RECALL}16 and {AGREEMENT})"
+        )
+    return encoder
+
+
+def write_results(args: argparse.Namespace, records: Records) -> list[Row]:
+    """JSON, Markdown and plots into the folder; the tables on the screen."""
+    rows = rows_of(records.lines, args.margin / 100, args.loss_margin)
+    margins = {"margin_points": args.margin, "loss_margin_nats": args.loss_margin}
+    settings = records.settings | margins
+    described = identity()
+    result = {"identity": described, "settings": settings, "rows": [r.as_dict() for r in rows]}
+    text = markdown(rows, described, settings)
+    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (args.out / "results.md").write_text(text, encoding="utf-8")
+    print(text)
+    written = ["results.json", "results.md", records.path.name]
+    if plots.can_plot():
+        written += [path.name for path in plots.plot(rows, args.out)]
+    else:
+        print(plots.MISSING)
+    print(f"wrote {', '.join(written)} in {args.out}")
+    return rows
+
+
+def _settings(args: argparse.Namespace, encoder: Encoder | None) -> dict[str, Any]:
+    """What all lines of the records have in common."""
+    names = ("dtype", "device", "page_size", "num_dense_layers", "inner", "seed", "decoded")
+    files = {
+        option: None if path is None else f"{path.name}, {path.stat().st_size} bytes"
+        for option, path in (("haystack", args.haystack), ("text", args.text))
+    }
+    chat = encoder is not None and encoder.uses_chat
+    name = Path(args.model).name if Path(args.model).is_dir() else args.model
+    return {"model": name, **{n: getattr(args, n) for n in names}, **files, "chat": chat}

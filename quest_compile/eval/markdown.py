@@ -1,0 +1,75 @@
+"""The results as Markdown, and the lines printed at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quest_compile.eval.results import Row
+from quest_compile.eval.samples import PERPLEXITY
+
+_HEADER = (
+    "method", "budget", "score", "difference (95 %)", "lost / gained", "same tokens",
+    "sparse steps", "tokens read", "mass kept", "verdict",
+)  # fmt: skip
+
+
+def markdown(rows: Sequence[Row], identity: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The whole page: conditions, a table per task and length, what served each method."""
+    lines = [f"# Accuracy of {settings['model']}", ""]
+    described = (*identity.items(), *((k, v) for k, v in settings.items() if k != "model"))
+    lines += ["; ".join(f"{name} {value}" for name, value in described if value is not None), ""]
+    for task, length in dict.fromkeys((row.task, row.length) for row in rows):
+        own = [row for row in rows if (row.task, row.length) == (task, length)]
+        lines += [f"## {_title(own[0])}", "", *table(own), ""]
+    lines += ["## What served", ""]
+    for name, served in dict.fromkeys((row.method, row.implementation) for row in rows):
+        lines.append(f"- {name}: {served}")
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """A Markdown table of the rows of one task and length."""
+    cells = [_HEADER, tuple("-" * 3 for _ in _HEADER), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+        for line in cells
+    ]
+
+
+def _title(row: Row) -> str:
+    length = f", {row.length} tokens" if row.length else f", {row.context_tokens:.0f} tokens"
+    unit = "loss in nats per token" if row.kind == PERPLEXITY else "score in %"
+    return f"{row.task}{length}, {row.num_contexts} contexts ({unit})"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    is_loss = row.kind == PERPLEXITY
+    difference = changed = ""
+    verdict = row.verdict
+    if row.comparison is not None:
+        found = row.comparison
+        numbers = (found.difference, found.low, found.high)
+        difference, low, high = (f"{x:+.4f}" if is_loss else f"{100 * x:+.1f}" for x in numbers)
+        difference = f"{difference} ({low} to {high})"
+        changed = f"{found.lost:.4g} / {found.gained:.4g} of {found.num_samples}"
+    return (
+        row.method,
+        str(row.budget or ""),
+        f"{row.value:.4f}" if is_loss else f"{100 * row.value:.1f}",
+        difference,
+        changed,
+        "" if row.same_as_dense is None else f"{100 * row.same_as_dense:.1f} %",
+        f"{row.sparse_steps} of {row.steps}",
+        _tokens(row),
+        "" if row.mass_kept is None else f"{row.mass_kept:.3f}",
+        verdict,
+    )
+
+
+def _tokens(row: Row) -> str:
+    if row.sparse_steps and row.tokens_read is None:
+        return "not counted on this device"
+    read = row.context_tokens if row.tokens_read is None else row.tokens_read
+    return f"{read:.0f} of {row.context_tokens:.0f}"

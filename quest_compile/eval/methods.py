@@ -1,0 +1,167 @@
+"""Methods by name, and one that decodes: dense, Quest compiled, or a baseline in plain torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from quest_compile import ops
+from quest_compile.backend import backend
+from quest_compile.config import QuestConfig
+from quest_compile.eval.attention import NAME, EvalAttention
+from quest_compile.eval.baselines import KEEP
+
+DENSE, QUEST = "dense", "quest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """``name`` as given; ``kind``: "dense", "quest" or a baseline; ``settings`` of Quest."""
+
+    name: str
+    kind: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def needs_watching(self) -> bool:
+        """Does it look at the attention inside the prefill?"""
+        return self.kind in ("h2o", "snapkv")
+
+
+def parse_method(name: str, config: QuestConfig) -> Method:
+    """``"dense"``, ``"quest"``, ``"quest:group_reduce=max,num_sink_pages=0"`` or a baseline.
+
+    Raises:
+        ValueError: an unknown name, or settings that Quest does not take.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in (DENSE, QUEST, *KEEP) or (rest and kind not in (QUEST, "quest-reference")):
+        known = ", ".join((DENSE, QUEST, *KEEP))
+        raise ValueError(f"method must be one of {known}, or quest:setting=value,...; got {name!r}")
+    settings = tuple(_parse_setting(name, part) for part in rest.split(",") if part)
+    if kind == "quest-reference" and config.replace(dict(settings)).summary != "minmax":
+        raise ValueError(f'method {name}: quest-reference knows summary="minmax" only')
+    config.replace(dict(settings))
+    return Method(name, kind, settings)
+
+
+def _parse_setting(method: str, text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"method {method!r}: settings are name=value, got {text!r}")
+    if name in ("budget", "inner"):
+        raise ValueError(f"method {method!r}: {name} has an option of its own, --{name}")
+    for convert in (int, float):
+        try:
+            return name, convert(value)
+        except ValueError:
+            pass
+    return name, value
+
+
+@dataclasses.dataclass
+class Activity:
+    """What one method did in some decode steps: the proof that it was sparse.
+
+    ``sparse_steps``: steps with an attention call that left something out. Per query of those
+    calls: ``tokens_read`` on average, ``most_tokens_read`` at most; None where they are not
+    counted (operators on GPUs). ``mass_kept``: share of the dense attention weight in what was
+    attended, by the baselines only.
+    """
+
+    steps: int = 0
+    sparse_steps: int = 0
+    tokens_read: float | None = None
+    most_tokens_read: int | None = None
+    mass_kept: float | None = None
+
+
+class Decoder:
+    """Decodes with one method after the other over the same caches."""
+
+    def __init__(self, model: Any, config: QuestConfig) -> None:
+        self.model = model
+        self.config = config
+        self.attention = EvalAttention()
+        self.attention.register()
+        self._compiled: dict[QuestConfig, Callable[..., Any]] = {}
+        self._activity = Activity()
+        self._method = Method(DENSE, DENSE)
+
+    def config_of(self, method: Method, budget: int) -> QuestConfig:
+        return self.config.replace({**dict(method.settings), "budget": budget})
+
+    def begin(self, method: Method, budget: int, label: str) -> Callable[..., Any]:
+        """The call for decode steps of this method; ``label`` seeds what is random."""
+        config = self.config_of(method, budget) if method.kind != DENSE else self.config
+        self._method, self._activity = method, Activity()
+        if method.kind in (DENSE, QUEST):
+            self.model.set_attn_implementation("sdpa")
+            ops.reset_counters()
+            call = self.model if method.kind == DENSE else self._compile(config)
+        else:
+            self.attention.begin_method(method.kind, config, zlib.crc32(label.encode()))
+            self.model.set_attn_implementation(NAME)
+            call = self.model
+        return self._counted(call)
+
+    def activity(self) -> Activity:
+        """Since ``begin``."""
+        found = self._activity
+        if self._method.kind == QUEST:
+            counted = ops.counters()
+            if counted["sparse_rows"]:
+                found.tokens_read = counted["tokens_attended"] / counted["sparse_rows"]
+                found.most_tokens_read = counted["max_tokens_attended"]
+        elif self.attention.kept.calls and self._method.kind != DENSE:
+            kept = self.attention.kept
+            found.tokens_read = kept.tokens / kept.calls
+            found.most_tokens_read = kept.most
+            found.mass_kept = sum(kept.masses) / kept.calls
+        return found
+
+    def implementation(self, method: Method) -> str:
+        """What serves it, for the results."""
+        if method.kind == DENSE:
+            return "transformers sdpa, not compiled"
+        if method.kind != QUEST:
+            return "plain torch attention, not compiled"
+        graphs = [g for c in self._compiled for g in _backend_of(c).report().graphs]
+        inner = graphs[-1].inner if graphs else self.config.inner
+        status = ops.native_status()
+        kernels = status.info if status.loaded and self._is_on_cpu() else "torch reference"
+        return f"quest_compile.backend, inner {inner}, {kernels}"
+
+    def report(self, method: Method, budget: int) -> str:
+        return str(_backend_of(self.config_of(method, budget)).report())
+
+    def _is_on_cpu(self) -> bool:
+        return next(self.model.parameters()).device.type == "cpu"
+
+    def _compile(self, config: QuestConfig) -> Callable[..., Any]:
+        if config not in self._compiled:
+            self._compiled[config] = torch.compile(self.model, backend=_backend_of(config))
+        return self._compiled[config]
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(**inputs: Any) -> Any:
+            before = self._num_sparse_calls()
+            out = call(**inputs)
+            self._activity.steps += 1
+            self._activity.sparse_steps += self._num_sparse_calls() > before
+            return out
+
+        return step
+
+    def _num_sparse_calls(self) -> int:
+        if self._method.kind == QUEST:
+            return ops.counters()["sparse_calls"]
+        return self.attention.kept.calls if self._method.kind != DENSE else 0
+
+
+def _backend_of(config: QuestConfig) -> Any:
+    return backend(**config.as_dict())

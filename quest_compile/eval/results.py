@@ -1,0 +1,150 @@
+"""From records to a table: one row per task, length, method and budget, each with its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from quest_compile.eval.losses import compare_losses
+from quest_compile.eval.methods import DENSE
+from quest_compile.eval.records import Cell
+from quest_compile.eval.samples import PERPLEXITY
+from quest_compile.eval.statistics import INCONCLUSIVE, Comparison, compare
+
+BY_CONSTRUCTION = "dense by construction"
+# Tokens of one run of the bootstrap over losses.
+RUN_LENGTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """``comparison`` with dense, on the contexts both have; None for dense itself.
+
+    ``value``: mean score, or mean loss in nats per token. ``same_as_dense``: share of answers with
+    the very tokens of dense decoding. ``kl``: nats per token from dense. The rest adds up what the
+    records have: steps, sparse ones, tokens read per query. ``implementation``: what served it.
+    """
+
+    task: str
+    length: int
+    method: str
+    budget: int
+    kind: str
+    implementation: str
+    num_contexts: int
+    context_tokens: float
+    value: float
+    verdict: str
+    comparison: Comparison | None
+    same_as_dense: float | None
+    kl: float | None
+    steps: int
+    sparse_steps: int
+    tokens_read: float | None
+    most_tokens_read: int | None
+    mass_kept: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def rows_of(lines: dict[Cell, dict[str, Any]], margin: float, loss_margin: float) -> list[Row]:
+    """Rows in the order in which they were measured; ``margin`` of scores, and of losses."""
+    by_row: dict[Cell, list[int]] = {}
+    for cell in lines:
+        by_row.setdefault(cell._replace(context=0), []).append(cell.context)
+    return [_row(key, numbers, lines, margin, loss_margin) for key, numbers in by_row.items()]
+
+
+def _row(
+    key: Cell,
+    numbers: list[int],
+    lines: dict[Cell, dict[str, Any]],
+    margin: float,
+    loss_margin: float,
+) -> Row:
+    dense_key = key._replace(method=DENSE, budget=0)
+    numbers = [n for n in numbers if dense_key._replace(context=n) in lines]
+    own = [lines[key._replace(context=n)] for n in numbers]
+    dense = [lines[dense_key._replace(context=n)] for n in numbers]
+    activity = [line["activity"] for line in own]
+    sparse_steps = sum(a["sparse_steps"] for a in activity)
+    comparison, verdict = None, "reference"
+    if key.method != DENSE:
+        if own[0]["kind"] == PERPLEXITY:
+            comparison = compare_losses(list(_runs_of_differences(own, dense)), loss_margin)
+        else:
+            comparison = compare(*_paired_scores(own, dense, numbers), margin)
+        verdict = _verdict(comparison, sparse_steps)
+    values = [v for line in own for per in line.get("losses") or line["scores"] for v in per]
+    divergences = [kl for line in own for kl in line.get("kl", [])]
+    most = [a["most_tokens_read"] for a in activity if a["most_tokens_read"] is not None]
+    return Row(
+        task=key.task,
+        length=key.length,
+        method=key.method,
+        budget=key.budget,
+        kind=own[0]["kind"],
+        implementation=own[-1]["implementation"],
+        num_contexts=len(own),
+        context_tokens=statistics.fmean(line["context_tokens"] for line in own),
+        value=statistics.fmean(values),
+        verdict=verdict,
+        comparison=comparison,
+        same_as_dense=_same_tokens(own, dense),
+        kl=statistics.fmean(divergences) if divergences else None,
+        steps=sum(a["steps"] for a in activity),
+        sparse_steps=sparse_steps,
+        tokens_read=_weighted_mean(activity, "tokens_read"),
+        most_tokens_read=max(most) if most else None,
+        mass_kept=_weighted_mean(activity, "mass_kept"),
+        seconds=sum(line["seconds"] for line in own),
+    )
+
+
+def _verdict(comparison: Comparison, sparse_steps: int) -> str:
+    if not sparse_steps:
+        return BY_CONSTRUCTION
+    if comparison.verdict == INCONCLUSIVE:
+        return f"{INCONCLUSIVE}: {comparison.num_needed} samples needed"
+    return comparison.verdict
+
+
+def _paired_scores(
+    own: list[dict], dense: list[dict], numbers: list[int]
+) -> tuple[list[float], list[float], list[int]]:
+    pairs = [
+        (d, o, number)
+        for number, line, reference in zip(numbers, own, dense)
+        for mine, theirs in zip(line["scores"], reference["scores"])
+        for o, d in zip(mine, theirs)
+    ]
+    scores_dense, scores_own, contexts = zip(*pairs)
+    return list(scores_dense), list(scores_own), list(contexts)
+
+
+def _runs_of_differences(own: list[dict], dense: list[dict]) -> Iterable[list[float]]:
+    for line, reference in zip(own, dense):
+        for mine, theirs in zip(line["losses"], reference["losses"]):
+            differences = [a - b for a, b in zip(mine, theirs)]
+            for start in range(0, len(differences), RUN_LENGTH):
+                yield differences[start : start + RUN_LENGTH]
+
+
+def _same_tokens(own: list[dict], dense: list[dict]) -> float | None:
+    same = [
+        mine == theirs
+        for line, reference in zip(own, dense)
+        for mine, theirs in zip(line.get("tokens", []), reference.get("tokens", []))
+    ]
+    return statistics.fmean(same) if same else None
+
+
+def _weighted_mean(activity: list[dict], name: str) -> float | None:
+    """Over steps that left something out."""
+    found = [(a[name], a["sparse_steps"]) for a in activity if a[name] is not None]
+    total = sum(weight for _, weight in found)
+    return sum(value * weight for value, weight in found) / total if total else None
