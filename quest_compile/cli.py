@@ -18,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     from quest_compile import demo
+    from quest_compile.eval import options
+    from quest_compile.eval.samples import NotActiveError
 
     demo.add_arguments(
         commands.add_parser("demo", help="answer questions over a long context, sparse and dense")
@@ -25,9 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
     explain.add_argument("model", help="folder or hub name of a transformers model")
     explain.add_argument("--budget", type=int, default=2048, help="tokens; default 2048")
-    from quest_compile.eval import options
-    from quest_compile.eval.samples import NotActiveError
-
     options.add_arguments(
         commands.add_parser("eval", help="does Quest hurt a model? with statistics, per budget")
     )

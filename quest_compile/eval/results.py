@@ -45,7 +45,6 @@ class Row:
     tokens_read: float | None
     most_tokens_read: int | None
     mass_kept: float | None
-    seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -101,7 +100,6 @@ def _row(
         tokens_read=_weighted_mean(activity, "tokens_read"),
         most_tokens_read=max(most) if most else None,
         mass_kept=_weighted_mean(activity, "mass_kept"),
-        seconds=sum(line["seconds"] for line in own),
     )
 
 
