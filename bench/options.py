@@ -43,6 +43,13 @@ def parser_of(
     return parser
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """For benchmarks of whole models."""
+    parser.set_defaults(model_shape="llama-3.2-1b")
+    parser.add_argument("--model", help="folder or hub name, instead of random weights")
+    parser.add_argument("--layers", type=int, help="only the first layers of --model-shape")
+
+
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Complete ``args``; exits with a message that names the option."""
     args.dtype = args.dtype or ["bfloat16"]

@@ -51,7 +51,10 @@ def check_method(method: Method, step: Step) -> dict[str, Any]:
     if counted["sparse_calls"]:
         assert method.setting is not None
         positions = _positions(step, method.setting)
-    found = _check_result(method, out, step, positions)
+    tensors = (step.query, step.key_cache, step.value_cache)
+    found: dict[str, Any] = check_attention(
+        method.name, out, tensors, step.key_cache.shape[2], positions
+    )
     if method.name.startswith(("quest", "dense_decode")):
         found |= {name: counted[name] for name in ("sparse_calls", "dense_calls", "bytes_read")}
         if counted["sparse_rows"]:
@@ -76,7 +79,7 @@ def _check_path(method: Method, step: Step, counted: dict[str, int]) -> None:
 def _positions(step: Step, setting: Setting) -> torch.Tensor:
     """What the selected pages hold: [B, num_kv_heads, tokens]; checked against plain torch."""
     rows, channel_scale = step.summaries[setting.layout]
-    page_indices = select(step, setting, score(step, setting)).long()
+    page_indices = select(step, setting, score(step, setting))
     exact = reference.score_pages(
         step.query.double(),
         rows.double() if rows.is_floating_point() else rows,
@@ -84,38 +87,58 @@ def _positions(step: Step, setting: Setting) -> torch.Tensor:
         channel_scale,
         page_size=setting.page_size,
         summary=setting.summary,
-    ).double()
+    )
     num_pages = -(-step.key_cache.shape[2] // setting.page_size)
-    # By default the first page and the last two are always selected.
-    is_forced = torch.zeros(num_pages, dtype=torch.bool, device=exact.device)
-    is_forced[[0, num_pages - 2, num_pages - 1]] = True
-    is_selected = torch.zeros_like(exact, dtype=torch.bool).scatter_(2, page_indices, True)
+    check_selection(setting.name, page_indices, exact[..., :num_pages])
+    offsets = torch.arange(setting.page_size, device=exact.device)
+    return (page_indices.long()[..., None] * setting.page_size + offsets).flatten(2)
+
+
+def check_selection(name: str, page_indices: torch.Tensor, exact: torch.Tensor) -> None:
+    """``page_indices`` [B, H, page_budget] are the first page, the last two and the best by
+    ``exact`` scores [B, H, pages in use].
+
+    Raises:
+        RefusedError: they are not.
+    """
+    is_forced = torch.zeros(exact.shape[-1], dtype=torch.bool, device=exact.device)
+    is_forced[[0, -2, -1]] = True
+    is_selected = torch.zeros_like(exact, dtype=torch.bool)
+    is_selected.scatter_(2, page_indices.long(), True)
     lowest = exact.masked_fill(~is_selected | is_forced, torch.inf).amin(-1)
     highest = exact.masked_fill(is_selected | is_forced, -torch.inf).amax(-1)
-    if (highest - lowest > _SCORE_TOLERANCE * highest.abs()).any() or not is_selected[
-        ..., is_forced
-    ].all():
-        raise RefusedError(f"{setting.name}: selects other pages than the reference")
-    offsets = torch.arange(setting.page_size, device=exact.device)
-    return (page_indices[..., None] * setting.page_size + offsets).flatten(2)
+    is_worse = highest - lowest > _SCORE_TOLERANCE * highest.abs()
+    if is_worse.any() or not is_selected[..., is_forced].all():
+        raise RefusedError(f"{name}: selects other pages than the reference")
 
 
-def _check_result(
-    method: Method, out: torch.Tensor, step: Step, positions: torch.Tensor | None
-) -> dict[str, Any]:
-    """At most twice the error of plain torch in the same dtype, both against float64."""
-    batch, num_kv_heads, context, head_dim = step.key_cache.shape
-    query = step.query.view(batch, num_kv_heads, -1, head_dim)
-    found = out.reshape(query.shape)
+def check_attention(
+    name: str,
+    out: torch.Tensor,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    seq_len: int,
+    positions: torch.Tensor | None,
+) -> dict[str, float]:
+    """At most twice the error of plain torch in the same dtype, both against float64.
+
+    ``tensors``: query [B, num_q_heads, 1, head_dim], key_cache, value_cache; ``positions``
+    [B, num_kv_heads, tokens] that are attended where they are below ``seq_len``, or None: all.
+
+    Raises:
+        RefusedError: the error is larger.
+    """
+    query, key_cache, value_cache = tensors
+    batch, num_kv_heads = key_cache.shape[:2]
+    grouped, found = (x.reshape(batch, num_kv_heads, -1, x.shape[-1]) for x in (query, out))
     error = plain_error = size = 0.0
     for row in range(batch):
         for head in range(num_kv_heads):
-            keys, values = step.key_cache[row, head], step.value_cache[row, head]
+            keys, values = (x[row, head, :seq_len] for x in (key_cache, value_cache))
             if positions is not None:
                 kept = positions[row, head]
-                kept = kept[kept < context]
+                kept = kept[kept < seq_len]
                 keys, values = keys[kept], values[kept]
-            own = query[row, head]
+            own = grouped[row, head]
             exact = _attention(own.double(), keys.double(), values.double())
             plain = scaled_dot_product_attention(own[None], keys[None], values[None])[0]
             plain_error = max(plain_error, (plain.double() - exact).abs().max().item())
@@ -123,9 +146,7 @@ def _check_result(
             size = max(size, exact.abs().max().item())
     granted = _GRANTED_ULPS * torch.finfo(out.dtype).eps * size
     if not error <= 2 * plain_error + granted:
-        raise RefusedError(
-            f"{method.name}: wrong, error {error:.3g}, plain torch {plain_error:.3g}"
-        )
+        raise RefusedError(f"{name}: wrong, error {error:.3g}, plain torch {plain_error:.3g}")
     return {"error": error, "error_of_torch": plain_error}
 
 

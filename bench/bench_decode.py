@@ -1,0 +1,138 @@
+"""Decoding end to end: a whole model, one token per step, dense and with Quest side by side.
+
+Every method decodes one token per round, greedily, each on a cache of its own; medians. The model
+has random weights (or is yours, --model) and the cache is filled with plausible keys and values
+instead of a prefill, which would take longer than everything else: see decode/models.py. Before
+anything is timed, a step of each rewritten graph is run node by node and every attention call
+compared with float64; counters prove for every step which kernels served. "dense_transformers" is
+what torch.compile makes of the model as it is. A slow method decodes fewer tokens
+(--method-seconds); the results say how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quest_compile.bench import options
+from quest_compile.bench.decode.decoder import Place
+from quest_compile.bench.decode.measure import measure
+from quest_compile.bench.decode.methods import DENSE_METHODS
+from quest_compile.bench.decode.models import own_model, random_model
+from quest_compile.bench.identity import print_table
+from quest_compile.bench.ops.inputs import Setting
+from quest_compile.bench.results import Recorder, RefusedError, Result
+from quest_compile.bench.shapes import DTYPES, SHAPES, workload_name
+from quest_compile.ops.limits import SUMMARIES
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser_of("decode", __doc__, rounds=64, contexts="2K,8K,32K")
+    parser.set_defaults(method_seconds=60.0)
+    options.add_model_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.quick:
+        parser.set_defaults(contexts=[8192], rounds=8, method_seconds=4.0, layers=4)
+        args = parser.parse_args(argv)
+    options.check(parser, args)
+    settings = settings_of(args)
+    cases = list(itertools.product(args.dtype, args.batch, args.contexts, args.threads))
+    if args.list:
+        print("methods: " + ", ".join([*DENSE_METHODS, *(s.name for s in settings), "llama_cpp"]))
+        print("\n".join(_name(args, *case) for case in cases))
+        return 0
+    recorder = options.recorder_of("decode", args)
+    try:
+        _measure_all(args, cases, settings, recorder)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is done is kept", file=sys.stderr)
+    if recorder.results:
+        print_table([_row(result, recorder) for result in recorder.results])
+    return recorder.status()
+
+
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    """Quest at each budget with each summary."""
+    return [Setting(*s) for s in itertools.product(args.summaries or SUMMARIES, args.budgets)]
+
+
+def model_of(args: argparse.Namespace, dtype: torch.dtype) -> Any:
+    if args.model:
+        return own_model(args.model, dtype, args.device)
+    return random_model(SHAPES[args.model_shape], dtype, args.device, args.layers)
+
+
+def shape_name(args: argparse.Namespace) -> str:
+    if args.model:
+        return Path(args.model).name
+    return f"{args.model_shape}-{args.layers}layers" if args.layers else args.model_shape
+
+
+def _name(args: argparse.Namespace, dtype: str, batch: int, context: int, threads: int) -> str:
+    return "decode/" + workload_name(shape_name(args), DTYPES[dtype], batch, context, threads)
+
+
+def _measure_all(
+    args: argparse.Namespace,
+    cases: list[tuple[str, int, int, int]],
+    settings: list[Setting],
+    recorder: Recorder,
+) -> None:
+    model = None
+    for case in cases:
+        dtype, batch, context, threads = case
+        title = _name(args, *case)
+        if recorder.has(title, args.methods or ()):
+            continue
+        torch.set_num_threads(threads)
+        if model is None or model.dtype is not DTYPES[dtype]:
+            print(f"making {shape_name(args)}, {dtype}", file=sys.stderr)
+            model = model_of(args, DTYPES[dtype])
+        # A step more for each method is decoded before the rounds, and disturbed rounds repeat.
+        place = Place(context, context + args.rounds + 8, batch)
+        rounds = options.rounds_of(args)
+        try:
+            found, samples = measure(title, model, settings, place, args.methods, rounds, recorder)
+        except RefusedError as error:
+            recorder.refuse(title, error)
+            continue
+        for result in found:
+            result.metadata["shape"] = shape_name(args)
+        recorder.add(found)
+        if samples.interrupted:
+            raise KeyboardInterrupt
+
+
+def _row(result: Result, recorder: Recorder) -> dict[str, object]:
+    """A line of the table; ratios are to dense_transformers and dense_decode."""
+    same = {r.method: r.median for r in recorder.results if r.workload == result.workload}
+    facts = result.metadata
+    ratios = {
+        f"{name} / this": same[name] / result.median
+        for name in ("dense_transformers", "dense_decode")
+        if name in same
+    }
+    return {
+        "workload": result.workload,
+        "method": result.method,
+        "ms/step": 1e3 * result.median,
+        "MiB/step": facts["bytes_moved"] / 2**20,
+        "of read": facts.get("fraction_of_read_loop", 1.0),
+        "tokens read": facts.get("tokens_read_per_query", ""),
+        "sparse/step": facts.get("sparse_calls_per_step", ""),
+        **ratios,
+        "steps": len(result.values),
+        "dropped": facts["rounds_dropped"],
+    }
