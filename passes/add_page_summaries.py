@@ -21,6 +21,7 @@ class SummaryInputs:
     ``cache_index``: position of the key cache among the placeholders.
     ``page_summary``, ``num_sealed`` and, if the kind of summary has one, ``channel_scale``: as
     update_page_summary takes them.
+    ``cache_position``: int64, for the attention call that updates the summary.
     """
 
     cache_index: int
@@ -28,6 +29,7 @@ class SummaryInputs:
     page_summary: fx.Node
     num_sealed: fx.Node
     channel_scale: fx.Node | None
+    cache_position: fx.Node
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -39,7 +41,8 @@ class SummaryInputs:
 def add_page_summaries(
     graph: fx.Graph, decisions: list[Decision], *, config: QuestConfig
 ) -> list[SummaryInputs]:
-    """Add the inputs behind all others, in the order returned, and update them after each write."""
+    """Add the inputs behind all others, in the order returned, and update them after each write,
+    unless an attention call will do that itself."""
     placeholders = list(graph.find_nodes(op="placeholder"))
     cache_indices = {node: i for i, node in enumerate(placeholders)}
     last = placeholders[-1] if placeholders else None
@@ -51,23 +54,24 @@ def add_page_summaries(
         nodes: dict[str, fx.Node] = {}
         for name, value in _empty_state(example_value(site.key_cache), config).items():
             nodes[name] = last = _add_static_input(graph, last, f"quest_{len(added)}_{name}", value)
-        inputs = SummaryInputs(
-            cache_indices[site.key_cache],
-            site.key_cache,
-            nodes["page_summary"],
-            nodes["num_sealed"],
-            nodes.get("channel_scale"),
-        )
-        behind_write = site.key_write.next
-        with graph.inserting_before(behind_write):
+        with graph.inserting_before(site.key_write.next):
             cache_position = site.cache_position
             if example_value(cache_position).dtype != torch.int64:
                 cache_position = graph.call_method("long", (cache_position,))
-            graph.call_function(
-                torch.ops.quest.update_page_summary.default,
-                (site.key_cache, cache_position, *inputs.nodes),
-                {"page_size": config.page_size, "summary": config.summary},
+            inputs = SummaryInputs(
+                cache_indices[site.key_cache],
+                site.key_cache,
+                nodes["page_summary"],
+                nodes["num_sealed"],
+                nodes.get("channel_scale"),
+                cache_position,
             )
+            if not decision.updates_summary:
+                graph.call_function(
+                    torch.ops.quest.update_page_summary.default,
+                    (site.key_cache, cache_position, *inputs.nodes),
+                    {"page_size": config.page_size, "summary": config.summary},
+                )
         added[site.key_cache] = inputs
     return list(added.values())
 

@@ -6,15 +6,17 @@ import dataclasses
 import enum
 
 import torch
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
+from quest_compile import ops
 from quest_compile.config import QuestConfig
 from quest_compile.passes.graph import example_value
 from quest_compile.passes.match_attention import AttentionCall
 from quest_compile.passes.reasons import Reason
 
-# Where quest::dense_decode is faster than scaled_dot_product_attention.
-_DENSE_DECODE_DEVICES = frozenset({"cpu"})
+# Where an operator costs a launch: update and decode are one there.
+_STEP_DEVICES = frozenset({"cuda"})
 
 
 class Treatment(enum.Enum):
@@ -31,6 +33,7 @@ class Decision:
 
     ``uses_dense_decode``: a dense call that runs quest::dense_decode instead of SDPA.
     ``needs_summary``: the page summaries of its key cache must be kept up to date in this graph.
+    ``updates_summary``: it runs quest::sparse_decode_step, which does that too.
     """
 
     call: AttentionCall
@@ -38,6 +41,7 @@ class Decision:
     reason: Reason
     uses_dense_decode: bool = False
     needs_summary: bool = False
+    updates_summary: bool = False
 
     @property
     def is_rewritten(self) -> bool:
@@ -46,7 +50,29 @@ class Decision:
 
 def decide(calls: list[AttentionCall], config: QuestConfig) -> list[Decision]:
     """One decision per call, in order."""
-    return [_decide(call, config) for call in calls]
+    decisions = [_decide(call, config) for call in calls]
+    return _fuse_updates(decisions)
+
+
+def _fuse_updates(decisions: list[Decision]) -> list[Decision]:
+    """The first call that needs the summary of a cache updates it, where it is a sparse one."""
+    seen: set[fx.Node] = set()
+    fused = []
+    for decision in decisions:
+        site = decision.call.site
+        if decision.needs_summary and site is not None and site.key_cache not in seen:
+            seen.add(site.key_cache)
+            is_sparse = decision.treatment is Treatment.SPARSE
+            device = example_value(site.key_cache).device.type
+            updates = is_sparse and device in _STEP_DEVICES
+            decision = dataclasses.replace(decision, updates_summary=updates)
+        fused.append(decision)
+    return fused
+
+
+def _serves_dense_decode(device: str) -> bool:
+    """Is quest::dense_decode faster than scaled_dot_product_attention? Plain torch is not."""
+    return device == "cpu" or (device == "cuda" and ops.provider_of("dense_decode") != "torch")
 
 
 def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
@@ -70,6 +96,6 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
         return Decision(call, Treatment.DENSE, reason, needs_summary=needs_summary)
     if is_dense_layer or is_covered:
         reason = Reason.DENSE_LAYER if is_dense_layer else Reason.BUDGET_COVERS_CACHE
-        uses_dense_decode = key_cache.device.type in _DENSE_DECODE_DEVICES
+        uses_dense_decode = _serves_dense_decode(key_cache.device.type)
         return Decision(call, Treatment.DENSE, reason, uses_dense_decode=uses_dense_decode)
     return Decision(call, Treatment.SPARSE, Reason.SPARSE, needs_summary=True)

@@ -41,10 +41,14 @@ def replace_attention(
             attn_mask = derived.shared_mask(site.attn_mask)
             if is_sparse:
                 summary = summary_of[site.key_cache]
-                tensors = (summary.page_summary, seq_lens, attn_mask, summary.channel_scale)
+                quest_op = torch.ops.quest.sparse_decode.default
+                state: tuple[fx.Node, ...] = (summary.page_summary,)
+                if decision.updates_summary:
+                    quest_op = torch.ops.quest.sparse_decode_step.default
+                    state = (summary.cache_position, *state, summary.num_sealed)
                 new = graph.call_function(
-                    torch.ops.quest.sparse_decode.default,
-                    (*caches, *tensors),
+                    quest_op,
+                    (*caches, *state, seq_lens, attn_mask, summary.channel_scale),
                     {
                         "budget": config.budget,
                         "page_size": config.page_size,

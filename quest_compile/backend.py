@@ -12,7 +12,12 @@ from typing_extensions import Never
 
 from quest_compile import ops
 from quest_compile.config import QuestConfig
-from quest_compile.inner import compile_rewrite, inner_compiler, mode_options
+from quest_compile.inner import (
+    compile_rewrite,
+    has_cpu_tensor,
+    inner_compiler,
+    mode_options,
+)
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import GraphReport, Report, report_rewrite
 from quest_compile.state import record_own_write, state_of
@@ -46,7 +51,7 @@ class QuestBackend:
         config = self.config.replace(options) if options else self.config
         patches = mode_options(mode) | dict(config.inductor_options or {})
         rewrite = run_passes(gm, config=config)
-        if rewrite.gm is not gm:
+        if rewrite.gm is not gm and has_cpu_tensor(example_inputs):
             ops.warn_if_missing()
         inner = inner_compiler(config.inner, example_inputs)
         graph = report_rewrite(rewrite, config, mode, inner)

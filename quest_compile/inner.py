@@ -31,10 +31,13 @@ def compile_rewrite(
 
 def inner_compiler(wanted: str, example_inputs: Sequence[Any]) -> str:
     """``wanted``, or "aot_eager" (said once) where Inductor lacks the C++ compiler it needs."""
-    on_cpu = any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in example_inputs)
-    if wanted != "inductor" or not on_cpu or _has_cpp_compiler():
+    if wanted != "inductor" or not has_cpu_tensor(example_inputs) or _has_cpp_compiler():
         return wanted
     return "aot_eager"
+
+
+def has_cpu_tensor(example_inputs: Sequence[Any]) -> bool:
+    return any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in example_inputs)
 
 
 @functools.cache

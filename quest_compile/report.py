@@ -99,6 +99,7 @@ class Report:
         """JSON-able."""
         return {
             "kernels": ops.native_status().info,
+            "cuda_kernels": ops.cuda_kernels(),
             "graphs": [
                 {
                     "config": graph.config.as_dict(),
@@ -166,6 +167,7 @@ def _row(decision: Decision, config: QuestConfig) -> ReportRow:
     attention = "sdpa"
     if is_sparse or decision.uses_dense_decode:
         attention = "quest::sparse_decode" if is_sparse else "quest::dense_decode"
+        attention += "_step" if decision.updates_summary else ""
     elif decision.needs_summary:
         attention = "sdpa + page summary"
     return ReportRow(
@@ -206,7 +208,8 @@ def _settings(graph: GraphReport) -> str:
 
 def _kernels() -> str:
     status = ops.native_status()
-    return status.info if status.loaded else f"torch reference, slow ({status.reason})"
+    info = status.info if status.loaded else f"torch reference, slow ({status.reason})"
+    return f"{info}; CUDA kernels: {ops.cuda_kernels()}" if torch.cuda.is_available() else info
 
 
 def _why_not_sparse(report: Report) -> str:

@@ -3,6 +3,8 @@
 from quest_compile.ops.attend_pages import attend_pages
 from quest_compile.ops.build_page_summary import build_page_summary, empty_page_summary
 from quest_compile.ops.counters import counters, reset_counters
+from quest_compile.ops.cuda_kernels import cuda_kernels, provider_of
+from quest_compile.ops.cuda_kernels import register as _register_cuda_kernels
 from quest_compile.ops.dense_decode import dense_decode
 from quest_compile.ops.native import (
     NativeLibraryWarning,
@@ -18,6 +20,7 @@ from quest_compile.ops.sparse_decode_step import sparse_decode_step
 from quest_compile.ops.update_page_summary import update_page_summary
 
 native_status()
+_register_cuda_kernels()
 
 __all__ = [
     "NativeLibraryWarning",
@@ -25,9 +28,11 @@ __all__ = [
     "attend_pages",
     "build_page_summary",
     "counters",
+    "cuda_kernels",
     "dense_decode",
     "empty_page_summary",
     "native_status",
+    "provider_of",
     "reset_counters",
     "score_pages",
     "select_pages",

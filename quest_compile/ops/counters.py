@@ -89,6 +89,18 @@ def count_sparse_call(
             )
 
 
+def count_cuda_call(name: str, arguments: tuple, settings: dict) -> None:
+    """A call on CUDA kernels that leave counting to Python: values are not looked at."""
+    if name in ("update_page_summary", "sparse_decode_step"):
+        _add(update_calls=1)
+    if name == "dense_decode":
+        _add(dense_calls=1)
+    if name in ("sparse_decode", "sparse_decode_step"):
+        page_size = settings.get("page_size", 16)
+        is_covered = arguments[1].shape[2] <= settings["budget"] // page_size * page_size
+        _add(**{"sparse_calls_covered" if is_covered else "sparse_calls": 1})
+
+
 def _count_query(
     query: Tensor,
     key_cache: Tensor,

@@ -54,11 +54,17 @@ def warn_if_missing() -> None:
 
 def announce_reference(tensor: Tensor) -> None:
     """Announce once that plain torch serves on the device of ``tensor``."""
-    if not native_status().loaded:
+    device = tensor.device.type
+    if not native_status().loaded and device == "cpu":
         warn_if_missing()
     else:
-        device = tensor.device.type
         _announce(device, f"quest_compile has no kernels for {device} tensors.")
+
+
+def announce_slow(subject: str, message: str) -> None:
+    """Announce once per subject that plain torch serves a call on CUDA, and why."""
+    _announced.add("cuda")
+    _announce(subject, message)
 
 
 def _announce(subject: str, message: str) -> None:

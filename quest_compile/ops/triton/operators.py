@@ -1,0 +1,117 @@
+"""The operators of ``quest_compile.ops`` on Triton kernels; arguments are checked by the caller.
+
+A sparse step is three launches: update and score, select, attend. Nothing waits for the device,
+and every size follows from shapes, so that a CUDA graph can hold all of it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from quest_compile.ops.triton.attention import attend_rows
+from quest_compile.ops.triton.launch import Lengths, Mask
+from quest_compile.ops.triton.scoring import Update, score_rows, update_alone
+from quest_compile.ops.triton.selection import select_rows
+
+
+def update_page_summary(
+    key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
+    summary="minmax"
+):  # fmt: skip
+    update_alone(Update(key_cache, cache_position, page_summary, num_sealed, page_size))
+
+
+def score_pages(
+    query, page_summary, seq_lens, channel_scale=None, *, page_size=16, group_reduce="sum",
+    summary="minmax"
+):  # fmt: skip
+    lengths = Lengths.of(seq_lens, query, None)
+    return score_rows(query, page_summary, lengths, None, page_size, group_reduce).flatten(0, 1)
+
+
+def select_pages(
+    scores, seq_lens, attn_mask=None, *, page_budget, page_size=16, num_sink_pages=1,
+    num_recent_pages=2
+):  # fmt: skip
+    mask = Mask.of(attn_mask, scores.shape[2] * page_size)
+    lengths = Lengths(seq_lens, seq_lens.stride(0) if len(seq_lens) > 1 else 0, 0, 0)
+    pages, _ = select_rows(
+        scores.contiguous()[:, None], lengths, mask, page_budget, page_size, num_sink_pages,
+        num_recent_pages
+    )  # fmt: skip
+    return pages.flatten(0, 1)
+
+
+def attend_pages(
+    query, key_cache, value_cache, page_indices, seq_lens, attn_mask=None, *, page_size=16,
+    scale=None
+):  # fmt: skip
+    lengths, mask = Lengths.of(seq_lens, query, None), Mask.of(attn_mask, key_cache.shape[2])
+    pages = page_indices.contiguous()[:, None]
+    out, lse = attend_rows(
+        query, key_cache, value_cache, lengths, mask, scale, pages, page_size, with_lse=True
+    )
+    return out, lse
+
+
+def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
+    lengths = Lengths.of(seq_lens, query, attn_mask)
+    mask = Mask.of(attn_mask, key_cache.shape[2])
+    return attend_rows(query, key_cache, value_cache, lengths, mask, scale)[0]
+
+
+def sparse_decode(
+    query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
+    budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
+    summary="minmax", scale=None
+):  # fmt: skip
+    return _sparse_decode(
+        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, budget, page_size,
+        num_sink_pages, num_recent_pages, group_reduce, scale
+    )  # fmt: skip
+
+
+def sparse_decode_step(
+    query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
+    attn_mask=None, channel_scale=None, *, budget, page_size=16, num_sink_pages=1,
+    num_recent_pages=2, group_reduce="sum", summary="minmax", scale=None
+):  # fmt: skip
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
+    return _sparse_decode(
+        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, budget, page_size,
+        num_sink_pages, num_recent_pages, group_reduce, scale
+    )  # fmt: skip
+
+
+def _sparse_decode(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, page_summary: Tensor, seq_lens: Tensor,
+    attn_mask: Tensor | None, update: Update | None, budget: int, page_size: int,
+    num_sink_pages: int, num_recent_pages: int, group_reduce: str, scale: float | None
+) -> Tensor:  # fmt: skip
+    max_seq_len, page_budget = key_cache.shape[2], budget // page_size
+    budget_tokens = page_budget * page_size
+    lengths, mask = Lengths.of(seq_lens, query, attn_mask), Mask.of(attn_mask, max_seq_len)
+    if max_seq_len <= budget_tokens:
+        if update is not None:
+            update_alone(update)
+        return attend_rows(query, key_cache, value_cache, lengths, mask, scale)[0]
+    scores = score_rows(
+        query, page_summary, lengths, update, page_size, group_reduce, budget_tokens, max_seq_len
+    )
+    is_per_query_head = scores.shape[2] > key_cache.shape[1]
+    num_lists = query.shape[1] if is_per_query_head or mask.num_heads > 1 else key_cache.shape[1]
+    pages, counters = select_rows(
+        scores, lengths, mask, page_budget, page_size, num_sink_pages, num_recent_pages,
+        budget_tokens=budget_tokens, max_seq_len=max_seq_len, update=update,
+        num_counters=num_lists
+    )  # fmt: skip
+    return attend_rows(
+        query, key_cache, value_cache, lengths, mask, scale, pages, page_size, budget_tokens,
+        counters
+    )[0]  # fmt: skip
+
+
+def why_not(settings: dict) -> str:
+    """What of a call's settings these kernels do not take; empty where they take all."""
+    summary = settings.get("summary", "minmax")
+    return "" if summary == "minmax" else f"summary={summary!r} (Triton kernels)"
