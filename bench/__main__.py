@@ -10,6 +10,7 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
     "decode": "whole models, a token per step, dense and with Quest side by side",
+    "report": "tables and plots from results",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
 }
 

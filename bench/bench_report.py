@@ -1,0 +1,51 @@
+"""Tables (Markdown) and plots (SVG and PNG) from folders of results; the README's are made by it.
+
+Writes report.md and, with matplotlib (pip install 'quest-compile[plots]'), plots into each folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quest_compile.bench.report.document import document, with_tables
+from quest_compile.bench.results import load_results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write reports; print them too."""
+    parser = argparse.ArgumentParser(
+        prog="quest-compile bench report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="folders of results")
+    parser.add_argument("--readme", type=Path, help="make the marked tables of this file anew")
+    parser.add_argument("--no-plots", action="store_true")
+    args = parser.parse_args(argv)
+    if not args.folders and args.readme is None:
+        parser.error("expected folders of results, or --readme")
+    for folder in args.folders:
+        plots = [] if args.no_plots else _plots(folder)
+        text = document(folder, plots)
+        (folder / "report.md").write_text(text, encoding="utf-8")
+        print(text)
+    if args.readme is not None:
+        text = args.readme.read_text(encoding="utf-8")
+        args.readme.write_text(with_tables(text), encoding="utf-8")
+        print(f"wrote the tables of {args.readme}")
+    return 0
+
+
+def _plots(folder: Path) -> list[str]:
+    try:
+        from quest_compile.bench.report.plots import write_plots
+    except ImportError as error:
+        print(
+            f"no plots: {error} (pip install 'quest-compile[plots]', or --no-plots)",
+            file=sys.stderr,
+        )
+        return []
+    return write_plots(load_results(folder), folder)

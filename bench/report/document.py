@@ -1,0 +1,88 @@
+"""The report of a folder of results, and the tables of the README."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from quest_compile.bench.report.more_tables import TABLES
+from quest_compile.bench.report.names import is_quest
+from quest_compile.bench.results import Result, load_results
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MARKED = re.compile(r"(<!-- bench: (\w+) (\S+) -->\n).*?(<!-- bench end -->)", re.DOTALL)
+
+
+def tables_for(results: Sequence[Result]) -> list[str]:
+    """Which tables say something about these results."""
+    benchmark = results[0].metadata.get("benchmark")
+    if benchmark != "ops":
+        return ["decode"] if benchmark == "decode" else ["quantities"]
+    if any("@" in r.method for r in results):
+        return ["levels"]
+    if len({r.metadata.get("shape") for r in results if "shape" in r.metadata}) > 1:
+        return ["shapes"]
+    if len({r.metadata.get("threads") for r in results if "threads" in r.metadata}) > 1:
+        return ["threads"]
+    found = ["attention"]
+    if any(is_quest(r.method) for r in results):
+        found += ["contexts", "stages"]
+    if any(r.workload.startswith("overhead/") for r in results):
+        found.append("overhead")
+    return found
+
+
+def conditions(results: Sequence[Result]) -> str:
+    """One sentence: where, when and with what."""
+    facts = results[0].metadata
+    threads = sorted({r.metadata["threads"] for r in results if "threads" in r.metadata})
+    machine = facts.get("cuda_device") or f"{facts['cpu_count']} cores of {facts['cpu_model_name']}"
+    text = (
+        f"{machine}, kernels {facts['kernels']}, torch {facts['torch']}, transformers "
+        f"{facts['transformers']}, commit {facts['commit']}, {facts['date'][:10]}"
+    )
+    if threads:
+        text += f", {'/'.join(map(str, threads))} threads"
+    marked = sum(bool(r.marked) for r in results)
+    if marked:
+        text += f"; {marked} of {len(results)} results are marked (!): measured under load"
+    return text + "."
+
+
+def document(folder: Path, plots: Sequence[str] = ()) -> str:
+    """Markdown of all tables that fit; ``plots`` are names of SVG files beside it.
+
+    Raises:
+        ValueError: no results there.
+    """
+    results = load_results(folder)
+    if not results:
+        raise ValueError(f"{folder} holds no results")
+    parts = [f"# {folder.name}\n", conditions(results) + "\n"]
+    for name in tables_for(results):
+        parts += [f"## {name.capitalize()}\n", TABLES[name](results)]
+    parts += [f"![{name.removesuffix('.svg')}]({name})\n" for name in plots]
+    return "\n".join(parts)
+
+
+def with_tables(text: str, root: Path = _ROOT) -> str:
+    """``text`` with every marked table made anew:
+
+        <!-- bench: TABLE FOLDER -->
+        <!-- bench end -->
+
+    Raises:
+        ValueError: no such table, or no results in the folder, which is relative to ``root``.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        begin, name, folder, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
+        results = load_results(root / folder)
+        if not results:
+            raise ValueError(f"{folder} holds no results")
+        return f"{begin}{TABLES[name](results)}\n{conditions(results)}\n{end}"
+
+    return _MARKED.sub(table, text)
