@@ -102,7 +102,7 @@ def _measure_all(
 ) -> None:
     peers = None
     if not (args.no_llama_cpp or args.shapes or args.isa):
-        from quest_compile.bench.ops.llama_cpp import peers_of
+        from quest_compile.bench.ops.llama_cpp_peer import peers_of
 
         peers = peers_of(args.methods)
     for workload in workloads:
