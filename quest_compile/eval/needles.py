@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def sample(
 ) -> tuple[str, tuple[Asked, ...]]:
     """A context and its questions, one per key, or one for all keys ``at_once``.
 
-    ``size`` counts lines of noise, sentences of the book, or needles that nobody asks for.
+    ``size`` counts lines of noise, words of the book, or needles that nobody asks for.
     """
     num_others = size if haystack == "needles" else 0
     names = _keys(rng, keys, num_keys + num_others)
@@ -46,8 +47,7 @@ def sample(
     elif haystack == "noise":
         straw = [NOISE] * size
     else:
-        start = rng.randrange(max(1, len(book) - size))
-        straw = list(book[start : start + size])
+        straw = _passage(book, size, rng)
     context = f"Secret {what}s are hidden in this text. Remember them.\n{hide(hidden, straw, rng)}"
     wanted = [asked] if at_once else [[name] for name in asked]
     return context, tuple(_question(what, group, found, num_values) for group in wanted)
@@ -80,6 +80,18 @@ def read_sentences(path: Path) -> list[str]:
     if len(sentences) < 10:
         raise ValueError(f"{path} has {len(sentences)} sentences; a haystack needs more")
     return sentences
+
+
+def _passage(book: Sequence[str], num_words: int, rng: random.Random) -> list[str]:
+    """Neighbouring sentences with at most so many words, from the beginning again at the end."""
+    taken: list[str] = []
+    for i in range(rng.randrange(len(book)), sys.maxsize):
+        sentence = book[i % len(book)]
+        num_words -= len(sentence.split())
+        if num_words < 0:
+            return taken
+        taken.append(sentence)
+    return taken
 
 
 def _question(what: str, names: list[str], found: dict[str, list[str]], num_values: int) -> Asked:

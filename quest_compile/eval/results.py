@@ -14,6 +14,9 @@ from quest_compile.eval.samples import PERPLEXITY
 from quest_compile.eval.statistics import INCONCLUSIVE, Comparison, compare
 
 BY_CONSTRUCTION = "dense by construction"
+DENSE_FAILS = "dense fails the task: nothing to lose"
+# Mean score of dense below which a task says nothing.
+_LEAST_DENSE_SCORE = 0.1
 # Tokens of one run of the bootstrap over losses.
 RUN_LENGTH = 64
 
@@ -77,7 +80,7 @@ def _row(
             comparison = compare_losses(list(_runs_of_differences(own, dense)), loss_margin)
         else:
             comparison = compare(*_paired_scores(own, dense, numbers), margin)
-        verdict = _verdict(comparison, sparse_steps)
+        verdict = _verdict(comparison, own[0]["kind"], sparse_steps)
     values = [v for line in own for per in line.get("losses") or line["scores"] for v in per]
     divergences = [kl for line in own for kl in line.get("kl", [])]
     most = [a["most_tokens_read"] for a in activity if a["most_tokens_read"] is not None]
@@ -103,9 +106,11 @@ def _row(
     )
 
 
-def _verdict(comparison: Comparison, sparse_steps: int) -> str:
+def _verdict(comparison: Comparison, kind: str, sparse_steps: int) -> str:
     if not sparse_steps:
         return BY_CONSTRUCTION
+    if kind != PERPLEXITY and comparison.dense < _LEAST_DENSE_SCORE:
+        return DENSE_FAILS
     if comparison.verdict == INCONCLUSIVE:
         return f"{INCONCLUSIVE}: {comparison.num_needed} samples needed"
     return comparison.verdict

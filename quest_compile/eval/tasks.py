@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,18 +56,16 @@ def answer_group(
             f"task {name} does not fit into --lengths {length}: the smallest sample takes {least} "
             "tokens of this tokenizer"
         )
-    fitting = _largest_fitting(task, length, num_tokens, len(book) if task.needs_book else 0)
+    fitting = _largest_fitting(task, length, num_tokens)
     num_contexts = -(-samples // task.num_questions)
     return Group(name, length, num_contexts, length, make_fitting)
 
 
-def _largest_fitting(task: TextTask, length: int, num_tokens, most: int) -> int:
-    """Units of filler, by doubling and bisection; ``most`` there are, 0 for any number."""
+def _largest_fitting(task: TextTask, length: int, num_tokens: Callable[[int], int]) -> int:
+    """Units of filler, by doubling and bisection."""
     low, high = task.min_size, max(2 * task.min_size, 16)
-    while num_tokens(high) <= length and (not most or high < most):
+    while num_tokens(high) <= length:
         low, high = high, 2 * high
-    if most:
-        high = min(high, most + 1)
     while high - low > max(1, low // 200):
         middle = (low + high) // 2
         low, high = (middle, high) if num_tokens(middle) <= length else (low, middle)
