@@ -12,6 +12,7 @@ what torch.compile makes of the model as it is. A slow method decodes fewer toke
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from quest_compile.bench.decode.models import own_model, random_model
 from quest_compile.bench.identity import print_table
 from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.results import Recorder, RefusedError, Result
-from quest_compile.bench.shapes import DTYPES, SHAPES, workload_name
+from quest_compile.bench.shapes import DTYPES, SHAPES, ModelShape, workload_name
 from quest_compile.ops.limits import SUMMARIES
 
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.parser_of("decode", __doc__, rounds=64, contexts="2K,8K,32K")
     parser.set_defaults(method_seconds=60.0)
     options.add_model_arguments(parser)
+    parser.add_argument("--no-llama-cpp", action="store_true", help="skip it where it is installed")
     return parser
 
 
@@ -74,6 +76,14 @@ def model_of(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     return random_model(SHAPES[args.model_shape], dtype, args.device, args.layers)
 
 
+def _shape(args: argparse.Namespace) -> ModelShape | None:
+    """What llama.cpp gets; None where it gets nothing."""
+    if args.model or args.no_llama_cpp:
+        return None
+    shape = SHAPES[args.model_shape]
+    return dataclasses.replace(shape, num_layers=args.layers or shape.num_layers)
+
+
 def shape_name(args: argparse.Namespace) -> str:
     if args.model:
         return Path(args.model).name
@@ -104,7 +114,9 @@ def _measure_all(
         place = Place(context, context + args.rounds + 8, batch)
         rounds = options.rounds_of(args)
         try:
-            found, samples = measure(title, model, settings, place, args.methods, rounds, recorder)
+            found, samples = measure(
+                title, model, settings, place, args.methods, rounds, recorder, _shape(args)
+            )
         except RefusedError as error:
             recorder.refuse(title, error)
             continue

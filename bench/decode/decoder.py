@@ -149,13 +149,17 @@ def num_equal_tokens(own: Decoder, other: Decoder) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+def relative_distance(logits: torch.Tensor, dense: torch.Tensor) -> float:
+    return ((logits - dense).norm() / dense.norm()).item()
+
+
 def compare_logits(name: str, logits: torch.Tensor, dense: torch.Tensor) -> float:
     """The relative distance of two logits of the same step.
 
     Raises:
         RefusedError: it is not a matter of rounding.
     """
-    distance = ((logits - dense).norm() / dense.norm()).item()
+    distance = relative_distance(logits, dense)
     if not distance <= _LOGITS_TOLERANCE:
         raise RefusedError(f"{name}: logits are wrong, relative distance {distance:.3g}")
     return distance

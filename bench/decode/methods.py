@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
 import quest_compile
 from quest_compile.bench.decode.decoder import Decoder, Place
 from quest_compile.bench.decode.models import with_enable_gqa
@@ -39,3 +41,42 @@ def decoders_of(
             decoder.metadata["num_dense_layers"] = config.num_dense_layers
         decoders.append(decoder)
     return decoders
+
+
+def check_memory(
+    model: Any, settings: list[Setting], place: Place, wanted: list[str] | None
+) -> None:
+    """Every method has a cache of its own.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    config = model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    token_bytes = 2 * config.num_key_value_heads * head_dim * model.dtype.itemsize
+    num_methods = len(wanted) if wanted is not None else len(DENSE_METHODS) + len(settings)
+    # Page summaries are an eighth of the keys; the largest temporary is a layer's repeated cache.
+    needed = int(1.1 * num_methods * place.batch * place.capacity * token_bytes)
+    needed *= config.num_hidden_layers
+    free = _free_bytes(model.device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{num_methods} methods need {needed / 2**30:.1f} GiB for their caches of "
+            f"{place.capacity} tokens, {free / 2**30:.1f} GiB are free: name fewer in --methods, "
+            "or a smaller --batch or --contexts"
+        )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

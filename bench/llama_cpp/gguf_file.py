@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ def one_layer_shape(layer: Layer) -> ModelShape:
     return ModelShape(layer, 1, 256, 256, 256, 1e4, is_tied=True)
 
 
-def write_gguf(path: Path, shape: ModelShape, num_layers: int | None = None) -> None:
+def write_gguf(path: Path, shape: ModelShape) -> None:
     """Write random weights of ``shape`` to ``path``; there is no tokenizer in it.
 
     Raises:
@@ -26,7 +25,6 @@ def write_gguf(path: Path, shape: ModelShape, num_layers: int | None = None) -> 
 
     if shape.family != "llama":
         raise ValueError(f"GGUF files are written for llama shapes, not {shape.family}")
-    shape = dataclasses.replace(shape, num_layers=num_layers or shape.num_layers)
     layer = shape.layer
     writer = gguf.GGUFWriter(path, "llama", use_temp_file=False)
     writer.add_context_length(2**20)
