@@ -12,6 +12,7 @@ from typing_extensions import Never
 
 from quest_compile import ops
 from quest_compile.config import QuestConfig
+from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
 from quest_compile.inner import (
     compile_rewrite,
     has_cpu_tensor,
@@ -54,11 +55,16 @@ class QuestBackend:
         if rewrite.gm is not gm and has_cpu_tensor(example_inputs):
             ops.warn_if_missing()
         inner = inner_compiler(config.inner, example_inputs)
-        graph = report_rewrite(rewrite, config, mode, inner)
+        is_graphed = wants_cuda_graph(rewrite.decisions, inner, mode, patches)
+        if is_graphed:
+            patches |= cuda_graph_options()
+        graph = report_rewrite(rewrite, config, mode, inner, patches)
         self._graphs.append(graph)
         if config.strict:
             _check_strict(graph)
         compiled = compile_rewrite(rewrite, example_inputs, inner, patches)
+        if is_graphed:
+            compiled = with_own_outputs(compiled)
         if not rewrite.summaries:
             return compiled
         cache_indices = [s.cache_index for s in rewrite.summaries]

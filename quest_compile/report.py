@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class GraphReport:
     """One graph that was compiled: ``rows`` in graph order, ``config`` in force, seconds spent.
 
     ``inner``: what compiled the rewritten graph; not ``config.inner`` where that was not possible.
+    ``is_cuda_graph``: Inductor was asked to run it as a CUDA graph.
     """
 
     rows: tuple[ReportRow, ...]
@@ -61,6 +62,7 @@ class GraphReport:
     mode: str | None
     inner: str
     rewrite_seconds: float
+    is_cuda_graph: bool = False
 
     def count(self, treatment: Treatment | str) -> int:
         return sum(row.treatment is Treatment(treatment) for row in self.rows)
@@ -131,7 +133,11 @@ class Report:
 
 
 def report_rewrite(
-    rewrite: Rewrite, config: QuestConfig, mode: str | None, inner: str
+    rewrite: Rewrite,
+    config: QuestConfig,
+    mode: str | None,
+    inner: str,
+    inductor_options: Mapping[str, Any],
 ) -> GraphReport:
     """Describe one rewritten graph, and tell the log and the structured trace."""
     graph = GraphReport(
@@ -140,6 +146,7 @@ def report_rewrite(
         mode=mode,
         inner=inner,
         rewrite_seconds=rewrite.seconds,
+        is_cuda_graph=_is_cuda_graph(rewrite, inner, inductor_options),
     )
     if graph.rows:
         log.info("%s\n%s", graph.summary, "\n".join(_table(graph.rows)))
@@ -149,6 +156,12 @@ def report_rewrite(
             payload_fn=lambda: json.dumps(Report([graph]).as_dict(), default=str),
         )
     return graph
+
+
+def _is_cuda_graph(rewrite: Rewrite, inner: str, inductor_options: Mapping[str, Any]) -> bool:
+    values = [example_value(node) for node in rewrite.gm.graph.find_nodes(op="placeholder")]
+    on_cuda = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in values)
+    return on_cuda and inner == "inductor" and bool(inductor_options.get("triton.cudagraphs"))
 
 
 def _row(decision: Decision, config: QuestConfig) -> ReportRow:
@@ -203,6 +216,7 @@ def _table(rows: Sequence[ReportRow]) -> list[str]:
 def _settings(graph: GraphReport) -> str:
     config = graph.config
     mode = f", mode {graph.mode}" if graph.mode else ""
+    mode += ", CUDA graph" if graph.is_cuda_graph else ""
     return f"budget {config.budget}, page {config.page_size}, inner {graph.inner}{mode}"
 
 

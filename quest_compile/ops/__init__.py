@@ -3,8 +3,8 @@
 from quest_compile.ops.attend_pages import attend_pages
 from quest_compile.ops.build_page_summary import build_page_summary, empty_page_summary
 from quest_compile.ops.counters import counters, reset_counters
-from quest_compile.ops.cuda_kernels import cuda_kernels, provider_of
-from quest_compile.ops.cuda_kernels import register as _register_cuda_kernels
+from quest_compile.ops.cuda_providers import cuda_kernels, provider_of
+from quest_compile.ops.cuda_providers import register as _register_cuda_kernels
 from quest_compile.ops.dense_decode import dense_decode
 from quest_compile.ops.native import (
     NativeLibraryWarning,

@@ -21,6 +21,7 @@ from transformers import StaticCache
 import quest_compile
 from quest_compile import ops
 from quest_compile.decoding import greedy_step
+from quest_compile.passes import decide
 
 
 def new_cache(model, step, prompt):
@@ -80,10 +81,14 @@ def static_inputs(monkeypatch):
     return graphs
 
 
+@pytest.mark.parametrize("step_devices", [(), ("cpu",)], ids=["two_operators", "one_operator"])
 @grad_modes
-def test_all_inputs_but_the_token_have_a_fixed_address(model, mode, static_inputs):
+def test_all_inputs_but_the_token_have_a_fixed_address(
+    model, mode, step_devices, static_inputs, monkeypatch
+):
     """What CUDA graphs need: Inductor skips them for a graph that writes any other input."""
     torch._dynamo.reset()
+    monkeypatch.setattr(decide, "_STEP_DEVICES", frozenset(step_devices))
     backend = quest_compile.backend(budget=64, num_dense_layers=1, inner="aot_eager")
     step = torch.compile(model, backend=backend)
     prompt = random_prompt(1, LENGTH)

@@ -19,7 +19,7 @@ from quest_compile.ops.native import announce_slow, native_status
 _VARIABLE = "QUEST_COMPILE_CUDA_KERNELS"
 _CHOICES = ("native", "triton", "torch")
 # Operators with kernels of their own for CUDA tensors.
-_NAMES = (
+NAMES = (
     "update_page_summary",
     "score_pages",
     "select_pages",
@@ -42,12 +42,12 @@ def register() -> None:
     if wanted not in ("", *_CHOICES):
         names = ", ".join(_CHOICES)
         raise ValueError(f"{_VARIABLE}: expected one of {names}, got {wanted!r}")
-    for name in _NAMES:
+    for name in NAMES:
         has_native = native_status().loaded and _has_native(name)
         _providers[name] = provider = _choose(wanted, has_native)
         if provider == "triton" or (provider == "torch" and has_native):
             library = torch.library.Library("quest", "IMPL", "CUDA")
-            library.impl(name, _triton(name) if provider == "triton" else _reference(name))
+            library.impl(name, triton_operator(name) if provider == "triton" else _reference(name))
             _libraries.append(library)
 
 
@@ -101,7 +101,7 @@ def _why() -> str:
     return "" if _triton_version() else " (no native kernels, and triton is not installed)"
 
 
-def _triton(name: str) -> Callable[..., Any]:
+def triton_operator(name: str) -> Callable[..., Any]:
     """The operator on Triton kernels; what they do not take goes to plain torch, and is said."""
 
     def call(*arguments: Any, **settings: Any) -> Any:
@@ -112,11 +112,20 @@ def _triton(name: str) -> Callable[..., Any]:
             subject = f"cuda {name} {why}"
             announce_slow(subject, f"no kernel for quest::{name} on CUDA takes this: {why}.")
             return _reference(name)(*arguments, **settings)
+        # The dispatcher leaves out what has its default, which is None for tensors.
+        missing = _num_positional(name) - len(arguments)
+        arguments = (*arguments, *[None] * missing)
         _check_of(name)(*arguments, **settings)
         count_cuda_call(name, arguments, settings)
         return getattr(kernels, name)(*arguments, **settings)
 
     return call
+
+
+@functools.cache
+def _num_positional(name: str) -> int:
+    schema = getattr(torch.ops.quest, name).default._schema
+    return sum(not argument.kwarg_only for argument in schema.arguments)
 
 
 def _reference(name: str) -> Callable[..., Any]:
