@@ -22,7 +22,7 @@ NATIVE_STATUS := from quest_compile.ops.native import native_status as s; \
   print('Native library:', s().info if s().loaded else 'none: ' + s().reason)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-nightly test-no-native test-transformers lint format bench clean distclean
+.PHONY: help install demo test test-nightly test-no-native test-sanitizers test-transformers lint format bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ test-nightly: $(INSTALLED) ## run the long forms of randomised tests, and soaks 
 
 test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
 	QUEST_COMPILE_NATIVE=0 $(PYTEST) --dist loadfile tests/ops $(ARGS)
+
+test-sanitizers: $(INSTALLED) ## run kernels under AddressSanitizer and UBSan (part of make test)
+	$(PYTEST) -n 0 tests/test_sanitizers.py $(ARGS)
 
 test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 

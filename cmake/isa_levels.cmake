@@ -21,8 +21,8 @@ function(quest_add_level level) # ARGN: compiler flags
   target_include_directories(quest_${level} PRIVATE csrc)
   target_compile_definitions(quest_${level} PRIVATE QUEST_ISA=${level})
   # Not -ffast-math: the kernels rely on infinities and NaN.
-  target_compile_options(quest_${level} PRIVATE -Wall -Wextra -O3 -fno-math-errno -fno-trapping-math
-                         -ffp-contract=fast ${ARGN})
+  target_compile_options(quest_${level} PRIVATE -Wall -Wextra ${quest_optimisation} -fno-math-errno
+                         -fno-trapping-math -ffp-contract=fast ${ARGN})
   target_sources(quest PRIVATE $<TARGET_OBJECTS:quest_${level}>)
   target_compile_definitions(quest PRIVATE QUEST_HAVE_${upper})
   message(STATUS "quest: ${level} kernels")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 _LIBRARY = "libquest.so"
 _VARIABLE = "QUEST_COMPILE_NATIVE"
+_PATH_VARIABLE = "QUEST_COMPILE_LIBRARY"
 
 
 class NativeLibraryWarning(UserWarning):
@@ -78,7 +79,8 @@ def _load() -> NativeStatus:
     reference = "torch reference"
     if os.environ.get(_VARIABLE) == "0":
         return NativeStatus(False, reference, f"disabled by {_VARIABLE}=0")
-    path = _find()
+    forced = os.environ.get(_PATH_VARIABLE)
+    path = Path(forced) if forced else _find()
     if path is None:
         return NativeStatus(False, reference, f"{_LIBRARY} is not installed")
     try:
