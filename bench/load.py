@@ -45,7 +45,7 @@ class LoadMeter:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """User and system time of all threads."""
+    """User and system time of all threads, and of children that have ended."""
     text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return sum(map(int, fields[11:15])) / _TICKS

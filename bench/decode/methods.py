@@ -17,28 +17,47 @@ from quest_compile.inner import inner_compiler
 DENSE_METHODS = ("dense_transformers", "dense_enable_gqa", "dense_decode")
 
 
+def names_of(settings: list[Setting], wanted: list[str] | None) -> list[str]:
+    """Dense methods first, as the others compare to the first."""
+    names = [*DENSE_METHODS, *(setting.name for setting in settings)]
+    return [name for name in names if wanted is None or name in wanted]
+
+
+def compilation_of(
+    name: str, model: Any, settings: list[Setting]
+) -> tuple[Any, Any, QuestConfig | None, str]:
+    """The model to compile, the backend, its settings (None if nothing is rewritten), and what
+    compiles in the end."""
+    inner = inner_compiler("inductor", [next(model.parameters())])
+    by_name = {setting.name: setting for setting in settings}
+    config = None
+    if name == "dense_decode":
+        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        config = QuestConfig(num_dense_layers=num_layers, inner=inner)
+    elif name in by_name:
+        config = QuestConfig(**dataclasses.asdict(by_name[name]), inner=inner)
+    backend: Any = inner if config is None else quest_compile.backend(**config.as_dict())
+    own = with_enable_gqa(model) if name == "dense_enable_gqa" else model
+    return own, backend, config, inner
+
+
 def decoders_of(
     model: Any, settings: list[Setting], place: Place, wanted: list[str] | None
 ) -> list[Decoder]:
-    """A decoder per method; dense ones come first, as the others compare to the first."""
-    inner = inner_compiler("inductor", [next(model.parameters())])
-    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    by_name = {setting.name: setting for setting in settings}
-    names = [name for name in (*DENSE_METHODS, *by_name) if wanted is None or name in wanted]
+    """A decoder per method."""
     decoders = []
-    for name in names:
-        config = None
-        if name == "dense_decode":
-            config = QuestConfig(num_dense_layers=num_layers, inner=inner)
-        elif name in by_name:
-            config = QuestConfig(**dataclasses.asdict(by_name[name]), inner=inner)
-        backend: Any = inner if config is None else quest_compile.backend(**config.as_dict())
-        own = with_enable_gqa(model) if name == "dense_enable_gqa" else model
+    for name in names_of(settings, wanted):
+        own, backend, config, inner = compilation_of(name, model, settings)
         decoder = Decoder(name, own, backend, place, config)
+        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
         decoder.metadata |= {"compiler": inner, "layers": num_layers}
-        if name in by_name and config is not None:
-            decoder.metadata |= dataclasses.asdict(by_name[name])
-            decoder.metadata["num_dense_layers"] = config.num_dense_layers
+        if config is not None and name not in DENSE_METHODS:
+            decoder.metadata |= {
+                "summary": config.summary,
+                "budget": config.budget,
+                "page_size": config.page_size,
+                "num_dense_layers": config.num_dense_layers,
+            }
         decoders.append(decoder)
     return decoders
 

@@ -1,0 +1,36 @@
+"""What decoding needs in memory: the peak of a process, and what the page summaries add.
+
+Every value is from a process of its own. On a CPU the peak is the largest resident set, compiler
+included; on a GPU what torch allocated at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from quest_compile.bench import options, per_process
+from quest_compile.bench.decode.probe import Probe, run_probe
+from quest_compile.bench.results import Result
+
+_QUANTITIES = ("peak", "peak_before_decoding", "cache", "weights", "page_summaries")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
+    parser = options.parser_of("memory", __doc__, rounds=1, contexts="8K,32K")
+    quick = {"layers": 4, "contexts": [8192]}
+    return per_process.main("memory", parser, argv, _measure, quick=quick)
+
+
+def _measure(title: str, probe: Probe, args: argparse.Namespace) -> list[Result]:
+    """Names end in what was measured; a method without page summaries has no result for them."""
+    found = [run_probe(probe) for _ in range(args.rounds)]
+    facts = {}
+    if summaries := found[0].get("page_summaries"):
+        facts["page_summaries_over_cache"] = summaries / found[0]["cache"]
+    return [
+        Result(f"{title}/{what}", probe.method, [f[what] for f in found], dict(facts), "byte")
+        for what in _QUANTITIES
+        if found[0].get(what)
+    ]
