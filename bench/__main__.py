@@ -10,7 +10,11 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
     "decode": "whole models, a token per step, dense and with Quest side by side",
+    "compile": "time to the first token, cold and warm, and seconds of the passes",
+    "memory": "peak of a process, and what page summaries add",
+    "longrun": "thousands of tokens: no step gets slower",
     "report": "tables and plots from results",
+    "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
 }
 
@@ -32,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.name is None:
         parser.error("which benchmark?")
-    module = importlib.import_module(f"quest_compile.bench.bench_{args.name}")
+    module_name = f"bench_{args.name.replace('-', '_')}"
+    module = importlib.import_module(f"quest_compile.bench.{module_name}")
     try:
         return module.main(args.arguments)
     except (ValueError, ImportError, OSError) as error:
