@@ -1,0 +1,71 @@
+"""Everything that needs a GPU, in one command: tests, compute-sanitizer, benchmarks.
+
+Needs no network and builds nothing (Triton and Inductor compile what they need). The most important
+steps come first; what the time does not allow is skipped and listed. Results are written after each
+step: JSON and Markdown in --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from quest_compile.bench.gpu_check.checks import FLASHINFER_ROWS
+from quest_compile.bench.gpu_check.record import Record
+from quest_compile.bench.gpu_check.steps import flashinfer_rows, steps_of
+from quest_compile.bench.identity import record_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0; 1 if a step failed; 2 without a GPU."""
+    parser = argparse.ArgumentParser(
+        prog="quest-compile bench gpu-check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for all of it; default 8")
+    parser.add_argument("--output", type=Path, help="folder; default: one in bench/results")
+    parser.add_argument("--only", help="comma-separated names of steps (see --list)")
+    parser.add_argument("--list", action="store_true", help="print the steps, run nothing")
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cpu: tiny shapes, proves no speed",
+    )
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not args.list and not torch.cuda.is_available():
+        print(
+            "quest-compile bench gpu-check: torch sees no CUDA GPU here "
+            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}). "
+            "--device cpu runs all of it on tiny shapes.",
+            file=sys.stderr,
+        )
+        return 2
+    steps = steps_of(args.device)
+    if args.only:
+        wanted = args.only.split(",")
+        if wanted == [FLASHINFER_ROWS]:
+            steps = [flashinfer_rows()]
+        unknown = sorted(set(wanted) - {step.name for step in steps})
+        if unknown:
+            parser.error(f"--only: unknown step {', '.join(unknown)}; --list prints them")
+        steps = [step for step in steps if step.name in wanted]
+    if args.list:
+        for step in steps:
+            print(f"{step.name:24} about {step.seconds:3.0f} s  {step.title}")
+        return 0
+    folder = args.output or record_folder("gpu-check")
+    record = Record(folder, args.minutes * 60, {"minutes": args.minutes, "device": args.device})
+    try:
+        for step in steps:
+            record.run(step)
+    except KeyboardInterrupt:
+        record.note("stopped by the user; what is above was measured")
+    record.write()
+    print(f"\nwrote {folder}/gpu-check.json and .md")
+    return 1 if record.has_failures else 0

@@ -1,0 +1,170 @@
+"""The steps of gpu-check that measure nothing: environment, results, tests, compute-sanitizer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from quest_compile import ops
+from quest_compile.bench import flashinfer_peer, gpu_check
+from quest_compile.bench.gpu_check.record import Record, StepFailedError, StepSkippedError
+from quest_compile.bench.gpu_check.smoke import smoke
+from quest_compile.bench.gpu_check.timing import copy_bandwidth
+
+# The name of the step that such a process runs.
+FLASHINFER_ROWS = "flashinfer-rows"
+_PACKAGES = ("torch", "triton", "transformers", "flashinfer-python", "numpy", "pytest")
+
+
+def environment(record: Record, device: str) -> None:
+    for name in _PACKAGES:
+        try:
+            record.add(what=name, found=importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            record.add(what=name, found="none")
+    record.add(what="CPU kernels", found=ops.native_status().info)
+    record.add(what="CUDA kernels", found=ops.cuda_kernels())
+    record.add(what="compute-sanitizer", found=_sanitizer() or "none")
+    if device == "cuda":
+        p = torch.cuda.get_device_properties(0)
+        record.add(what="GPU", found=f"{p.name}, sm_{p.major}{p.minor}")
+        record.add(what="multiprocessors", found=p.multi_processor_count)
+        record.add(what="memory", found=f"{p.total_memory / 2**30:.1f} GiB")
+        record.add(what="L2", found=f"{p.L2_cache_size / 2**20:.0f} MiB")
+        record.add(what="CUDA of torch", found=torch.version.cuda)
+        driver = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        record.add(what="driver", found=driver)
+    for num_bytes in (2**26, 2**28, 2**30) if device == "cuda" else (2**22,):
+        rate = copy_bandwidth(device, num_bytes) / 1e9
+        record.add(what=f"copy of {num_bytes / 2**20:.0f} MiB, GB/s", found=rate)
+
+
+def results(record: Record, device: str) -> None:
+    """Every operator, whichever kernels can serve, against plain torch."""
+    rows = smoke(device)
+    for row in rows:
+        record.add(**row)
+    wrong = [f"{row['operator']} [{row['kernels']}]" for row in rows if not row["ok"]]
+    if wrong:
+        raise StepFailedError(f"wrong: {', '.join(wrong)}")
+
+
+def tests(record: Record, device: str) -> None:
+    """The tests marked ``cuda``, where this runs from a checkout."""
+    root = Path(gpu_check.__file__).resolve().parents[2]
+    if not (root / "tests" / "conftest.py").is_file():
+        raise StepSkippedError("no tests beside the package: not run from a checkout")
+    if importlib.util.find_spec("pytest") is None:
+        raise StepSkippedError("pytest is not installed")
+    paths = ["tests"] if device == "cuda" else ["tests/test_cuda_graphs.py"]
+    marks = "cuda and not nightly" if device == "cuda" else "not nightly"
+    limit = max(30.0, min(150.0, record.seconds_left() * 0.4))
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider", *paths]
+    done = _run([*command, "--tb=short", "-rf", "--maxfail=20", "--durations=5"], limit, root)
+    (record.folder / "tests.log").write_text(done.stdout, "utf-8")
+    counts = dict.fromkeys(("passed", "failed", "error", "skipped"), 0)
+    for number, name in re.findall(r"(\d+) (passed|failed|error|skipped)", _last_line(done.stdout)):
+        counts[name] = int(number)
+    record.add(**counts, seconds_limit=round(limit), ended=not done.timed_out)
+    for line in re.findall(r"(?m)^(?:FAILED|ERROR) .*", done.stdout)[:20]:
+        record.add(failed=line[:160])
+    if done.timed_out:
+        raise StepSkippedError(f"stopped after {limit:.0f} s; tests.log has what ran until then")
+    if done.returncode not in (0, 5):
+        raise StepFailedError(f"pytest ended with {done.returncode}; see tests.log")
+
+
+def sanitizer(record: Record, device: str) -> None:
+    """compute-sanitizer on the operators: bad addresses, then races of shared memory."""
+    tool = _sanitizer()
+    if tool is None or device != "cuda":
+        raise StepSkippedError(
+            "compute-sanitizer is not installed" if device == "cuda" else "no GPU"
+        )
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    failed = []
+    for check in ("memcheck", "racecheck"):
+        limit = min(90.0, record.seconds_left() - 5)
+        if limit < 30:
+            record.add(tool=check, skipped=f"{record.seconds_left():.0f} s left")
+            continue
+        command = [tool, "--tool", check, "--error-exitcode", "77", sys.executable, "-m"]
+        start = time.monotonic()
+        done = _run([*command, smoke.__module__, "cuda"], limit, None, environment)
+        (record.folder / f"{check}.log").write_text(done.stdout, "utf-8")
+        summary = re.findall(r"={9} (.*SUMMARY.*)", done.stdout)
+        outcome = "not finished" if done.timed_out else f"exit {done.returncode}"
+        record.add(
+            tool=check, outcome=outcome, summary="; ".join(summary)[:120],
+            seconds=round(time.monotonic() - start)
+        )  # fmt: skip
+        if done.returncode and not done.timed_out:
+            failed.append(check)
+    if failed:
+        raise StepFailedError(f"{', '.join(failed)}; see the logs")
+
+
+def flashinfer(record: Record, device: str) -> None:
+    """FlashInfer's rows, in a process of its own: it may compile kernels for minutes."""
+    if not flashinfer_peer.is_installed() or device != "cuda":
+        raise StepSkippedError("flashinfer is not installed (quest_compile[flashinfer])")
+    folder, limit = record.folder / "flashinfer", record.seconds_left() - 5
+    command = [sys.executable, "-m", "quest_compile.bench", "gpu-check", "--output", str(folder)]
+    done = _run([*command, "--only", FLASHINFER_ROWS, "--minutes", str(limit / 60)], limit, None)
+    (record.folder / "flashinfer.log").write_text(done.stdout, "utf-8")
+    if (path := folder / "gpu-check.json").is_file():
+        for row in json.loads(path.read_text("utf-8"))["steps"][0]["rows"]:
+            record.add(**row)
+    if done.timed_out:
+        raise StepSkippedError(f"not finished after {limit:.0f} s; see flashinfer.log")
+
+
+def _sanitizer() -> str | None:
+    places = ["/usr/local/cuda/bin", os.path.join(os.environ.get("CUDA_HOME", ""), "bin")]
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(places)
+    )
+
+
+class _Done:
+    def __init__(self, stdout: str, returncode: int, timed_out: bool) -> None:
+        self.stdout, self.returncode, self.timed_out = stdout, returncode, timed_out
+
+
+def _run(
+    command: list[str], limit: float, folder: Path | None, environment: dict | None = None
+) -> _Done:
+    """Output of both streams; a command that takes longer than ``limit`` seconds is ended."""
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True
+    )  # fmt: skip
+    try:
+        stdout, _ = process.communicate(timeout=limit)
+        return _Done(stdout, process.returncode, False)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, _ = process.communicate()
+        return _Done(stdout or "", process.returncode, True)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if re.search(r"\d+ (passed|failed|skipped)", line)]
+    return lines[-1] if lines else ""
+
+
+def _output_of(*command: str) -> str:
+    try:
+        return subprocess.check_output(command, text=True, timeout=20).strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown ({type(error).__name__})"

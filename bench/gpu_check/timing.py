@@ -1,0 +1,71 @@
+"""Time a call: as CUDA graphs over several copies of its inputs, or with a clock on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+# What calls read before one copy of the inputs comes again: more than caches hold.
+ROTATED_BYTES = 256 * 2**20
+_REPLAYS = 20
+_MAX_SECONDS = 2.0
+
+
+def median_seconds(call: Callable[[Any], Any], copies: Sequence[Any]) -> float:
+    """Of one call; ``copies``: of its argument, one after the other."""
+    if torch.cuda.is_available() and _is_on_cuda(copies[0]):
+        return _cuda_graph_seconds(call, copies)
+    call(copies[0])
+    times = []
+    for i in range(5):
+        start = time.perf_counter()
+        call(copies[i % len(copies)])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _cuda_graph_seconds(call: Callable[[Any], Any], copies: Sequence[Any]) -> float:
+    """Replays of one graph that holds a call per copy; medians of event times."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for copy in (*copies[:2], copies[0]):
+            call(copy)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        outs = [call(copy) for copy in copies]
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    start_time = time.perf_counter()
+    while len(times) < _REPLAYS and (
+        len(times) < 5 or time.perf_counter() - start_time < _MAX_SECONDS
+    ):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / len(copies))
+    del outs, graph
+    return statistics.median(times)
+
+
+def _is_on_cuda(value: Any) -> bool:
+    tensors = [value] if isinstance(value, torch.Tensor) else vars(value).values()
+    return any(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors)
+
+
+def copy_bandwidth(device: str, num_bytes: int) -> float:
+    """Bytes per second of a copy on the device, read and written bytes counted."""
+    source = torch.ones(num_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = median_seconds(lambda x: target.copy_(x), [source])
+    return 2 * source.nbytes / seconds

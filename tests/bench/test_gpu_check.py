@@ -1,0 +1,126 @@
+"""The one command for a GPU machine, on a CPU: every step on tiny shapes; no result means anything."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from quest_compile import ops
+from quest_compile.bench import bench_gpu_check
+from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
+from quest_compile.bench.gpu_check.smoke import smoke
+from quest_compile.bench.gpu_check.steps import steps_of
+from quest_compile.ops import reference
+
+
+def run(folder, *arguments):
+    code = bench_gpu_check.main(["--device", "cpu", "--output", str(folder), *arguments])
+    return code, json.loads((folder / "gpu-check.json").read_text("utf-8"))
+
+
+def test_measuring_steps_run_on_tiny_shapes(tmp_path):
+    code, found = run(tmp_path, "--only", "environment,results,attention,sanitizer,flashinfer")
+    assert code == 0
+    steps = {step["name"]: step for step in found["steps"]}
+    assert {name: step["status"] for name, step in steps.items()} == {
+        "environment": "ok",
+        "results": "ok",
+        "attention": "ok",
+        "sanitizer": "skipped",
+        "flashinfer": "skipped",
+    }
+    assert all(row["ok"] for row in steps["results"]["rows"])
+    timed = [row for row in steps["attention"]["rows"] if "us" in row]
+    assert {"sparse_decode_step", "dense_decode", "attend_pages"} <= {r["method"] for r in timed}
+    assert not [row for row in steps["attention"]["rows"] if "refused" in row]
+    markdown = (tmp_path / "gpu-check.md").read_text("utf-8")
+    assert "| sparse_decode_step |" in markdown and found["identity"]["commit"] in markdown
+
+
+def test_a_model_decodes_sparse_and_dense(tmp_path):
+    code, found = run(tmp_path, "--only", "end-to-end")
+    (step,) = found["steps"]
+    assert (code, step["status"]) == (0, "ok"), step["why"]
+    rows = {row["method"]: row for row in step["rows"] if "method" in row}
+    assert rows["quest"]["sparse_calls"] == 2 * 3
+    assert [rows[name]["sparse_calls"] for name in rows if name.startswith("dense")] == [0] * 3
+    assert step["rows"][-1]["best_dense"] in rows
+
+
+def test_wrong_results_fail_the_step_and_are_not_timed(tmp_path, monkeypatch):
+    right = ops.dense_decode
+    monkeypatch.setattr(ops, "dense_decode", lambda *args: right(*args) + 1)
+    code, found = run(tmp_path, "--only", "attention")
+    (step,) = found["steps"]
+    assert code == 1 and step["status"] == "failed" and "dense_decode" in step["why"]
+    (row,) = [row for row in step["rows"] if row.get("method") == "dense_decode"]
+    assert "differs" in row["refused"] and "us" not in row
+
+
+@pytest.mark.parametrize("name", ["score_pages", "select_pages", "update_page_summary"])
+def test_smoke_finds_a_wrong_operator(name):
+    class Wrong:
+        def __getattr__(self, operator):
+            if operator == name and name == "update_page_summary":
+                return lambda *arguments, **settings: None
+            if operator == name:
+                return lambda *a, **s: getattr(ops, name)(*a, **s).roll(1, -1)
+            return getattr(ops, operator)
+
+    rows = {row["operator"]: row["ok"] for row in smoke("cpu", {"wrong": Wrong()})}
+    assert not rows[name] and rows["attend_pages"]
+
+
+def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path):
+    def fails(record):
+        record.add(value=1)
+        raise StepFailedError("as planned")
+
+    def breaks(record):
+        raise RuntimeError("unexpected")
+
+    record = Record(tmp_path, 5.0, {})
+    for step in (
+        Step("fails", "Fails", 1, fails),
+        Step("breaks", "Breaks", 1, breaks),
+        Step("long", "Long", 100, fails),
+        Step("short", "Short", 1, lambda record: record.add(value=2)),
+    ):
+        record.run(step)
+    found = json.loads((tmp_path / "gpu-check.json").read_text("utf-8"))["steps"]
+    assert [step["status"] for step in found] == ["failed", "failed", "skipped", "ok"]
+    assert [step["rows"] for step in found] == [[{"value": 1}], [], [], [{"value": 2}]]
+    assert "unexpected" in found[1]["why"] and record.has_failures
+
+
+def test_command_that_takes_too_long_is_ended():
+    from quest_compile.bench.gpu_check.checks import _run
+
+    start = time.monotonic()
+    done = _run(["sleep", "60"], 0.5, None)
+    assert done.timed_out and time.monotonic() - start < 30
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys):
+    assert bench_gpu_check.main([]) == 2
+    assert "no CUDA GPU" in capsys.readouterr().err
+
+
+def test_the_plan_for_a_gpu_fits_its_time_and_its_list_runs_nothing(capsys):
+    assert bench_gpu_check.main(["--list"]) == 0
+    assert "end-to-end" in capsys.readouterr().out
+    assert sum(step.seconds for step in steps_of("cuda")) <= 8 * 60
+
+
+def test_reference_can_be_checked_against_itself():
+    class Reference:
+        def __getattr__(self, operator):
+            def call(*arguments, **settings):
+                out = getattr(reference, operator)(*arguments, **settings)
+                return out[0] if operator.startswith("sparse") else out
+
+            return call
+
+    assert all(row["relative_error"] == 0 for row in smoke("cpu", {"reference": Reference()}))
