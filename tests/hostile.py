@@ -29,6 +29,7 @@ class Case:
     mask: str = "none"
     group_reduce: str = "sum"
     budget_pages: int = 4
+    summary: str = "minmax"
 
     def __str__(self):
         dtype = str(self.dtype).removeprefix("torch.")
@@ -37,6 +38,7 @@ class Case:
             f"{dtype}-D{self.head_dim}-E{self.value_dim}-H{self.num_kv_heads}x{self.group_size}"
             f"-P{self.page_size}-L{lengths}of{self.max_seq_len}"
             f"-{self.layout}-{self.mask}-{self.group_reduce}"
+            f"{'' if self.summary == 'minmax' else '-' + self.summary}"
         )
 
 
@@ -75,6 +77,7 @@ class Inputs:
     attn_mask: torch.Tensor | None
     clean_keys: torch.Tensor
     clean_values: torch.Tensor
+    channel_scale: torch.Tensor | None = None
 
     @property
     def live(self):
@@ -101,17 +104,20 @@ class Inputs:
 
     def settings(self):
         """Keyword arguments of sparse_decode."""
+        return {"budget": self.case.budget_pages * self.case.page_size, **self.score_settings()}
+
+    def score_settings(self):
+        """Keyword arguments of score_pages."""
         case = self.case
-        return {
-            "budget": case.budget_pages * case.page_size,
-            "page_size": case.page_size,
-            "group_reduce": case.group_reduce,
-        }
+        settings = {"page_size": case.page_size, "group_reduce": case.group_reduce}
+        if self.channel_scale is None:
+            return settings
+        return settings | {"summary": case.summary, "channel_scale": self.channel_scale}
 
     def scores(self):
         """Result of score_pages."""
-        settings = {"page_size": self.case.page_size, "group_reduce": self.case.group_reduce}
-        return ops.score_pages(self.query, self.page_summary, self.seq_lens, **settings)
+        arguments = (self.query, self.page_summary, self.seq_lens)
+        return ops.score_pages(*arguments, **self.score_settings())
 
     def pages(self, scores):
         """Result of select_pages."""
@@ -132,16 +138,19 @@ def make_inputs(case, device="cpu", seed=0):
     query, keys, values = (x.to(device, case.dtype) for x in (query, keys, values))
     seq_lens = torch.tensor(case.lengths, device=device)
     attn_mask = make_mask(case, generator)
+    built = ops.build_page_summary(keys, seq_lens, case.page_size, case.summary)
+    page_summary, channel_scale = built if isinstance(built, tuple) else (built, None)
     inputs = Inputs(
         case,
         query,
         lay_out(keys, case.layout),
         lay_out(values, case.layout),
-        ops.build_page_summary(keys, seq_lens, case.page_size),
+        page_summary,
         seq_lens,
         None if attn_mask is None else attn_mask.to(device),
         keys.double(),
         values.double(),
+        channel_scale,
     )
     poison(inputs)
     return inputs
@@ -194,7 +203,10 @@ def poison(inputs):
     num_pages = inputs.page_summary.shape[2]
     pages = torch.arange(num_pages, device=inputs.query.device)
     is_complete = pages < (inputs.seq_lens // case.page_size)[:, None]
-    inputs.page_summary.masked_fill_(~is_complete[:, None, :, None, None], NAN)
+    # A page scale of these bytes is NaN.
+    unread = NAN if inputs.channel_scale is None else 255
+    for row, complete in zip(inputs.page_summary, is_complete.expand(len(case.lengths), -1)):
+        row[:, ~complete] = unread
 
 
 def wild_slots(page_indices):
@@ -222,4 +234,5 @@ def random_case(seed, max_length=700):
         mask=rng.choice(MASKS),
         group_reduce=rng.choice(("sum", "max", "none")),
         budget_pages=rng.randint(3, 12),
+        summary=rng.choice(("minmax", "minmax", "minmax_int8")),
     )

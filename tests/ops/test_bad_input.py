@@ -8,6 +8,7 @@ from hostile import Case, make_inputs
 
 from quest_compile import ops
 
+INT8 = "minmax_int8"
 CASE = Case(torch.bfloat16, lengths=(100, 64), max_seq_len=128)
 
 
@@ -19,10 +20,22 @@ class Bad:
     name: str
     change: object
     says: str = ""
+    summary: str = "minmax"
+
+    def __str__(self):
+        return f"{self.op}-{self.name}{'-int8' if self.summary == INT8 else ''}"
 
 
-def good_arguments(op):
-    inputs = make_inputs(CASE)
+def good_arguments(op, summary="minmax"):
+    """With int8 bounds for the operators that take page summaries."""
+    inputs = make_inputs(dataclasses.replace(CASE, summary=summary))
+    arguments = _good_arguments(op, inputs)
+    if summary == INT8 and "page_summary" in arguments:
+        arguments |= {"channel_scale": inputs.channel_scale, "summary": INT8}
+    return arguments
+
+
+def _good_arguments(op, inputs):
     arguments = {
         "query": inputs.query,
         "key_cache": inputs.key_cache,
@@ -118,6 +131,39 @@ def bads_of_summary(op):
     ]
 
 
+def bads_of_int8(op):
+    """What only int8 bounds are wrong with."""
+
+    def bad(name, change, says=""):
+        return Bad(op, name, change, says, INT8)
+
+    return [
+        bad("page_summary", lambda x: x.to("meta")),
+        bad("page_summary", lambda x: x.view(torch.int8)),
+        bad("page_summary", torch.Tensor.float),
+        bad("page_summary", lambda x: x[0]),
+        bad("page_summary", lambda x: x[:1]),
+        bad("page_summary", lambda x: x[:, :1], "page_summary|channel_scale"),
+        bad("page_summary", lambda x: x[..., :132]),
+        bad("page_summary", lambda x: x.mT.contiguous().mT),
+        bad("page_summary", lambda x: x.repeat_interleave(2, -1)[..., ::2]),
+        bad("page_summary", lambda _: torch.zeros(2, 2, 8, 2, 64, dtype=torch.bfloat16)),
+        bad("channel_scale", becomes(None)),
+        bad("channel_scale", torch.Tensor.double),
+        bad("channel_scale", torch.Tensor.bfloat16),
+        bad("channel_scale", lambda x: x.to("meta")),
+        bad("channel_scale", lambda x: x[0]),
+        bad("channel_scale", lambda x: x[:1]),
+        bad("channel_scale", lambda x: x[:, :1]),
+        bad("channel_scale", lambda x: x[..., :56]),
+        bad("channel_scale", lambda x: x[..., None]),
+        bad("channel_scale", lambda x: x.mT.contiguous().mT),
+        bad("summary", becomes("minmax"), "page_summary"),
+        bad("summary", becomes("int8"), "int8"),
+        bad("summary", becomes("")),
+    ]
+
+
 def bads_of_attention(op):
     caches = [
         Bad(op, name, change)
@@ -210,27 +256,33 @@ BAD = (
     Bad("update_page_summary", "num_sealed", lambda x: x.repeat(3)),
     Bad("update_page_summary", "num_sealed", lambda x: x[0]),
     Bad("update_page_summary", "num_sealed", lambda x: x.to("meta")),
+    *bads_of_int8("sparse_decode"),
+    *bads_of_int8("score_pages"),
+    *bads_of_int8("update_page_summary"),
+    Bad("sparse_decode", "channel_scale", lambda _: torch.ones(2, 2, 64)),
+    Bad("score_pages", "summary", becomes(INT8), "page_summary"),
 )
 
 
 def arguments_of(bad):
-    arguments = good_arguments(bad.op)
+    arguments = good_arguments(bad.op, bad.summary)
     arguments[bad.name] = bad.change(arguments.get(bad.name))
     return arguments
 
 
+@pytest.mark.parametrize("summary", ["minmax", INT8])
 @pytest.mark.parametrize("op", sorted({bad.op for bad in BAD}))
-def test_good_call_passes(op):
-    getattr(ops, op)(**good_arguments(op))
+def test_good_call_passes(op, summary):
+    getattr(ops, op)(**good_arguments(op, summary))
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.op}-{bad.name}")
+@pytest.mark.parametrize("bad", BAD, ids=str)
 def test_checked_function_raises(bad):
     with pytest.raises((ValueError, TypeError), match=bad.says or bad.name):
         getattr(ops, bad.op)(**arguments_of(bad))
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.op}-{bad.name}")
+@pytest.mark.parametrize("bad", BAD, ids=str)
 def test_operator_raises(bad):
     with pytest.raises((RuntimeError, ValueError), match=bad.says or bad.name):
         getattr(torch.ops.quest, bad.op)(**arguments_of(bad))
