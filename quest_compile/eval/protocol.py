@@ -26,8 +26,8 @@ class Session:
 
         self._model = model
         # A multiple of any page size: no page hangs over the end.
-        rounded = -(-max_seq_len // 128) * 128
-        self.cache = StaticCache(config=model.config, max_cache_len=rounded)
+        self.max_seq_len = -(-max_seq_len // 128) * 128
+        self.cache = StaticCache(config=model.config, max_cache_len=self.max_seq_len)
         self.length = 0
         self._saved: list[tuple[Any, dict[str, Any]]] = []
 
