@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 
 from quest_compile.backend import with_state
-from quest_compile.bench.identity import print_table, write_json
+from quest_compile.bench.report.more_tables import quantities
+from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import prefill, step_inputs
 from quest_compile.passes import Treatment, run_passes
@@ -47,25 +47,19 @@ def decode_graph(num_layers: int) -> torch.fx.GraphModule:
     return graphs[0]
 
 
-def rewrite_row(num_layers: int) -> dict[str, Any]:
-    """Seconds for all passes, median over rounds, with proof that they did their work."""
+def passes_seconds(num_layers: int) -> tuple[list[float], dict[str, Any]]:
+    """Seconds for all passes, with proof that they did their work."""
     gm = decode_graph(num_layers)
     with torch.no_grad():
         rewrites = [run_passes(gm, config=QuestConfig()) for _ in range(ROUNDS)]
     replaced = [d.treatment is Treatment.SPARSE for d in rewrites[0].decisions].count(True)
-    assert replaced == num_layers - 2, "the passes did not replace what they should"
-    seconds = statistics.median(r.seconds for r in rewrites)
-    return {
-        "layers": num_layers,
-        "nodes": len(gm.graph.nodes),
-        "sparse": replaced,
-        "seconds": seconds,
-        "ms/layer": 1e3 * seconds / num_layers,
-    }
+    if replaced != num_layers - 2:
+        raise RefusedError(f"{replaced} of {num_layers} layers are sparse, not all but two")
+    return [r.seconds for r in rewrites], {"nodes": len(gm.graph.nodes), "sparse_layers": replaced}
 
 
-def wrapper_row(num_layers: int, *, steps: int = 2000) -> dict[str, Any]:
-    """Microseconds per step that finding, checking and recording the state adds to a call."""
+def state_seconds(num_layers: int, *, steps: int = 2000) -> dict[str, list[float]]:
+    """Seconds of a step that does nothing, and of one that finds, checks and records the state."""
     caches = [torch.zeros(1, 8, 256, 128) for _ in range(num_layers)]
     arguments = [*caches, *(torch.zeros(1) for _ in range(9 * num_layers))]
 
@@ -74,32 +68,31 @@ def wrapper_row(num_layers: int, *, steps: int = 2000) -> dict[str, Any]:
 
     step = with_state(compiled, list(range(num_layers)), page_size=16)
     step(*arguments)
-    times: dict[str, list[float]] = {"plain": [], "wrapped": []}
+    times: dict[str, list[float]] = {"nothing": [], "state": []}
     for _ in range(ROUNDS):
-        for name, call in (("plain", compiled), ("wrapped", step)):
+        for name, call in (("nothing", compiled), ("state", step)):
             start = time.perf_counter()
             for _ in range(steps):
                 call(*arguments)
             times[name].append((time.perf_counter() - start) / steps)
-    plain, wrapped = (1e6 * statistics.median(times[name]) for name in ("plain", "wrapped"))
-    return {
-        "layers": num_layers,
-        "plain us": plain,
-        "wrapped us": wrapped,
-        "added us": wrapped - plain,
-    }
+    return times
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print both tables; ``--output FILE`` keeps them as JSON."""
+    """Print a table; ``--output FOLDER`` keeps pyperf JSON."""
     parser = argparse.ArgumentParser(prog="quest-compile bench overhead", description=__doc__)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="folder for the pyperf JSON file")
     args = parser.parse_args(argv)
-    rewrites = [rewrite_row(n) for n in LAYER_COUNTS]
-    print_table(rewrites)
-    wrappers = [wrapper_row(n) for n in LAYER_COUNTS]
-    print()
-    print_table(wrappers)
-    if args.output:
-        write_json(args.output, rewrites + wrappers, rounds=ROUNDS)
-    return 0
+    recorder = Recorder("overhead", args.output)
+    for num_layers in LAYER_COUNTS:
+        name = f"overhead/{num_layers} layers"
+        try:
+            seconds, facts = passes_seconds(num_layers)
+        except RefusedError as error:
+            recorder.refuse(name, error)
+        else:
+            recorder.add([Result(f"{name}/passes", "quest", seconds, facts)])
+        for what, values in state_seconds(num_layers).items():
+            recorder.add([Result(f"{name}/a step with {what}", "quest", values, {})])
+    print(quantities(recorder.results))
+    return recorder.status()

@@ -138,6 +138,8 @@ def load_results(folder: Path) -> list[Result]:
 
     results = []
     for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("metrics-"):
+            continue
         try:
             suite = pyperf.BenchmarkSuite.load(str(path))
         except (ValueError, KeyError, AttributeError) as error:

@@ -39,8 +39,8 @@ def conditions(results: Sequence[Result]) -> str:
     threads = sorted({r.metadata["threads"] for r in results if "threads" in r.metadata})
     machine = facts.get("cuda_device") or f"{facts['cpu_count']} cores of {facts['cpu_model_name']}"
     text = (
-        f"{machine}, kernels {facts['kernels']}, torch {facts['torch']}, transformers "
-        f"{facts['transformers']}, commit {facts['commit']}, {facts['date'][:10]}"
+        f"{machine}, kernels {facts['kernels']}, torch {facts['torch']}, "
+        f"commit {facts['commit']}, {facts['date'][:10]}"
     )
     if threads:
         text += f", {'/'.join(map(str, threads))} threads"

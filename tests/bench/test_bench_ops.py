@@ -1,0 +1,151 @@
+"""``bench ops`` on a tiny shape: what it measures, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from quest_compile import ops
+from quest_compile.bench import bench_ops
+from quest_compile.bench.ops import checks, methods
+from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
+from quest_compile.bench.results import RefusedError, load_results
+from quest_compile.bench.run import run
+from quest_compile.bench.shapes import Layer
+
+TINY = ["--model-shape", "tiny", "--contexts", "256", "--budgets", "64", "--dtype", "float32"]
+FAST = ["--rounds", "2", "--max-load", "99", "--no-llama-cpp"]
+SETTINGS = [Setting("minmax", 64), Setting("minmax_int8", 64)]
+
+pytestmark = pytest.mark.skipif(
+    not ops.native_status().loaded, reason="bench refuses to time plain torch"
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    monkeypatch.setattr("quest_compile.bench.ops.inputs._ROTATED_BYTES", 1)
+    workload = Workload("tiny", Layer(4, 2, 16), 250, torch.float32)
+    return workload, make_steps(workload, SETTINGS)
+
+
+def test_a_run_measures_every_method_under_the_same_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("quest_compile.bench.ops.inputs._ROTATED_BYTES", 1)
+    monkeypatch.setattr(methods, "inner_compiler", lambda *_: "eager")
+    path = run(["ops", *TINY, *FAST, "--output", str(tmp_path)])
+    results = load_results(tmp_path)
+    whole = [r for r in results if r.workload.endswith(f"threads{torch.get_num_threads()}")]
+    assert {r.method for r in whole} == {
+        "read_loop",
+        "dense_decode",
+        "quest_64",
+        "quest-int8_64",
+        "sdpa_group_as_q_len",
+        "sdpa_enable_gqa",
+        "sdpa_transformers",
+    }
+    assert len({r.workload for r in whole}) == 1
+    stages = {r.workload.rpartition("/")[2] for r in results if r.method == "quest_64"}
+    assert stages >= {"score", "select", "attend"}
+    (quest,) = [r for r in whole if r.method == "quest_64"]
+    assert quest.metadata["sparse_calls"] == 1
+    assert quest.metadata["tokens_per_query"] == 64
+    assert quest.metadata["error"] <= 1e-5
+    assert quest.metadata["kernels"] == ops.native_status().info
+    metrics = json.loads(path.read_text())["metrics"]
+    assert metrics[f"{quest.workload}, quest_64"] == quest.median
+
+
+def test_a_context_within_the_budget_is_dense_and_has_no_stages(steps, monkeypatch):
+    workload, made = steps
+    setting = Setting("minmax", 256)
+    found = methods.methods_of(workload, made, [], ["quest_256"])
+    assert [m.name for m in found] == ["read_loop"]
+    covered = make_steps(workload, [setting])
+    method = methods.Method("quest_256", methods.sparse_decode(setting), 1, setting)
+    facts = checks.check_method(method, covered[0])
+    assert facts["sparse_calls"] == 0
+
+
+def methods_by_key(steps):
+    workload, made = steps
+    found = methods.methods_of(workload, made, SETTINGS, ["quest_64", "dense_decode"])
+    return {m.key: m for m in found}, made[0]
+
+
+def test_a_wrong_result_is_refused(steps):
+    found, step = methods_by_key(steps)
+    method = found["quest_64"]
+    right = method.call
+    method.call = lambda s: right(s) + 1e-3
+    with pytest.raises(RefusedError, match="quest_64: wrong, error"):
+        checks.check_method(method, step)
+
+
+def test_a_dense_call_under_the_name_of_quest_is_refused(steps):
+    found, step = methods_by_key(steps)
+    found["quest_64"].call = methods.dense_decode
+    with pytest.raises(RefusedError, match="quest_64: expected sparse_calls, counted"):
+        checks.check_method(found["quest_64"], step)
+
+
+def test_other_pages_than_the_best_are_refused():
+    exact = torch.arange(10.0).view(1, 1, 10)
+    right = torch.tensor([[[0, 6, 7, 8, 9]]])
+    checks.check_selection("quest", right, exact)
+    with pytest.raises(RefusedError, match="selects other pages"):
+        checks.check_selection("quest", torch.tensor([[[0, 5, 7, 8, 9]]]), exact)
+    with pytest.raises(RefusedError, match="selects other pages"):
+        checks.check_selection("quest", torch.tensor([[[5, 6, 7, 8, 9]]]), exact)
+
+
+def test_kernels_of_another_level_are_refused(monkeypatch):
+    monkeypatch.setenv("QUEST_COMPILE_ISA", "another")
+    with pytest.raises(RefusedError, match="QUEST_COMPILE_ISA=another, but cpu:"):
+        checks.check_kernels("cpu")
+
+
+def test_plain_torch_is_refused(monkeypatch):
+    status = ops.native_status().__class__(False, "torch reference", "disabled")
+    monkeypatch.setattr(checks.ops, "native_status", lambda: status)
+    with pytest.raises(RefusedError, match="plain torch serves, not our kernels: disabled"):
+        checks.check_kernels("cpu")
+
+
+def test_list_measures_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(bench_ops, "measure", None)
+    assert bench_ops.main(["--list", *TINY, "--contexts", "4K", "--threads", "1,2"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny/float32/batch1/context4096/threads2" in out
+    assert "quest-int8_64" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "int8"], "--dtype must be of float32"),
+        (["--contexts", "4Q"], "expected tokens such as 32768 or 32K, got '4Q'"),
+        (["--batch", "0"], "expected positive numbers, got '0'"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_name_the_option(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench_ops.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_levels_run_in_processes_of_their_own(tmp_path):
+    levels = "scalar,avx2"
+    assert bench_ops.main([*TINY, *FAST, "--isa", levels, "--output", str(tmp_path)]) == 0
+    kernels = {r.method: r.metadata["kernels"] for r in load_results(tmp_path)}
+    assert "cpu:scalar" in kernels["quest_64@scalar"]
+    assert "cpu:avx2" in kernels["quest_64@avx2"]

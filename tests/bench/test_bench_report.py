@@ -1,0 +1,113 @@
+"""Reports: tables, plots, and the README's tables against the results on record."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from quest_compile.bench import bench_report
+from quest_compile.bench.report import tables
+from quest_compile.bench.report.document import document, with_tables
+from quest_compile.bench.report.names import label, seconds
+from quest_compile.bench.results import Result, write_results
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FACTS = {"benchmark": "ops", "cpu_count": 2, "cpu_model_name": "x", "kernels": "cpu:avx2"}
+FACTS |= {"torch": "2", "commit": "abc", "date": "2026-11-22", "dtype": "bfloat16", "threads": 2}
+
+
+def result(method, context, value, num_bytes, stage="", **more):
+    facts = FACTS | {"context": context, "bytes_moved": num_bytes, "fraction_of_read_loop": 0.5}
+    if method.startswith("quest"):
+        facts["budget"] = 2048
+    return Result(f"s/context{context}{stage}", method, [value], facts | more)
+
+
+@pytest.fixture
+def results():
+    found = []
+    for context, dense, quest in ((4096, 1e-3, 2e-3), (8192, 2e-3, 1e-3), (16384, 4e-3, 1e-3)):
+        found.append(result("dense_decode", context, dense, 16 * context))
+        found.append(result("quest_2048", context, quest, 2 * context))
+        parts = zip(tables.STAGES, (1e-4, 2e-5, 3e-4))
+        found += [result("quest_2048", context, x, 1, f"/{stage}") for stage, x in parts]
+    return found
+
+
+def test_the_readme_tables_are_those_of_the_results_on_record():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- bench: " in text
+    assert with_tables(text) == text
+
+
+def test_a_changed_number_in_a_marked_table_is_put_right(results, tmp_path):
+    write_results(tmp_path / "r", results) if (tmp_path / "r").mkdir() is None else None
+    right = with_tables("a\n<!-- bench: attention r -->\n<!-- bench end -->\nb\n", tmp_path)
+    assert "| Quest, budget 2048 | 1 ms | 0.50 | 4 |" in right
+    assert with_tables(right.replace("1 ms", "0.5 ms"), tmp_path) == right
+    with pytest.raises(ValueError, match="no table 'nonsense'"):
+        with_tables("<!-- bench: nonsense r -->\n<!-- bench end -->", tmp_path)
+
+
+def test_break_even_is_interpolated(results):
+    (line,) = tables.break_even(results, ["quest_2048"])
+    # Half as fast at 4096, twice as fast at 8192.
+    assert line == "Quest, budget 2048, bfloat16: faster from 5461 tokens on."
+
+
+def test_speed_up_stands_beside_what_the_bytes_allow(results):
+    table = tables.contexts(results)
+    assert "| bfloat16, 16K | 4 ms | 1 ms | 4.00 | 8.0 |" in table
+
+
+def test_stages_stand_beside_the_operator(results):
+    assert "bfloat16, 8K | 100 us | 20 us | 300 us | 1 ms |" in tables.stages(results)
+
+
+def test_marked_results_are_seen(results, tmp_path):
+    results[0].metadata["marked"] = "load"
+    write_results(tmp_path, results)
+    text = document(tmp_path)
+    assert "1 ms (!)" in text
+    assert "1 of 15 results are marked (!)" in text
+
+
+def test_report_writes_markdown_and_plots(results, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    write_results(tmp_path, results)
+    assert bench_report.main([str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    for name in ("time_bfloat16", "speedup_bfloat16", "stages_bfloat16"):
+        assert f"]({name}.svg)" in text
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    first = (tmp_path / "speedup_bfloat16.svg").read_bytes()
+    assert b"by bytes" in first
+    again = tmp_path / "again"
+    again.mkdir()
+    for path in tmp_path.glob("*.json"):
+        shutil.copy(path, again)
+    assert bench_report.main([str(again)]) == 0
+    assert (again / "speedup_bfloat16.svg").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ("quest_2048", "Quest, budget 2048"),
+        ("quest-int8_1024", 'Quest, budget 1024, `summary="minmax_int8"`'),
+        ("quest-sketch_512_page32", 'Quest, budget 512, `summary="sketch"`, page 32'),
+        ("dense_decode@avx2", "`dense_decode`, all tokens, avx2"),
+        ("some_new_thing", "some_new_thing"),
+    ],
+)
+def test_labels_of_methods(method, text):
+    assert label(method) == text
+
+
+def test_times_have_three_digits_and_a_unit():
+    assert [seconds(x) for x in (2.5, 0.1234, 9.876e-4, 3e-7)] == [
+        "2.5 s",
+        "123 ms",
+        "988 us",
+        "0.3 us",
+    ]
