@@ -142,7 +142,7 @@ def _time(step: Callable[..., Any], cache: Any, decoding: Decoding, device: str)
             token = greedy_step(step, cache, token.clone(), decoding.context + i)
         _synchronize(device)
         compile_seconds = time.perf_counter() - start
-        recorded = _num_recorded(device)
+        recorded = num_recorded(device)
         ops.reset_counters()
         times = []
         position = decoding.context + _WARM_UP
@@ -160,7 +160,7 @@ def _time(step: Callable[..., Any], cache: Any, decoding: Decoding, device: str)
         "compile_s": round(compile_seconds, 1),
         "sparse_calls": _sparse_calls(device, num_steps * num_rounds),
         "cudagraph_skips": counted["cudagraph_skips"],
-        "recorded_after_warm_up": _num_recorded(device) - recorded,
+        "recorded_after_warm_up": num_recorded(device) - recorded,
         "last_token": int(token[0, 0]),
     }
 
@@ -174,7 +174,7 @@ def _sparse_calls(device: str, num_steps: int) -> int:
     return graphs[-1].count("sparse") * num_steps if graphs else 0
 
 
-def _num_recorded(device: str) -> int:
+def num_recorded(device: str) -> int:
     """CUDA graphs recorded so far."""
     if device == "cpu":
         return 0

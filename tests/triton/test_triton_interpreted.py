@@ -1,0 +1,58 @@
+"""The operator tests on the Triton kernels, run by Triton's interpreter in processes of their own.
+
+Few and small cases, as the interpreter is slow; ``make test-nightly`` runs them all.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+_TESTS = Path(__file__).resolve().parents[1]
+# What counts tokens and bytes: on GPUs only calls are counted. What calls kernels without a case.
+_NOT_FOR_GPUS = (
+    "not counts and not never_attends_more and not native and not threads and not int8 and not "
+    "seals_each_page_once and not opcheck and not graph and not rebuilds_that_one"
+)
+_QUICK = {
+    "test_score_pages.py": "score_of_the_paper",
+    "test_select_pages.py": "selects_as_the_contract or special_scores or budget_beyond",
+    "test_attend_pages.py": "is_attention_over_the_listed",
+    "test_dense_decode.py": "any_strides or (any_length and dtype0 and 17)",
+    "test_sparse_decode.py": "is_attention_over_the_best or equals_score_select_attend",
+    "test_update_page_summary.py": "prefill_in_pieces or one_row_and_head or crop",
+}
+_ALL = (*_QUICK, "test_sparse_decode_step.py", "test_several_queries.py")
+
+
+def run_interpreted(files, chosen, **variables):
+    """pytest's last line; every test must pass and some must run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "triton_on_cpu", "-p", "no:warnings"]
+    command += ["-p", "no:cacheprovider", "--tb=short", "-k", f"({chosen}) and {_NOT_FOR_GPUS}"]
+    path = os.pathsep.join([str(_TESTS), str(_TESTS / "triton"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, *(str(_TESTS / "ops" / name) for name in files)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path} | variables,
+        capture_output=True,
+        text=True,
+        cwd=_TESTS.parent,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert int(re.search(r"(\d+) passed", summary)[1]) > 0
+
+
+@pytest.mark.parametrize("name", _QUICK)
+def test_operator_in_the_interpreter(name):
+    run_interpreted([name], _QUICK[name])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", _ALL)
+def test_every_case_in_the_interpreter(name):
+    run_interpreted([name], "test", QUEST_TRITON_CASES="all")
