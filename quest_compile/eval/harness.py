@@ -21,7 +21,9 @@ from quest_compile.eval.protocol import Session
 
 try:
     from lm_eval.models.huggingface import HFLM
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "lm_eval":
+        raise
     raise ImportError(
         "quest_compile.eval.harness needs lm-evaluation-harness: "
         "pip install 'quest-compile[lm-eval]'"
