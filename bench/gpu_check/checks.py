@@ -72,7 +72,8 @@ def tests(record: Record, device: str) -> None:
         runs += ["triton"] if runs == ["native"] else []
     failed = []
     for provider in runs:
-        limit = max(30.0, min(120.0, record.seconds_left() * 0.3))
+        longest = 100.0 if provider == runs[0] else 60.0
+        limit = max(30.0, min(longest, record.seconds_left() * 0.3))
         marks = "cuda and not nightly" if device == "cuda" else "not nightly"
         command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider"]
         command += ["--tb=short", "-rf", "--maxfail=20", "--durations=5", *paths]
