@@ -13,6 +13,7 @@ BENCHMARKS = {
     "compile": "time to the first token, cold and warm, and seconds of the passes",
     "memory": "peak of a process, and what page summaries add",
     "longrun": "thousands of tokens: no step gets slower",
+    "eval": "does Quest hurt a model? the same as quest-compile eval",
     "report": "tables and plots from results",
     "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",

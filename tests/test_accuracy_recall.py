@@ -167,7 +167,7 @@ def test_the_pages_hold_almost_all_attention_that_answers_need(few):
 def test_questions_do_not_depend_on_those_before(many):
     """The state after a rollback is that of a cache that was never asked anything."""
     asked = many("quest", 128)
-    for number in (1, 40):
+    for number in (1, 30):
         session = Session(many.decoder.model, many.contexts[0].num_tokens)
         only = slice(number, number + 1)
         alone = Asked(session, many.contexts, many.decoder, "quest", 128, only)
