@@ -1,8 +1,8 @@
 // Attention of one group of query heads over a list of tokens of their KV head.
 //
 // Tokens are taken in spans: the logits of a span, then their softmax, then its values, with a
-// running maximum and sum from span to span. Heads are taken 4, 2 or 1 at a time. Both passes
-// fetch the rows that come next, keys and then values, some pages ahead.
+// running maximum and sum from span to span. Heads are taken 4, 2 or 1 at a time. Each pass over
+// the keys or values of a span fetches rows that come later, in this pass or the next (Stream).
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/value.h"
 #include "params.h"
@@ -14,9 +14,17 @@ namespace {
 constexpr int kSpan = 256;
 // Tokens whose values are added to one set of columns before the next set.
 constexpr int kValueTokens = 64;
+// Rows are fetched to the L2 cache so many bytes before they are used, and from there to the L1
+// cache so many tokens before.
 constexpr int kFetchBytes = 16384;
-constexpr int kMaxFetchTokens = 256;
-static_assert(kMaxFetchTokens + kTileSize <= kTokenPadding, "fetching stays within the padding");
+constexpr int kMaxFetchTokens = 128;
+constexpr int kNearTokens = 4;
+// A fetch that misses the TLB stalls until the address is known: a few at once take no longer, so
+// a row of every few tokens is touched that much ahead of the fetches.
+constexpr int kTouchTokens = 64;
+constexpr int kTouchStep = 16;
+constexpr int kMemoryPage = 4096;
+static_assert(kMaxFetchTokens + 2 * kTouchTokens <= kTokenPadding, "touching stays in the padding");
 
 alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
 
@@ -24,7 +32,7 @@ alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
 struct Span {
   const int32_t* tokens;
   int size;
-  int fetch;  // tokens to fetch ahead; 0 = another tile of heads has fetched the rows of the span
+  bool is_fetched;  // into the L2 cache, by another tile of heads
   bool is_last;
 };
 
@@ -35,7 +43,6 @@ struct Rows {
   int bytes;
 
   QUEST_INLINE const T* operator[](int32_t token) const { return data + token * stride; }
-  QUEST_INLINE void fetch(int32_t token) const { prefetch(data + token * stride, bytes); }
 };
 
 template <class T>
@@ -49,6 +56,75 @@ Rows<T> values_of(const AttendParams& p) {
           p.value_dim * static_cast<int>(sizeof(T))};
 }
 
+// The rows of a pass over a span, followed by those of the pass behind it.
+template <class T>
+class Stream {
+ public:
+  Stream(const Span& span, const Rows<T>& rows, const Rows<T>& next_rows,
+         const int32_t* next_tokens)
+      : rows_(rows), next_rows_(next_rows), span_(span), next_tokens_(next_tokens) {
+    const int wanted = kFetchBytes / rows.bytes;
+    ahead_ = wanted < kMaxFetchTokens ? wanted : kMaxFetchTokens;
+    const int tokens = kMemoryPage / rows.bytes;
+    touch_step_ = tokens < kTouchStep ? tokens : kTouchStep;
+  }
+
+  // Before kCount rows from the t-th on are used: elements [begin, begin + size) of those to come.
+  template <int kCount>
+  QUEST_INLINE void advance(int t, int begin, int size) const {
+    const int bytes = size * static_cast<int>(sizeof(T));
+    for (int i = 0; i < kCount; ++i) {
+      if (const T* row = (*this)[t + i + kNearTokens]) prefetch_near(row + begin, bytes);
+    }
+    if (span_.is_fetched) return;
+    if (begin == 0 && t % kTouchTokens == 0) touch(t + ahead_ + kTouchTokens, kTouchTokens);
+    for (int i = 0; i < kCount; ++i) {
+      if (const T* row = (*this)[t + i + ahead_]) prefetch(row + begin, bytes);
+    }
+  }
+
+  // The first rows, which no pass before has fetched.
+  void begin() const {
+    touch(0, ahead_ + kTouchTokens);
+    for (int i = 0; i < ahead_; ++i) {
+      if (const T* row = (*this)[i]) prefetch(row, rows_.bytes);
+    }
+  }
+
+ private:
+  QUEST_INLINE const T* operator[](int i) const {
+    if (i < span_.size) return rows_[span_.tokens[i]];
+    return next_tokens_ ? next_rows_[next_tokens_[i - span_.size]] : nullptr;
+  }
+  QUEST_INLINE void touch(int first, int count) const {
+    for (int i = first; i < first + count; i += touch_step_) {
+      if (const T* row = (*this)[i]) prefetch(row, 1);
+      // Rows need not begin where memory pages do.
+      if (const T* row = (*this)[i + touch_step_ - 1]) prefetch(end_of(row), 1);
+    }
+  }
+
+  QUEST_INLINE const char* end_of(const T* row) const {
+    return reinterpret_cast<const char*>(row) + rows_.bytes - 1;
+  }
+
+  Rows<T> rows_, next_rows_;
+  const Span& span_;
+  const int32_t* next_tokens_;  // nullptr: nothing follows
+  int ahead_, touch_step_;
+};
+
+template <class T>
+Stream<T> key_stream(const AttendParams& p, const Span& span) {
+  return {span, keys_of<T>(p), values_of<T>(p), span.tokens};
+}
+
+template <class T>
+Stream<T> value_stream(const AttendParams& p, const Span& span) {
+  const int32_t* next_tokens = span.is_last ? nullptr : span.tokens + span.size;
+  return {span, values_of<T>(p), keys_of<T>(p), next_tokens};
+}
+
 // logits [size rounded up to a tile, kHeads], -inf behind the span, in units of log2.
 template <class T, int kHeads>
 void compute_logits(const AttendParams& p, const Span& span, int first_head, float* logits) {
@@ -59,17 +135,11 @@ void compute_logits(const AttendParams& p, const Span& span, int first_head, flo
     D::prepare(static_cast<const T*>(p.query) + (first_head + h) * p.query_stride, p.head_dim,
                query + h * kMaxHeadDim);
   }
-  const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
+  const Rows<T> keys = keys_of<T>(p);
+  const Stream<T> stream = key_stream<T>(p, span);
   const V scale = set1(p.scale_log2);
   for (int t = 0; t < span.size; t += kRows) {
-    if (span.fetch) {
-      const int next = t + span.fetch;
-      if (next < span.size) {
-        for (int r = 0; r < kRows; ++r) keys.fetch(span.tokens[next + r]);
-      } else {
-        for (int r = 0; r < kRows; ++r) values.fetch(span.tokens[next - span.size + r]);
-      }
-    }
+    stream.template advance<kRows>(t, 0, p.head_dim);
     const T* rows[kRows];
     QUEST_UNROLL
     for (int r = 0; r < kRows; ++r) rows[r] = keys[span.tokens[t + r]];
@@ -130,8 +200,9 @@ template <class T, int kHeads, int kPairs, bool kPartial>
 void add_columns(const AttendParams& p, const Span& span, int first_head, int begin, int end,
                  int column, const typename Values<T>::Weight* weights) {
   constexpr int kTokens = Values<T>::kTokens;
-  const Rows<T> keys = keys_of<T>(p), values = values_of<T>(p);
-  const int fetch = column == 0 ? span.fetch : 0;
+  const Rows<T> values = values_of<T>(p);
+  const Stream<T> stream = value_stream<T>(p, span);
+  const int width = kPartial ? p.value_dim - column : kPairs * kPairWidth;
   float* out = p.values + first_head * p.values_stride + column;
   V sums[kHeads][kPairs][2];
   QUEST_UNROLL
@@ -140,14 +211,7 @@ void add_columns(const AttendParams& p, const Span& span, int first_head, int be
     for (int c = 0; c < 2 * kPairs; ++c) sums[h][c / 2][c % 2] = zero();
   }
   for (int t = begin; t < end; t += kTokens) {
-    if (fetch) {
-      const int next = t + fetch;
-      if (next < span.size) {
-        for (int i = 0; i < kTokens; ++i) values.fetch(span.tokens[next + i]);
-      } else if (!span.is_last) {
-        for (int i = 0; i < kTokens; ++i) keys.fetch(span.tokens[next + i]);
-      }
-    }
+    stream.template advance<kTokens>(t, column, width);
     const T* row = values[span.tokens[t]] + column;
     // Not the row behind the span: its weight is 0, but it may hold infinities.
     const T* second =
@@ -199,15 +263,10 @@ void attend_rows(const AttendParams& p) {
     p.sums[h] = 0;
     memset(p.values + h * p.values_stride, 0, p.values_stride * sizeof(float));
   }
-  const Rows<T> keys = keys_of<T>(p);
-  const int wanted = kFetchBytes / keys.bytes;
-  const int fetch = wanted < kMaxFetchTokens ? wanted : kMaxFetchTokens;
-  if (p.is_first) {
-    for (int t = 0; t < fetch && t < p.num_tokens; ++t) keys.fetch(p.tokens[t]);
-  }
   for (int first = 0; first < p.num_tokens; first += kSpan) {
     const int rest = p.num_tokens - first;
-    Span span = {p.tokens + first, rest < kSpan ? rest : kSpan, fetch, rest <= kSpan && p.is_last};
+    Span span = {p.tokens + first, rest < kSpan ? rest : kSpan, false, rest <= kSpan && p.is_last};
+    if (first == 0 && p.is_first) key_stream<T>(p, span).begin();
     for (int h = 0; h < p.num_heads;) {
       if (p.num_heads - h >= 4) {
         attend_heads<T, 4>(p, span, h);
@@ -219,7 +278,7 @@ void attend_rows(const AttendParams& p) {
         attend_heads<T, 1>(p, span, h);
         h += 1;
       }
-      span.fetch = 0;
+      span.is_fetched = true;
     }
   }
   for (int h = 0; h < p.num_heads; ++h)
