@@ -126,7 +126,7 @@ def test_a_budget_beyond_the_context_is_dense(many):
     found, dense = many("quest", 8192), many("dense")
     assert found.tokens == dense.tokens
     for mine, theirs in zip(found.logits, dense.logits):
-        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-5)
     assert found.activity.sparse_steps == 0
 
 
