@@ -47,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(contexts=[8192], rounds=8, method_seconds=4.0, layers=4)
+        parser.set_defaults(summaries=["minmax"])
         args = parser.parse_args(argv)
     options.check(parser, args)
     settings = settings_of(args)
+    if args.quick and args.methods is None:
+        args.methods = ["dense_transformers", "dense_decode", *(s.name for s in settings)]
     cases = list(itertools.product(args.dtype, args.batch, args.contexts, args.threads))
     if args.list:
         print("methods: " + ", ".join([*DENSE_METHODS, *(s.name for s in settings), "llama_cpp"]))

@@ -36,11 +36,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``--rounds`` are the tokens to decode; the longest context, dtype and batch named first."""
+    """``--rounds`` are the tokens to decode; of contexts, dtypes and batches the first counts."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.quick:
-        parser.set_defaults(layers=4, rounds=400)
+        parser.set_defaults(layers=4, rounds=400, summaries=["minmax"])
         args = parser.parse_args(argv)
     options.check(parser, args)
     if args.rounds < 4 * _NUM_WINDOWS:

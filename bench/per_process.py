@@ -33,7 +33,7 @@ def main(
     options.add_model_arguments(parser)
     args = parser.parse_args(argv)
     if args.quick:
-        parser.set_defaults(**quick)
+        parser.set_defaults(summaries=["minmax"], **quick)
         args = parser.parse_args(argv)
     options.check(parser, args)
     if args.model:
@@ -41,7 +41,10 @@ def main(
     settings = tuple(
         Setting(*s) for s in itertools.product(args.summaries or SUMMARIES, args.budgets)
     )
-    methods = names_of(list(settings), args.methods)
+    wanted = args.methods
+    if args.quick and wanted is None:
+        wanted = ["dense_transformers", *(s.name for s in settings)]
+    methods = names_of(list(settings), wanted)
     cases = list(itertools.product(args.dtype, args.batch, args.contexts, args.threads))
     if args.list:
         print(f"methods: {', '.join(methods)}")
