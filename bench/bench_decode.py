@@ -51,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     options.check(parser, args)
     settings = settings_of(args)
+    known = [*DENSE_METHODS, *(s.name for s in settings), "llama_cpp", "llama_cpp_flash"]
+    options.check_methods(parser, args, known)
     if args.quick and args.methods is None:
         args.methods = ["dense_transformers", "dense_decode", *(s.name for s in settings)]
     cases = list(itertools.product(args.dtype, args.batch, args.contexts, args.threads))
     if args.list:
-        print("methods: " + ", ".join([*DENSE_METHODS, *(s.name for s in settings), "llama_cpp"]))
+        print("methods: " + ", ".join(args.methods or known))
         print("\n".join(_name(args, *case) for case in cases))
         return 0
     recorder = options.recorder_of("decode", args)

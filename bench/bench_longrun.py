@@ -18,7 +18,7 @@ import torch
 from quest_compile import ops
 from quest_compile.bench import bench_decode, options
 from quest_compile.bench.decode.decoder import Decoder, Place
-from quest_compile.bench.decode.methods import check_memory, decoders_of
+from quest_compile.bench.decode.methods import check_memory, decoders_of, names_of
 from quest_compile.bench.load import LoadMeter
 from quest_compile.bench.ops.checks import check_kernels
 from quest_compile.bench.report.more_tables import quantities
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rounds < 4 * _NUM_WINDOWS:
         parser.error(f"--rounds must be at least {4 * _NUM_WINDOWS} here, got {args.rounds}")
     settings = bench_decode.settings_of(args)
+    options.check_methods(parser, args, names_of(settings, None))
     # torch's own attention would take hours, and has nothing that could drift.
     methods = args.methods or ["dense_decode", *(s.name for s in settings)]
     dtype, context, batch = args.dtype[0], args.contexts[0], args.batch[0]

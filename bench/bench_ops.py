@@ -75,11 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     options.check(parser, args)
     workloads, settings = workloads_of(args), settings_of(args)
+    known = ["read_loop", "dense_decode", *(s.name for s in settings), *TORCH_METHODS]
+    known += ["llama_cpp", "llama_cpp_flash"]
+    options.check_methods(parser, args, known)
     if args.shapes or args.isa:
         args.methods = args.methods or ["dense_decode", *(s.name for s in settings)]
     if args.list:
-        names = ["read_loop", "dense_decode", *(s.name for s in settings), *TORCH_METHODS]
-        print("methods: " + ", ".join(args.methods or [*names, "llama_cpp", "llama_cpp_flash"]))
+        print("methods: " + ", ".join(args.methods or known))
         print("\n".join(map(name_of, workloads)))
         return 0
     recorder = options.recorder_of("ops", args)

@@ -63,6 +63,15 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.threads = args.threads or [torch.get_num_threads()]
 
 
+def check_methods(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, known: list[str]
+) -> None:
+    """Exits with a message when ``--methods`` names another one."""
+    for name in args.methods or ():
+        if name not in known:
+            parser.error(f"--methods must be of {', '.join(known)}, got {name!r}")
+
+
 def recorder_of(name: str, args: argparse.Namespace) -> Recorder:
     folder = args.output
     if folder is None and args.record:

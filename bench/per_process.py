@@ -41,6 +41,7 @@ def main(
     settings = tuple(
         Setting(*s) for s in itertools.product(args.summaries or SUMMARIES, args.budgets)
     )
+    options.check_methods(parser, args, names_of(list(settings), None))
     wanted = args.methods
     if args.quick and wanted is None:
         wanted = ["dense_transformers", *(s.name for s in settings)]

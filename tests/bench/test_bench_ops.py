@@ -133,6 +133,7 @@ def test_list_measures_nothing(capsys, monkeypatch):
         (["--dtype", "int8"], "--dtype must be of float32"),
         (["--contexts", "4Q"], "expected tokens such as 32768 or 32K, got '4Q'"),
         (["--batch", "0"], "expected positive numbers, got '0'"),
+        (["--methods", "quest_1"], "--methods must be of read_loop, dense_decode, quest_2048"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
     ],
 )
