@@ -1,4 +1,4 @@
-"""The one command for a GPU machine, on a CPU: every step on tiny shapes; no result means anything."""
+"""The one command for a GPU machine, run on a CPU: all steps on tiny shapes, to see them work."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def test_a_model_decodes_sparse_and_dense(tmp_path):
     (step,) = found["steps"]
     assert (code, step["status"]) == (0, "ok"), step["why"]
     rows = {row["method"]: row for row in step["rows"] if "method" in row}
-    assert rows["quest"]["sparse_calls"] == 2 * 3
+    assert rows["quest"]["sparse_calls"] == 1 * 3
     assert [rows[name]["sparse_calls"] for name in rows if name.startswith("dense")] == [0] * 3
     assert step["rows"][-1]["best_dense"] in rows
 
