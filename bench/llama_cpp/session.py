@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ class LlamaModel:
         self.handle = self.api.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ValueError(f"llama.cpp does not load {path}")
-
-    def close(self) -> None:
-        self.api.llama_model_free(self.handle)
+        weakref.finalize(self, self.api.llama_model_free, self.handle)
 
 
 class LlamaSession:
@@ -44,6 +43,8 @@ class LlamaSession:
     def __init__(
         self, model: LlamaModel, num_tokens: int, *, flash_attention: bool, threads: int, spare: int
     ) -> None:
+        # A context is freed before its model.
+        self._model = model
         self._api = model.api
         params = self._api.llama_context_default_params()
         params.n_ctx = num_tokens + max(spare, _FEW_TOKENS)
@@ -54,6 +55,7 @@ class LlamaSession:
         self._context = self._api.llama_init_from_model(model.handle, params)
         if not self._context:
             raise ValueError(f"llama.cpp makes no context of {params.n_ctx} tokens")
+        weakref.finalize(self, self._api.llama_free, self._context)
         self._token = (self._api.llama_token * 1)(1)
         self._fill(num_tokens)
         self.num_tokens = num_tokens
@@ -72,9 +74,6 @@ class LlamaSession:
         if not self._api.llama_memory_seq_rm(memory, 0, num_tokens, -1):
             raise RuntimeError("llama.cpp does not remove tokens from its cache")
         self.num_tokens = num_tokens
-
-    def close(self) -> None:
-        self._api.llama_free(self._context)
 
     def _decode(self, tokens: Any) -> None:
         batch = self._api.llama_batch_get_one(tokens, len(tokens))

@@ -10,6 +10,7 @@ from quest_compile.bench.decode import check, methods
 from quest_compile.bench.decode.models import filled_cache, random_model
 from quest_compile.bench.results import load_results
 from quest_compile.bench.shapes import SHAPES
+from quest_compile.decoding import step_inputs
 
 TINY = ["--model-shape", "tiny", "--contexts", "240", "--budgets", "64", "--dtype", "float32"]
 FAST = ["--rounds", "3", "--max-load", "99", "--no-llama-cpp", "--summaries", "minmax"]
@@ -115,3 +116,23 @@ def test_enable_gqa_is_the_same_attention(monkeypatch):
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
         torch.testing.assert_close(twin(tokens).logits, expected)
     assert called == [True] * 4
+
+
+def test_enable_gqa_is_compiled_apart_from_the_model_with_the_same_code():
+    from quest_compile.bench.decode.models import with_enable_gqa
+
+    uses_gqa = []
+
+    def capture(gm, example_inputs):
+        calls = [n for n in gm.graph.nodes if "scaled_dot_product" in str(n.target)]
+        uses_gqa.append({bool(n.kwargs.get("enable_gqa")) for n in calls})
+        return gm.forward
+
+    model = random_model(SHAPES["tiny"], torch.float32, "cpu", None)
+    place = {"context": 24, "capacity": 32, "batch": 1}
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    for own in (model, with_enable_gqa(model)):
+        compiled = torch.compile(own, backend=capture)
+        with torch.no_grad():
+            compiled(**step_inputs(filled_cache(own, **place), token, 24))
+    assert uses_gqa == [{False}, {True}]

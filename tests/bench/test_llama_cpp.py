@@ -1,6 +1,7 @@
 """llama.cpp as a peer: the state of its cache and, where it is installed, a decode step."""
 
 import struct
+import weakref
 
 import pytest
 import torch
@@ -63,5 +64,9 @@ def test_a_step_decodes_behind_the_filled_context(flash_attention, tmp_path):
     assert session.num_tokens == 301
     session.rewind(300)
     assert session.step() > 0
-    session.close()
-    model.close()
+    # A context is freed with its session, a model with its last context.
+    kept, freed = weakref.ref(model), weakref.ref(session)
+    del model
+    assert kept() is not None
+    del session
+    assert (kept(), freed()) == (None, None)
