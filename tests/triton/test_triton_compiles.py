@@ -37,8 +37,8 @@ def source_of(function, args, kwargs):
     for i, parameter in enumerate(function.params):
         value, name = values[parameter.name], parameter.name
         is_special = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (value == 1 and is_special
-                                                       and isinstance(value, int)):
+        is_one = isinstance(value, int) and value == 1 and is_special
+        if parameter.is_constexpr or value is None or is_one:
             signature[name], constants[(i,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]

@@ -20,14 +20,20 @@ _NOT_FOR_GPUS = (
     "seals_each_page_once and not opcheck and not graph and not rebuilds_that_one"
 )
 _QUICK = {
-    "test_score_pages.py": "score_of_the_paper",
-    "test_select_pages.py": "selects_as_the_contract or special_scores or budget_beyond",
-    "test_attend_pages.py": "is_attention_over_the_listed",
-    "test_dense_decode.py": "any_strides or (any_length and dtype0 and 17)",
-    "test_sparse_decode.py": "is_attention_over_the_best or equals_score_select_attend",
-    "test_update_page_summary.py": "prefill_in_pieces or one_row_and_head or crop",
+    ("test_score_pages.py", "test_select_pages.py", "test_update_page_summary.py"): (
+        "score_of_the_paper or selects_as_the_contract or (special_scores and 4) or budget_beyond "
+        "or prefill_in_pieces or one_row_and_head or crop"
+    ),
+    ("test_attend_pages.py", "test_dense_decode.py", "test_sparse_decode.py"): (
+        "is_attention_over or any_strides or equals_score_select_attend or "
+        "(any_length and dtype0 and 17)"
+    ),
 }
-_ALL = (*_QUICK, "test_sparse_decode_step.py", "test_several_queries.py")
+_ALL = (
+    *(name for names in _QUICK for name in names),
+    "test_sparse_decode_step.py",
+    "test_several_queries.py",
+)
 
 
 def run_interpreted(files, chosen, **variables):
@@ -47,9 +53,9 @@ def run_interpreted(files, chosen, **variables):
     assert int(re.search(r"(\d+) passed", summary)[1]) > 0
 
 
-@pytest.mark.parametrize("name", _QUICK)
-def test_operator_in_the_interpreter(name):
-    run_interpreted([name], _QUICK[name])
+@pytest.mark.parametrize("names", _QUICK, ids=["selection", "attention"])
+def test_operators_in_the_interpreter(names):
+    run_interpreted(names, _QUICK[names])
 
 
 @pytest.mark.nightly
