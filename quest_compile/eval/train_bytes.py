@@ -70,9 +70,7 @@ class Samples:
         return torch.stack(tokens), torch.stack(weights)
 
     def _row(self, length: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        text, answers = b"", []
-        if number % 2:
-            text, answers = self._task(length)
+        text, answers = self._task(length) if number % 2 else (b"", [])
         text += self._window(length - len(text))
         tokens = torch.tensor([BOS, *text[:length]], dtype=torch.int16)
         weights = torch.ones(length)
