@@ -69,8 +69,16 @@ def _sdpa_enable_gqa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    # Without a mask, several queries are causal.
+    is_causal = attention_mask is None and query.shape[2] > 1
     out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        is_causal=is_causal,
+        scale=scaling,
+        enable_gqa=True,
     )
     return out.transpose(1, 2).contiguous(), None
 
