@@ -53,7 +53,7 @@ def add_page_summaries(
             continue
         nodes: dict[str, fx.Node] = {}
         for name, value in _empty_state(example_value(site.key_cache), config).items():
-            nodes[name] = last = _add_static_input(graph, last, f"quest_{len(added)}_{name}", value)
+            nodes[name] = last = add_static_input(graph, last, f"quest_{len(added)}_{name}", value)
         with graph.inserting_before(site.key_write.next):
             cache_position = site.cache_position
             if example_value(cache_position).dtype != torch.int64:
@@ -87,7 +87,7 @@ def _empty_state(key_cache: torch.Tensor, config: QuestConfig) -> dict[str, torc
     return state if channel_scale is None else state | {"channel_scale": channel_scale}
 
 
-def _add_static_input(
+def add_static_input(
     graph: fx.Graph, last: fx.Node | None, name: str, value: torch.Tensor
 ) -> fx.Node:
     """A placeholder that Dynamo, AOT Autograd and CUDA graphs take for a fixed-address buffer."""

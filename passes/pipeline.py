@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from quest_compile.config import QuestConfig
+from quest_compile.passes.add_audits import add_audits
 from quest_compile.passes.add_page_summaries import SummaryInputs, add_page_summaries
 from quest_compile.passes.decide import Decision, decide
 from quest_compile.passes.graph import copy_graph, example_value, module_of
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
-    """A rewritten graph: ``gm`` takes the inputs of the original, then the state of ``summaries``.
+    """A rewritten graph: ``gm`` takes the inputs of the original, then the state of ``summaries``,
+    then the totals of ``audits``, one per sparse call.
 
     ``gm`` is the original object when nothing was rewritten.
     """
@@ -31,10 +33,16 @@ class Rewrite:
     decisions: list[Decision]
     summaries: list[SummaryInputs]
     seconds: float
+    audits: list[fx.Node] = dataclasses.field(default_factory=list)
 
     def state_values(self) -> list[torch.Tensor]:
         """Fakes of the added inputs, in their order."""
-        return [example_value(node) for inputs in self.summaries for node in inputs.nodes]
+        nodes = [node for inputs in self.summaries for node in inputs.nodes]
+        return [*map(example_value, nodes), *self.audit_values()]
+
+    def audit_values(self) -> list[torch.Tensor]:
+        """Fakes of the last added inputs."""
+        return [example_value(node) for node in self.audits]
 
 
 def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
@@ -43,10 +51,13 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     graph = copy_graph(gm)
     decisions = decide(match_attention(graph), config)
     summaries: list[SummaryInputs] = []
+    audits: list[fx.Node] = []
     rewritten = gm
     if any(decision.is_rewritten for decision in decisions):
         summaries = add_page_summaries(graph, decisions, config=config)
         replace_attention(graph, decisions, summaries, config=config)
+        if config.audit:
+            audits = add_audits(graph, config=config)
         mark_static_caches(decisions)
         graph.lint()
         rewritten = module_of(graph, gm)
@@ -54,4 +65,4 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     log.debug(
         "%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds
     )
-    return Rewrite(rewritten, decisions, summaries, seconds)
+    return Rewrite(rewritten, decisions, summaries, seconds, audits)

@@ -11,14 +11,10 @@ from torch import fx
 from typing_extensions import Never
 
 from quest_compile import ops
+from quest_compile.audits import GraphAudits
 from quest_compile.config import QuestConfig
 from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
-from quest_compile.inner import (
-    compile_rewrite,
-    has_cpu_tensor,
-    inner_compiler,
-    mode_options,
-)
+from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import GraphReport, Report, report_rewrite
 from quest_compile.state import record_own_write, state_of
@@ -58,7 +54,8 @@ class QuestBackend:
         is_graphed = wants_cuda_graph(rewrite.decisions, inner, mode, patches)
         if is_graphed:
             patches |= cuda_graph_options()
-        graph = report_rewrite(rewrite, config, mode, inner, patches)
+        audits = GraphAudits([value.device for value in rewrite.audit_values()])
+        graph = report_rewrite(rewrite, config, mode, inner, patches, audits)
         self._graphs.append(graph)
         if config.strict:
             _check_strict(graph)
@@ -67,6 +64,8 @@ class QuestBackend:
             compiled = with_own_outputs(compiled)
         if not rewrite.summaries:
             return compiled
+        if rewrite.audits:
+            compiled = audits.append_to(compiled)
         cache_indices = [s.cache_index for s in rewrite.summaries]
         return with_state(compiled, cache_indices, config.page_size, config.summary)
 
@@ -157,6 +156,7 @@ def backend(
     max_q_len: int = 8,
     group_reduce: str = "sum",
     summary: str = "minmax",
+    audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,
     inductor_options: Mapping[str, Any] | None = None,

@@ -18,6 +18,7 @@ _INT_FIELDS = (
     "num_sink_pages",
     "num_recent_pages",
     "max_q_len",
+    "audit",
 )
 
 
@@ -37,6 +38,8 @@ class QuestConfig:
             ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys;
             ``"minmax_int8"``: the same in half the bytes (of 16-bit keys), rounded outward.
+        audit: every so many calls a sparse layer computes full attention too and compares, for
+            ``report()``; 0: never.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
         strict: raise when a layer that should be sparse is not.
         inductor_options: Inductor settings, as in ``torch.compile(options=)``, for these graphs.
@@ -54,6 +57,7 @@ class QuestConfig:
     max_q_len: int = 8
     group_reduce: str = "sum"
     summary: str = "minmax"
+    audit: int = 0
     inner: str = "inductor"
     strict: bool = False
     inductor_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
@@ -76,6 +80,7 @@ class QuestConfig:
             ("num_sink_pages", 0),
             ("num_recent_pages", 1),
             ("max_q_len", 1),
+            ("audit", 0),
         ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")

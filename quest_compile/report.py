@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from quest_compile import ops
+from quest_compile.audits import AUDIT_COLUMNS, GraphAudits, audit_cells
 from quest_compile.config import QuestConfig
 from quest_compile.passes import Decision, Reason, Rewrite, Treatment
 from quest_compile.passes.graph import example_value
@@ -55,6 +56,7 @@ class GraphReport:
 
     ``inner``: what compiled the rewritten graph; not ``config.inner`` where that was not possible.
     ``is_cuda_graph``: Inductor was asked to run it as a CUDA graph.
+    ``audits``: of the sparse rows; reading them waits for the device.
     """
 
     rows: tuple[ReportRow, ...]
@@ -63,6 +65,13 @@ class GraphReport:
     inner: str
     rewrite_seconds: float
     is_cuda_graph: bool = False
+    audits: GraphAudits | None = None
+
+    def audited_rows(self) -> list[tuple[ReportRow, ops.Audit | None]]:
+        """Every row, the sparse ones with what their audits found; None without ``audit``."""
+        found = iter(self.audits.read() if self.audits else ())
+        is_sparse = [row.treatment is Treatment.SPARSE for row in self.rows]
+        return [(row, next(found, None) if is_ else None) for row, is_ in zip(self.rows, is_sparse)]
 
     def count(self, treatment: Treatment | str) -> int:
         return sum(row.treatment is Treatment(treatment) for row in self.rows)
@@ -108,7 +117,10 @@ class Report:
                     "mode": graph.mode,
                     "inner": graph.inner,
                     "rewrite_seconds": graph.rewrite_seconds,
-                    "rows": [row.as_dict() for row in graph.rows],
+                    "rows": [
+                        row.as_dict() | {"audit": audit and dataclasses.asdict(audit)}
+                        for row, audit in graph.audited_rows()
+                    ],
                 }
                 for graph in self.graphs
             ],
@@ -120,7 +132,7 @@ class Report:
             return f"quest_compile: {NOTHING_COMPILED}{others}"
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
         for i, graph in enumerate(self.graphs):
-            lines += ["", f"graph {i}: {graph.summary} ({_settings(graph)})", *_table(graph.rows)]
+            lines += ["", f"graph {i}: {graph.summary} ({_settings(graph)})", *_table(graph)]
         limit = torch._dynamo.config.recompile_limit
         if len(self.graphs) >= limit:
             lines += ["", f"torch keeps {limit} graphs of a function (recompile_limit): calls that"]
@@ -138,6 +150,7 @@ def report_rewrite(
     mode: str | None,
     inner: str,
     inductor_options: Mapping[str, Any],
+    audits: GraphAudits | None = None,
 ) -> GraphReport:
     """Describe one rewritten graph, and tell the log and the structured trace."""
     graph = GraphReport(
@@ -147,9 +160,10 @@ def report_rewrite(
         inner=inner,
         rewrite_seconds=rewrite.seconds,
         is_cuda_graph=_is_cuda_graph(rewrite, inner, inductor_options),
+        audits=audits,
     )
     if graph.rows:
-        log.info("%s\n%s", graph.summary, "\n".join(_table(graph.rows)))
+        log.info("%s\n%s", graph.summary, "\n".join(_table(graph)))
         torch._logging.trace_structured(
             "artifact",
             metadata_fn=lambda: {"name": "quest_compile_report", "encoding": "json"},
@@ -195,10 +209,13 @@ def _row(decision: Decision, config: QuestConfig) -> ReportRow:
     )
 
 
-def _table(rows: Sequence[ReportRow]) -> list[str]:
-    header = ("layer", "", "attention", "pages", "tokens", "why", "where")
-    cells = [header] + [
-        (
+def _table(graph: GraphReport) -> list[str]:
+    is_audited = graph.config.audit > 0
+    header = ["layer", "", "attention", "pages", "tokens", "why", "where"]
+    header[5:5] = AUDIT_COLUMNS if is_audited else ()
+    cells = [header]
+    for row, audit in graph.audited_rows():
+        line = [
             str(row.layer),
             row.treatment.value,
             row.attention,
@@ -206,9 +223,9 @@ def _table(rows: Sequence[ReportRow]) -> list[str]:
             "-" if row.tokens is None else str(row.tokens),
             row.reason.value,
             row.source,
-        )
-        for row in rows
-    ]
+        ]
+        line[5:5] = audit_cells(audit) if is_audited else ()
+        cells.append(line)
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells]
 

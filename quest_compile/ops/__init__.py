@@ -1,6 +1,7 @@
 """The operators ``torch.ops.quest.*`` and their checked functions; importing registers them."""
 
 from quest_compile.ops.attend_pages import attend_pages
+from quest_compile.ops.audit import Audit, new_audit_totals, read_audit
 from quest_compile.ops.build_page_summary import build_page_summary, empty_page_summary
 from quest_compile.ops.counters import counters, reset_counters
 from quest_compile.ops.cuda_providers import cuda_kernels, provider_of
@@ -23,6 +24,7 @@ native_status()
 _register_cuda_kernels()
 
 __all__ = [
+    "Audit",
     "NativeLibraryWarning",
     "NativeStatus",
     "attend_pages",
@@ -32,7 +34,9 @@ __all__ = [
     "dense_decode",
     "empty_page_summary",
     "native_status",
+    "new_audit_totals",
     "provider_of",
+    "read_audit",
     "reset_counters",
     "score_pages",
     "select_pages",

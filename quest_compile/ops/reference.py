@@ -178,6 +178,21 @@ def _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, *, scale):
     return out.flatten(1, 2)[:, :, None].to(query.dtype)
 
 
+def full_attention(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
+    """Of one query: out [B, Q, E] in float32, and the probability of every position [B, Q, T]."""
+    num_kv_heads, max_seq_len = key_cache.shape[1:3]
+    live_BMT = _live_positions(seq_lens, attn_mask, max_seq_len)
+    num_heads = max(num_kv_heads, live_BMT.shape[1])
+    live_BHT = live_BMT.expand(len(query), num_heads, -1)
+    key_BHTD, value_BHTE = (
+        cache.repeat_interleave(num_heads // num_kv_heads, 1).where(live_BHT[..., None], 0)
+        for cache in (key_cache, value_cache)
+    )
+    logit_BHGT = _logits(query, key_BHTD, live_BHT, scale)
+    weight_BHGT = _exp(logit_BHGT, logit_BHGT.logsumexp(-1, keepdim=True))
+    return (weight_BHGT @ _widen(value_BHTE)).flatten(1, 2), weight_BHGT.flatten(1, 2)
+
+
 def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
@@ -251,17 +266,22 @@ def share_mask(attn_mask):
 
 def _attend(query, key_BHND, value_BHNE, live_BHN, scale):
     """Softmax attention: out [B, H, G, E], lse [B, H, G]; 0 and -inf where nothing is live."""
-    query_BHGD = _widen(query.contiguous().view(*key_BHND.shape[:2], -1, query.shape[-1]))
     key_BHND, value_BHNE = _widen(key_BHND), _widen(value_BHNE)
     if not (live_BHN.is_cpu and live_BHN.all()):
         # Dead entries are zeroed as well as masked: 0 * NaN is NaN.
         key_BHND, value_BHNE = (x.where(live_BHN[..., None], 0) for x in (key_BHND, value_BHNE))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logit_BHGN = _dot_products(query_BHGD, key_BHND) * scale
-    logit_BHGN = logit_BHGN.masked_fill(~live_BHN[:, :, None], -torch.inf)
+    logit_BHGN = _logits(query, key_BHND, live_BHN, scale)
     lse_BHG = logit_BHGN.logsumexp(-1)
     weight_BHGN = _exp(logit_BHGN, lse_BHG[..., None])
     return torch.stack([w @ v for w, v in zip(weight_BHGN, value_BHNE, strict=True)]), lse_BHG
+
+
+def _logits(query, key_BHND, live_BHN, scale):
+    """[B, H, G, N]; -inf where not live."""
+    query_BHGD = _widen(query.contiguous().view(*key_BHND.shape[:2], -1, query.shape[-1]))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logit_BHGN = _dot_products(query_BHGD, _widen(key_BHND)) * scale
+    return logit_BHGN.masked_fill(~live_BHN[:, :, None], -torch.inf)
 
 
 def _dot_products(query_BHGD, key_BHND):

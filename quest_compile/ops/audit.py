@@ -1,0 +1,198 @@
+"""How much a sparse attention call loses against full attention, summed up on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from quest_compile.ops import reference, registration, require
+
+_TOTALS = (
+    "calls",
+    "audited_calls",
+    "queries",
+    "kept_mass",
+    "output_error",
+    "page_recall",
+    "lost_mass_max",
+    "output_error_max",
+)
+
+registration.define(
+    "audit",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
+    "Tensor? attn_mask, Tensor? channel_scale, Tensor out, Tensor(a!) totals, *, int every, "
+    "int budget, int page_size=16, int num_sink_pages=1, int num_recent_pages=2, "
+    'str group_reduce="sum", str summary="minmax", float? scale=None) -> ()',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What audited calls of one attention layer lost.
+
+    Means and maxima are over the queries of query heads whose row did not fit the budget.
+
+    calls: of the layer; ``audited_calls`` of them were audited.
+    queries: queries of query heads that the figures are taken from; None below without any.
+    kept_mass: softmax probability, by full attention, of the positions that were attended.
+    output_error: |out - full| / |full| (L2).
+    page_recall: of as many pages as were attended, those with the most probability by full
+        attention: the share that was attended. Heads that share a selection share the probability.
+    """
+
+    calls: int
+    audited_calls: int
+    queries: int
+    kept_mass: float | None
+    kept_mass_min: float | None
+    output_error: float | None
+    output_error_max: float | None
+    page_recall: float | None
+
+
+def new_audit_totals(device: torch.device) -> Tensor:
+    """float64 [8], zeros: what ``torch.ops.quest.audit`` adds to."""
+    return torch.zeros(len(_TOTALS), dtype=torch.float64, device=device)
+
+
+def read_audit(totals: Tensor) -> Audit:
+    """Waits for the device."""
+    values = dict(zip(_TOTALS, totals.tolist(), strict=True))
+    queries = int(values["queries"])
+
+    def mean(name: str) -> float | None:
+        return values[name] / queries if queries else None
+
+    return Audit(
+        calls=int(values["calls"]),
+        audited_calls=int(values["audited_calls"]),
+        queries=queries,
+        kept_mass=mean("kept_mass"),
+        kept_mass_min=1 - values["lost_mass_max"] if queries else None,
+        output_error=mean("output_error"),
+        output_error_max=values["output_error_max"] if queries else None,
+        page_recall=mean("page_recall"),
+    )
+
+
+def _check(totals, every):
+    require.integer("every", every, 1)
+    require.shape("totals", totals, (len(_TOTALS),), "[8]")
+    require.dtype("totals", totals, torch.float64)
+
+
+@registration.reference("audit")
+def _audit_reference(
+    query,
+    key_cache,
+    value_cache,
+    page_summary,
+    seq_lens,
+    attn_mask,
+    channel_scale,
+    out,
+    totals,
+    *,
+    every,
+    scale=None,
+    **settings,
+):
+    """Every ``every``-th call from the first on. The CPU returns early from the others; other
+    devices, which are not waited for, do the same work and count nothing."""
+    _check(totals, every)
+    is_due = totals[0] % every == 0
+    totals[0] += 1
+    if is_due.is_cpu and not is_due:
+        return
+    totals[1] += is_due
+    queries = reference.each_query(query, seq_lens, attn_mask)
+    for i, (query_i, seq_lens_i, mask_i) in enumerate(queries):
+        caches = (key_cache, value_cache, page_summary, channel_scale)
+        losses = _losses(query_i, *caches, seq_lens_i, mask_i, out[:, :, i], scale, **settings)
+        _add(totals, is_due, *losses)
+
+
+def _losses(
+    query,
+    key_cache,
+    value_cache,
+    page_summary,
+    channel_scale,
+    seq_lens,
+    attn_mask,
+    out,
+    scale,
+    *,
+    budget,
+    page_size=16,
+    num_sink_pages=1,
+    num_recent_pages=2,
+    group_reduce="sum",
+    summary="minmax",
+):
+    """Of one query: is it counted, kept mass, output error, page recall; all [batch, num_q_heads].
+
+    The selection is made again, by the operators that sparse_decode consists of.
+    """
+    page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
+    scores = torch.ops.quest.score_pages(
+        query,
+        page_summary,
+        seq_lens,
+        channel_scale,
+        page_size=page_size,
+        group_reduce=group_reduce,
+        summary=summary,
+    )
+    pages = torch.ops.quest.select_pages(
+        scores,
+        seq_lens,
+        attn_mask,
+        page_budget=page_budget,
+        page_size=page_size,
+        num_sink_pages=num_sink_pages,
+        num_recent_pages=num_recent_pages,
+    )
+    full, mass_BQT = reference.full_attention(
+        query, key_cache, value_cache, seq_lens, attn_mask, scale=scale
+    )
+    num_pages, num_q_heads = scores.shape[2], query.shape[1]
+    padding = num_pages * page_size - max_seq_len
+    mass_BQP = torch.nn.functional.pad(mass_BQT, (0, padding)).unflatten(2, (-1, page_size)).sum(-1)
+    # Empty slots (-1) mark a page behind the last.
+    chosen_BSP = torch.zeros(*scores.shape[:2], num_pages + 1, device=scores.device)
+    slots = torch.where(pages < 0, num_pages, pages).long()
+    chosen_BSP = chosen_BSP.scatter(2, slots, 1.0)[..., :num_pages]
+    heads_per_selection = num_q_heads // chosen_BSP.shape[1]
+    kept_BQ = (mass_BQP * chosen_BSP.repeat_interleave(heads_per_selection, 1)).sum(-1)
+
+    # The pages with the most mass, as many as were chosen; ties go to the lowest index.
+    mass_BSP = mass_BQP.unflatten(1, (-1, heads_per_selection)).sum(2)
+    by_mass = mass_BSP.argsort(dim=-1, descending=True, stable=True)
+    num_chosen_BS1 = chosen_BSP.sum(-1, keepdim=True)
+    is_top = torch.arange(num_pages, device=scores.device) < num_chosen_BS1
+    found_BS = (chosen_BSP.gather(2, by_mass) * is_top).sum(-1)
+    recall_BS = found_BS / num_chosen_BS1[..., 0].clamp(min=1)
+
+    norm_BQ = torch.linalg.vector_norm(full, dim=-1)
+    error_BQ = torch.linalg.vector_norm(out.float() - full, dim=-1)
+    error_BQ = error_BQ / norm_BQ.clamp(min=torch.finfo(norm_BQ.dtype).tiny)
+    is_sparse_B1 = (seq_lens > page_budget * page_size).expand(len(query))[:, None]
+    is_counted = is_sparse_B1 & (mass_BQT.sum(-1) != 0)
+    return is_counted, kept_BQ, error_BQ, recall_BS.repeat_interleave(heads_per_selection, 1)
+
+
+def _add(totals, is_due, is_counted, kept_mass, output_error, page_recall):
+    is_counted = is_counted & is_due
+    losses = [torch.ones_like(kept_mass), kept_mass, output_error, page_recall]
+    totals[2:6] += torch.stack([x.double().where(is_counted, 0).sum() for x in losses])
+    largest = [x.double().where(is_counted, 0).amax() for x in (1 - kept_mass, output_error)]
+    totals[6:8] = torch.maximum(totals[6:8], torch.stack(largest))
+
+
+@registration.fake("audit")
+def _audit_fake(*arguments, every, **settings):
+    _check(arguments[8], every)
