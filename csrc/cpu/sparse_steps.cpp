@@ -35,8 +35,8 @@ class Runner {
  public:
   Runner(SparseCall& call, Scratch& scratch) : call_(call), scratch_(scratch) {}
 
-  void plan_by_group();
-  void plan_by_step();
+  // Tasks for the first num_whole groups as wholes, and for the others step by step.
+  void plan(int64_t num_whole);
   void run(int64_t bytes) const;
 
  private:
@@ -160,36 +160,34 @@ void Runner::add_dense() {
   }
 }
 
-void Runner::plan_by_group() {
-  take_tasks(call_.num_groups);
-  for (int64_t i = 0, count; i < call_.num_groups; i += count) {
-    count = count_queries(call_, i);
-    add(Step::kWhole, i, count, 1);
-  }
-  add_dense();
-}
-
-void Runner::plan_by_step() {
+void Runner::plan(int64_t num_whole) {
+  const int64_t first_select = num_whole * call_.selects_per_group;
   const int64_t num_selects = call_.num_selects();
   const int64_t max_parts = ceil_div(call_.max_pages, kScoreTaskPages);
   const int64_t splits =
       std::max<int64_t>(1, max_page_splits(call_.choice.page_budget, call_.choice.page_size));
   take_tasks(call_.num_groups * max_parts + num_selects + call_.num_works * splits);
+  for (int64_t i = 0, count; i < num_whole; i += count) {
+    count = count_queries(call_, i);
+    add(Step::kWhole, i, count, 1);
+  }
+  add_dense();
+
   pending_scores_ = scratch_.take<Countdown>(call_.num_groups);
   pending_selects_ = scratch_.take<Countdown>(num_selects);
-  for (int64_t i = 0; i < call_.num_groups; ++i) {
+  for (int64_t i = num_whole; i < call_.num_groups; ++i) {
     Group& group = call_.groups[i];
     group.scores = scratch_.take<float>(call_.selects_per_group * call_.max_pages);
     const int64_t parts = ceil_div(num_complete(group), kScoreTaskPages);
     new (&pending_scores_[i]) Countdown(static_cast<int32_t>(parts));
     add(Step::kScore, i, 1, parts);
   }
-  add_dense();
-  for (int64_t i = 0; i < num_selects; ++i) {
+  for (int64_t i = first_select; i < num_selects; ++i) {
     new (&pending_selects_[i]) Countdown(1);
     add(Step::kSelect, i, 1, 1);
   }
-  for (int64_t i = call_.num_dense_works; i < call_.num_works; ++i) {
+  for (int64_t i = call_.num_dense_works + first_select * call_.works_per_select();
+       i < call_.num_works; ++i) {
     Work& work = call_.works[i];
     work.unit.num_heads = heads_per_unit(call_.a, call_.heads_per_select);
     take_partials(call_.a, work, splits, scratch_);
@@ -222,19 +220,24 @@ void Runner::run(int64_t bytes) const {
   });
 }
 
-// Whether tasks of a whole group leave few threads idle.
-bool fills_threads(const SparseCall& call) {
+// How many groups to take as wholes, from the first on: a whole group needs no waiting, but tasks
+// as large as that leave threads idle where they are few or at the end.
+int64_t count_whole(const SparseCall& call) {
   int64_t num_tasks = 0;
   for (int64_t i = 0; i < call.num_groups; i += count_queries(call, i)) ++num_tasks;
   const int64_t num_threads = torch::stable::get_num_threads();
-  return 4 * num_tasks >= 3 * ceil_div(num_tasks, num_threads) * num_threads;
+  const int64_t rounds = ceil_div(num_tasks, num_threads);
+  if (4 * num_tasks < 3 * rounds * num_threads) return 0;
+  // Queries that share a task share what is read.
+  if (num_threads == 1 || rounds < 2 || num_tasks < call.num_groups) return call.num_groups;
+  return (rounds - 1) * num_threads;
 }
 
 }  // namespace
 
 void run_sparse_call(SparseCall& call, int64_t bytes, Scratch& scratch) {
   Runner runner(call, scratch);
-  fills_threads(call) ? runner.plan_by_group() : runner.plan_by_step();
+  runner.plan(count_whole(call));
   runner.run(bytes);
 }
 
