@@ -24,6 +24,7 @@ def compile_for_generate(
     max_q_len: int = 8,
     group_reduce: str = "sum",
     summary: str = "minmax",
+    audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,
     inductor_options: Mapping[str, Any] | None = None,
