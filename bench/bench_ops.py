@@ -1,10 +1,10 @@
 """Decode attention of one layer: our operators against scaled_dot_product_attention and llama.cpp.
 
-All methods run in one process, in interleaved rounds; every call takes another copy of the caches
-and comes after a read of other memory, so that all begin with the same cold caches and with threads
-that are awake. Beside each time stand the bytes that had to move, and the fraction this is of a
-plain read of as many bytes as the caches have, measured in the same rounds. Before anything is
-timed, results are compared with float64 and counters prove which kernel served.
+All methods run in one process, in interleaved rounds. Every call takes another copy of the caches,
+after a read of other memory and an untimed call on yet another copy: keys and values are cold, code
+is not, and threads are awake. Beside each time stand the bytes that had to move, and the fraction
+this is of a plain read of as many bytes as the caches have, measured in the same rounds. Before
+anything is timed, results are compared with float64 and counters prove which kernel served.
 """
 
 from __future__ import annotations

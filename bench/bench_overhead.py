@@ -66,7 +66,7 @@ def state_seconds(num_layers: int, *, steps: int = 2000) -> dict[str, list[float
     def compiled(*args: Any) -> None:
         return None
 
-    step = with_state(compiled, list(range(num_layers)), page_size=16)
+    step = with_state(compiled, [(i, i) for i in range(num_layers)], page_size=16)
     step(*arguments)
     times: dict[str, list[float]] = {"nothing": [], "state": []}
     for _ in range(ROUNDS):

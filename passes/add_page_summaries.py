@@ -18,13 +18,14 @@ from quest_compile.passes.graph import example_value
 class SummaryInputs:
     """The inputs one key cache gained.
 
-    ``cache_index``: position of the key cache among the placeholders.
+    ``cache_index``, ``value_cache_index``: positions of the caches among the placeholders.
     ``page_summary``, ``num_sealed`` and, if the kind of summary has one, ``channel_scale``: as
     update_page_summary takes them.
     ``cache_position``: int64, for the attention call that updates the summary.
     """
 
     cache_index: int
+    value_cache_index: int
     key_cache: fx.Node
     page_summary: fx.Node
     num_sealed: fx.Node
@@ -60,6 +61,7 @@ def add_page_summaries(
                 cache_position = graph.call_method("long", (cache_position,))
             inputs = SummaryInputs(
                 cache_indices[site.key_cache],
+                cache_indices[site.value_cache],
                 site.key_cache,
                 nodes["page_summary"],
                 nodes["num_sealed"],

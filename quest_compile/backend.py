@@ -14,6 +14,7 @@ from quest_compile import ops
 from quest_compile.audits import GraphAudits
 from quest_compile.config import QuestConfig
 from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
+from quest_compile.huge_pages import use_huge_pages
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import GraphReport, Report, report_rewrite
@@ -66,7 +67,7 @@ class QuestBackend:
             return compiled
         if rewrite.audits:
             compiled = audits.append_to(compiled)
-        cache_indices = [s.cache_index for s in rewrite.summaries]
+        cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
         return with_state(compiled, cache_indices, config.page_size, config.summary)
 
     def report(self) -> Report:
@@ -112,14 +113,21 @@ class QuestBackend:
 
 def with_state(
     compiled: Callable[..., Any],
-    cache_indices: list[int],
+    cache_indices: list[tuple[int, int]],
     page_size: int,
     summary: str = "minmax",
 ) -> Callable[..., Any]:
-    """Call ``compiled`` with the state of the key caches among its arguments appended."""
+    """Call ``compiled`` with the state of its key caches appended to its arguments.
+
+    ``cache_indices``: which arguments are the key cache and the value cache of a layer.
+    """
 
     def step(*args: Any) -> Any:
-        owners = [(args[i], state_of(args[i], page_size, summary)) for i in cache_indices]
+        owners = [(args[i], state_of(args[i], page_size, summary)) for i, _ in cache_indices]
+        for (key_cache, state), (_, value_index) in zip(owners, cache_indices):
+            if state.is_new:
+                for tensor in (key_cache, args[value_index], state.page_summary):
+                    use_huge_pages(tensor)
         states = [tensor for _, state in owners for tensor in state.tensors()]
         out = compiled(*args, *states)
         for key_cache, state in owners:

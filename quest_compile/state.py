@@ -28,6 +28,7 @@ class PageSummaryState:
     for caches without a version counter the position at which the next write has to begin.
     ``version``: the cache's version counter after our last call; None for inference tensors,
     which have none (there only what the device itself can see is left).
+    ``is_new``: no step has ended with this state.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class PageSummaryState:
         "channel_scale",
         "foreign_writes",
         "has_version",
+        "is_new",
         "num_sealed",
         "page_summary",
         "version",
@@ -51,6 +53,7 @@ class PageSummaryState:
         self.has_version = not key_cache.is_inference()
         self.version: int | None = None
         self.foreign_writes = 0
+        self.is_new = True
         self.address = key_cache.data_ptr()
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -115,5 +118,6 @@ def _note_foreign_write(state: PageSummaryState) -> None:
 
 def record_own_write(key_cache: torch.Tensor, state: PageSummaryState) -> None:
     """Called after each step: what the cache's version is once our graph has written it."""
+    state.is_new = False
     if state.has_version:
         state.version = key_cache._version

@@ -35,7 +35,7 @@ class CheckingBackend:
         run = functools.partial(interpreter.run, enable_io_processing=False)
         if not rewrite.summaries:
             return run
-        indices = [summary.cache_index for summary in rewrite.summaries]
+        indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
         return with_state(run, indices, config.page_size, config.summary)
 
     def check(self, operator: str, out: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
