@@ -28,9 +28,12 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED COMPONENTS cudart_static)
 target_sources(quest PRIVATE ${cuda_sources} ${cuda_host_sources})
-target_compile_definitions(quest PRIVATE QUEST_HAVE_CUDA)
+list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "^([0-9a-z]+).*" "sm_\\1" OUTPUT_VARIABLE names)
+list(JOIN names "," names)
+target_compile_definitions(quest PRIVATE QUEST_HAVE_CUDA QUEST_CUDA_ARCHITECTURES="${names}")
 # With the static runtime the library loads without CUDA, and with another CUDA than torch's.
 set_target_properties(quest PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17
+                      CUDA_VISIBILITY_PRESET hidden
                       CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_link_libraries(quest PRIVATE CUDA::cudart_static)
 message(STATUS "quest: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")

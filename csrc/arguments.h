@@ -5,42 +5,6 @@
 
 namespace quest {
 
-// Strides count elements.
-struct Query {
-  const void* data;  // [batch, num_q_heads, q_len, head_dim], head_dim contiguous
-  int64_t batch_stride;
-  int64_t head_stride;
-  int64_t query_stride;
-};
-
-struct Cache {
-  const void* data;  // [batch, num_kv_heads, max_seq_len, head_dim], head_dim contiguous
-  int64_t batch_stride;
-  int64_t head_stride;
-  int64_t token_stride;
-};
-
-struct PageSummary {
-  SummaryKind kind;
-  int64_t element_size;
-  int64_t row_bytes;
-  void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
-  float* channel_scale;  // [batch, num_kv_heads, head_dim] contiguous, or nullptr (kMinMax)
-  int64_t num_kv_heads;
-  int64_t batch_stride;
-  int64_t head_stride;
-  int64_t page_stride;
-};
-
-// Strides are 0 where the mask is broadcast.
-struct Mask {
-  const uint8_t* data;  // [batch, num_q_heads, q_len, max_seq_len], nonzero = attend; nullptr = all
-  int64_t batch_stride;
-  int64_t head_stride;
-  int64_t query_stride;
-  int64_t token_stride;
-};
-
 struct Shape {
   int64_t batch;
   int64_t q_len;

@@ -1,4 +1,4 @@
-// What a CPU kernel is given: raw pointers, sizes and strides. Kernels know no torch.
+// What kernels are given: raw pointers, sizes and strides. Kernels know no torch.
 // Strides count elements, except those of masks (bytes, which is the same for bool).
 #pragma once
 
@@ -25,6 +25,42 @@ constexpr int32_t kTokenPadding = 320;
 constexpr int32_t kMaxSplits = 128;
 // Rows of partial values are whole vectors of every instruction set.
 constexpr int32_t kPartialAlignment = 32;
+
+// Strides count elements.
+struct Query {
+  const void* data;  // [batch, num_q_heads, q_len, head_dim], head_dim contiguous
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t query_stride;
+};
+
+struct Cache {
+  const void* data;  // [batch, num_kv_heads, max_seq_len, head_dim], head_dim contiguous
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t token_stride;
+};
+
+struct PageSummary {
+  SummaryKind kind;
+  int64_t element_size;
+  int64_t row_bytes;
+  void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
+  float* channel_scale;  // [batch, num_kv_heads, head_dim] contiguous, or nullptr (kMinMax)
+  int64_t num_kv_heads;
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t page_stride;
+};
+
+// Strides are 0 where the mask is broadcast.
+struct Mask {
+  const uint8_t* data;  // [batch, num_q_heads, q_len, max_seq_len], nonzero = attend; nullptr = all
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t query_stride;
+  int64_t token_stride;
+};
 
 // Pages [first_page, last_page) of one (batch row, KV head).
 struct PageSummaryParams {

@@ -1,0 +1,490 @@
+// Split-KV attention: works, units of them, splits, and the merging of partial results. What is
+// summed with what depends on the tokens of a work alone (unit_size), so the bits do too.
+#pragma once
+
+#include "cuda/attend_warp.h"
+#include "cuda/select.h"
+
+namespace quest {
+namespace cuda {
+
+// A state of the softmax of one head and channel.
+struct Folded {
+  float maximum;
+  float sum;
+  float value;
+
+  QUEST_DEVICE void add(float other_maximum, float other_sum, float other_value) {
+    const float top = fmaxf(maximum, other_maximum);
+    const float shift = top == -kInfinity ? 0 : top;
+    const float mine = power_of_2(maximum - shift), theirs = power_of_2(other_maximum - shift);
+    sum = multiply_add(sum, mine, multiply(other_sum, theirs));
+    value = multiply_add(value, mine, multiply(other_value, theirs));
+    maximum = top;
+  }
+};
+
+// Of one unit or of all before some unit: maxima [heads], sums [heads], values [heads, value_dim].
+struct Partial {
+  float* maxima;
+  float* sums;
+  float* values;
+};
+
+QUEST_DEVICE Partial partial_at(float* memory, int num_heads, int value_dim, int64_t index) {
+  float* p = memory + index * num_heads * (value_dim + 2);
+  return {p, p + num_heads, p + 2 * num_heads};
+}
+
+struct AttendMemory {
+  SelectMemory select;
+  int32_t is_last;
+};
+
+template <class Warp>
+QUEST_BOTH int64_t stage_bytes() {
+  return Warp::kNumWarps * 2ll * kTileTokens * Warp::kRowBytes;
+}
+
+// Shared memory: AttendMemory, query, list, merging space, base, then the stages, where the order
+// of the pages is kept as long as nothing is attended.
+template <class Warp>
+QUEST_BOTH int64_t attend_shared_bytes(const AttendCall& p) {
+  const int64_t heads = p.heads_per_tile, value_dim = p.rows.value_dim;
+  const int64_t partial = heads * (value_dim + 2) * 4 + 16;
+  int64_t in_stages = p.num_stages * stage_bytes<Warp>();
+  if (p.attended == Attended::kSelected && in_stages < kMaxSharedOrder * 4) {
+    in_stages = kMaxSharedOrder * 4;
+  }
+  if (p.finish.update.positions && in_stages < kFinishSharedBytes) in_stages = kFinishSharedBytes;
+  return sizeof(AttendMemory) + 16 + Warp::kQueryBytes + kMaxSharedList * 4 +
+         Warp::kNumWarps * (partial + Warp::kScratchBytes) + partial + in_stages + 256;
+}
+
+// The positions of a work: the slots of its list of pages, or all below len.
+struct Tokens {
+  const int32_t* pages;  // nullptr: slot i is position i
+  int page_size;
+  int num_slots;
+  int len;
+  const uint8_t* mask;  // nullptr: all
+  int64_t mask_stride;
+
+  QUEST_DEVICE int position(int slot) const {
+    return pages ? pages[slot / page_size] * page_size + slot % page_size : slot;
+  }
+  QUEST_DEVICE bool is_live(int position) const {
+    return position < len && (!mask || mask[position * mask_stride]);
+  }
+};
+
+// Which work a CTA has a share of.
+struct Work {
+  int row;
+  int select_head;  // within the row
+  int first_head;   // of the tile
+  int num_heads;
+  int kv_head;
+};
+
+QUEST_DEVICE Work work_of(const AttendCall& p, int index) {
+  Work w;
+  const int tile = index % p.tiles_per_select, select = index / p.tiles_per_select;
+  const int num_selects = p.rows.num_kv_heads * p.selects_per_group;
+  w.row = select / num_selects;
+  w.select_head = select % num_selects;
+  w.first_head = w.select_head * p.heads_per_select + tile * p.heads_per_tile;
+  w.num_heads = minimum(p.heads_per_tile, p.heads_per_select - tile * p.heads_per_tile);
+  w.kv_head = w.select_head / p.selects_per_group;
+  return w;
+}
+
+template <class T, class Warp>
+class Attender {
+ public:
+  QUEST_DEVICE Attender(const AttendCall& p, const Work& work, AttendMemory& shared,
+                        SharedMemory& memory)
+      : p_(p), work_(work), shared_(shared) {
+    query_ = memory.take<char>(Warp::kQueryBytes);
+    list_ = memory.take<int32_t>(kMaxSharedList);
+    const int64_t partial = static_cast<int64_t>(p.heads_per_tile) * (p.rows.value_dim + 2);
+    merging_ = memory.take<float>(Warp::kNumWarps * partial);
+    base_ = partial_at(memory.take<float>(partial), p.heads_per_tile, p.rows.value_dim, 0);
+    scratch_ = memory.take<char>(Warp::kNumWarps * Warp::kScratchBytes) +
+               warp_index() * Warp::kScratchBytes;
+    stages_ = memory.take<char>(0);
+    stage_ = stages_ + warp_index() * (2 * kTileTokens * Warp::kRowBytes);
+  }
+
+  QUEST_DEVICE void run() {
+    const int len = row_len(p_.rows, work_.row, shared_.select.values);
+    find_tokens(len);
+    const int size = unit_size(tokens_.num_slots);
+    const int num_units = maximum(1, (tokens_.num_slots + size - 1) / size);
+    const int share = (num_units + p_.num_splits - 1) / p_.num_splits;
+    const int num_active = (num_units + share - 1) / share;
+    const int first = cta_y() * share, last = minimum(first + share, num_units);
+    if (first >= num_units) return;
+    load_query();
+    attend_units(size, first, last);
+    finish(num_units, share, num_active, first);
+  }
+
+ private:
+  QUEST_DEVICE void find_tokens(int len) {
+    tokens_ = {nullptr, p_.choice.page_size, len, len, nullptr, p_.rows.mask.token_stride};
+    if (p_.rows.mask.data) tokens_.mask = mask_of(p_.rows, work_.row, work_.first_head);
+    const int64_t budget = static_cast<int64_t>(p_.choice.page_budget) * p_.choice.page_size;
+    if (p_.attended == Attended::kAll) return;
+    if (p_.attended == Attended::kSelected && len <= budget) return;
+    const int capacity = p_.attended == Attended::kSelected ? p_.choice.page_budget : p_.num_slots;
+    int32_t* list = p_.lists ? p_.lists + static_cast<int64_t>(cta_x()) * capacity : list_;
+    int count = 0;
+    if (p_.attended == Attended::kSelected) {
+      const int num_pages = (len + p_.choice.page_size - 1) / p_.choice.page_size;
+      const int64_t num_selects = p_.rows.num_kv_heads * p_.selects_per_group;
+      const int32_t* order =
+          p_.order + (work_.row * num_selects + work_.select_head) * p_.num_pages;
+      PageSelector selector(p_.choice, order, num_pages, shared_.select,
+                            reinterpret_cast<int32_t*>(stages_));
+      count = selector.select(list);
+      tokens_.num_slots = count * p_.choice.page_size;
+      // The last page may be cut short by the end of the row.
+      if (count > 0) {
+        const int end = (list[count - 1] + 1) * p_.choice.page_size;
+        tokens_.num_slots -= maximum(0, end - len);
+      }
+    } else {
+      bool is_every_page = false;
+      count = read_list(len, list, is_every_page);
+      if (is_every_page) return;  // the same bits as kAll
+      tokens_.num_slots = count * p_.choice.page_size;
+    }
+    tokens_.pages = list;
+  }
+
+  // The listed pages in use, in the order of the list.
+  QUEST_DEVICE int read_list(int len, int32_t* list, bool& is_every_page) {
+    const int num_pages = (len + p_.choice.page_size - 1) / p_.choice.page_size;
+    const int32_t* slots = p_.page_indices + work_.row * p_.indices_strides[0] +
+                           work_.select_head * p_.indices_strides[1];
+    int count = 0;
+    bool out_of_order = false;
+    for (int first = 0; first < p_.num_slots; first += kThreads) {
+      const int i = first + thread_index();
+      const int32_t page = i < p_.num_slots ? slots[i * p_.indices_strides[2]] : -1;
+      const bool is_used = page >= 0 && page < num_pages;
+      int total = 0;
+      const int place = count + sum_before(is_used, shared_.select.values, total);
+      if (is_used) list[place] = page;
+      out_of_order = out_of_order || (is_used && page != place);
+      count += total;
+    }
+    is_every_page = !any_in_cta(out_of_order) && count == num_pages;
+    return count;
+  }
+
+  // Rows of the tile of heads, zeros behind.
+  QUEST_DEVICE void load_query() {
+    constexpr int kRowElements = Warp::kRowBytes / static_cast<int>(sizeof(T));
+    T* rows = reinterpret_cast<T*>(query_);
+    for (int i = thread_index(); i < Warp::kHeads * kRowElements; i += kThreads) {
+      const int h = i / kRowElements, d = i % kRowElements;
+      T x{};
+      if (h < work_.num_heads && d < p_.rows.head_dim) {
+        x = query_of<T>(p_.query, p_.rows, work_.row, work_.first_head + h)[d];
+      }
+      rows[i] = x;
+    }
+    // Behind head_dim rows of keys are never written again. (The order of pages was here.)
+    for (int i = thread_index(); i < p_.num_stages * Warp::kNumWarps * 2 * kTileTokens;
+         i += kThreads) {
+      T* row = reinterpret_cast<T*>(stages_ + i * Warp::kRowBytes);
+      for (int d = p_.rows.head_dim; d < minimum(p_.rows.head_dim + 8, kRowElements); ++d) {
+        row[d] = T{};
+      }
+    }
+    const int batch_row = work_.row / p_.rows.q_len;
+    keys_ = cache_of<T>(p_.key_cache, batch_row, work_.kv_head);
+    values_ = cache_of<T>(p_.value_cache, batch_row, work_.kv_head);
+    const int elements = work_.num_heads * p_.rows.value_dim;
+    for (int i = thread_index(); i < elements; i += kThreads) base_.values[i] = 0;
+    for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
+      base_.maxima[h] = -kInfinity;
+      base_.sums[h] = 0;
+    }
+    sync_cta();
+  }
+
+  // Tile i of a unit is that of warp i % Warp::kNumWarps.
+  struct Place {
+    int unit;
+    int slot;
+  };
+  static constexpr int kStep = Warp::kNumWarps * kTileTokens;
+  QUEST_DEVICE static bool attends() { return warp_index() < Warp::kNumWarps; }
+  QUEST_DEVICE int unit_end(int unit, int size) const {
+    return minimum((unit + 1) * size, tokens_.num_slots);
+  }
+  // This warp's first tile at or behind `place`; unit is `last` if there is none.
+  QUEST_DEVICE Place tile_from(Place place, int size, int last) const {
+    while (place.unit < last && place.slot >= unit_end(place.unit, size)) {
+      ++place.unit;
+      place.slot = place.unit * size + warp_index() * kTileTokens;
+    }
+    return place;
+  }
+
+  // Copies of the keys and values of a tile begin; returns which of its tokens are live.
+  QUEST_DEVICE unsigned fetch(const Place& place, int size, char* keys) {
+    const int lane = lane_index(), slot = place.slot + lane % kTileTokens;
+    int position = 0;
+    bool is_live = false;
+    if (slot < unit_end(place.unit, size)) {
+      position = tokens_.position(slot);
+      is_live = tokens_.is_live(position);
+    }
+    const unsigned live = ballot(is_live) & 0xffffu;
+    if (live == 0) return 0;
+    char* values = keys + kTileTokens * Warp::kRowBytes;
+    fetch_rows(keys_, p_.key_cache.token_stride, p_.rows.head_dim, position, live, keys);
+    fetch_rows(values_, p_.value_cache.token_stride, p_.rows.value_dim, position, live, values);
+    return live;
+  }
+
+  QUEST_DEVICE void fetch_rows(const T* cache, int64_t stride, int dim, int position, unsigned live,
+                               char* rows) {
+    constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
+    constexpr int kRowVectors = (Warp::kRowBytes - 16) / 16;
+    constexpr int kLanes = kRowVectors < 32 ? kRowVectors : 32;
+#pragma unroll
+    for (int first = 0; first < kTileTokens; first += 32 / kLanes) {
+      const int token = first + lane_index() / kLanes;
+      const int64_t start = shuffle(position, token) * stride;
+      const bool is_live = live >> token & 1;
+#pragma unroll
+      for (int i = 0; i < kRowVectors / kLanes; ++i) {
+        const int v = lane_index() % kLanes + i * kLanes;
+        if (v * kPerVector >= dim) break;
+        const T* from = is_live ? cache + start + v * kPerVector : cache;
+        char* to = rows + token * Warp::kRowBytes + v * 16;
+        if (p_.has_aligned_caches) {
+          copy_async(to, from, is_live);
+        } else {
+          for (int j = 0; j < kPerVector; ++j) {
+            reinterpret_cast<T*>(to)[j] = is_live ? from[j] : T{};
+          }
+        }
+      }
+    }
+  }
+
+  QUEST_DEVICE void attend_units(int size, int first, int last) {
+    Warp warp(query_, scratch_, p_.rows.head_dim, p_.rows.value_dim, p_.scale_log2);
+    const Place start = {attends() ? first : last, first * size + warp_index() * kTileTokens};
+    Place ahead = tile_from(start, size, last), now = ahead;
+    // Of the tiles under way, 16 bits each, the next one first.
+    uint64_t live = 0;
+#pragma unroll 1
+    for (int s = 0; s < p_.num_stages; ++s) {
+      live |= static_cast<uint64_t>(fetch_next(ahead, size, last, s)) << 16 * s;
+    }
+    int stage = 0;
+    for (int unit = first; unit < last; ++unit) {
+      while (now.unit == unit) {
+        wait();
+        sync_warp();
+        char* keys = stage_at(stage);
+        const unsigned mine = live & 0xffffu;
+        if (mine) {
+          warp.attend(keys, keys + kTileTokens * Warp::kRowBytes, mine, work_.num_heads);
+        }
+        sync_warp();
+        const uint64_t fetched = fetch_next(ahead, size, last, stage);
+        live = live >> 16 | fetched << 16 * (p_.num_stages - 1);
+        stage = stage + 1 == p_.num_stages ? 0 : stage + 1;
+        now = tile_from({now.unit, now.slot + kStep}, size, last);
+      }
+      merge(warp, unit, first == 0);
+      warp.reset();
+    }
+    wait_for_copies<0>();
+  }
+
+  QUEST_DEVICE char* stage_at(int stage) const {
+    return stage_ + stage * static_cast<int>(stage_bytes<Warp>());
+  }
+  QUEST_DEVICE unsigned fetch_next(Place& ahead, int size, int last, int stage) {
+    unsigned live = 0;
+    if (ahead.unit < last) {
+      live = fetch(ahead, size, stage_at(stage));
+      ahead = tile_from({ahead.unit, ahead.slot + kStep}, size, last);
+    }
+    commit_copies();
+    return live;
+  }
+  QUEST_DEVICE void wait() const {
+    if (p_.num_stages == 1) {
+      wait_for_copies<0>();
+    } else if (p_.num_stages == 2) {
+      wait_for_copies<1>();
+    } else {
+      wait_for_copies<2>();  // kMaxStages (plan.cpp) is 3
+    }
+  }
+
+  // What the warps found in a unit: onto what was before, from the first unit on, or for later.
+  QUEST_DEVICE void merge(Warp& warp, int unit, bool is_from_start) {
+    const int num_heads = work_.num_heads, value_dim = p_.rows.value_dim;
+    const Partial mine = partial_at(merging_, p_.heads_per_tile, value_dim, warp_index());
+    if (attends()) warp.write({mine.maxima, mine.sums, mine.values}, num_heads);
+    sync_cta();
+    const Partial out = is_from_start ? base_ : unit_partial(unit);
+    for (int i = thread_index(); i < num_heads * value_dim; i += kThreads) {
+      const int head = i / value_dim;
+      float maxima[Warp::kNumWarps], top = -kInfinity;
+#pragma unroll
+      for (int w = 0; w < Warp::kNumWarps; ++w) {
+        maxima[w] = partial_at(merging_, p_.heads_per_tile, value_dim, w).maxima[head];
+        top = fmaxf(top, maxima[w]);
+      }
+      const float shift = top == -kInfinity ? 0 : top;
+      float sum = 0, value = 0;
+#pragma unroll
+      for (int w = 0; w < Warp::kNumWarps; ++w) {
+        const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, w);
+        const float factor = power_of_2(maxima[w] - shift);
+        sum = multiply_add(part.sums[head], factor, sum);
+        value = multiply_add(part.values[i], factor, value);
+      }
+      Folded folded = {top, sum, value};
+      if (is_from_start) {
+        folded = {base_.maxima[head], base_.sums[head], base_.values[i]};
+        folded.add(top, sum, value);
+      }
+      out.values[i] = folded.value;
+      if (!is_from_start && i % value_dim == 0) {
+        out.maxima[head] = folded.maximum;
+        out.sums[head] = folded.sum;
+      }
+    }
+    sync_cta();
+    if (is_from_start) {
+      // All have read the maxima and sums before.
+      for (int h = thread_index(); h < num_heads; h += kThreads) fold_head(h);
+      sync_cta();
+    }
+  }
+
+  // Maximum and sum of a head, as those of each of its channels above.
+  QUEST_DEVICE void fold_head(int head) {
+    const int value_dim = p_.rows.value_dim;
+    float top = -kInfinity;
+    for (int w = 0; w < Warp::kNumWarps; ++w) {
+      top = fmaxf(top, partial_at(merging_, p_.heads_per_tile, value_dim, w).maxima[head]);
+    }
+    const float shift = top == -kInfinity ? 0 : top;
+    float sum = 0;
+    for (int w = 0; w < Warp::kNumWarps; ++w) {
+      const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, w);
+      sum = multiply_add(part.sums[head], power_of_2(part.maxima[head] - shift), sum);
+    }
+    Folded folded = {base_.maxima[head], base_.sums[head], 0};
+    folded.add(top, sum, 0);
+    base_.maxima[head] = folded.maximum;
+    base_.sums[head] = folded.sum;
+  }
+
+  QUEST_DEVICE Partial unit_partial(int unit) const {
+    const int64_t index = static_cast<int64_t>(cta_x()) * p_.max_units + unit;
+    return partial_at(p_.partials, p_.heads_per_tile, p_.rows.value_dim, index);
+  }
+
+  // The CTA that comes last goes on from what the first one has, in the order of the units.
+  QUEST_DEVICE void finish(int num_units, int share, int num_active, int first) {
+    const int value_dim = p_.rows.value_dim, count = work_.num_heads * value_dim;
+    if (num_active == 1) {
+      for (int i = thread_index(); i < count; i += kThreads) {
+        const int head = i / value_dim;
+        write_out({base_.maxima[head], base_.sums[head], base_.values[i]}, i);
+      }
+      return;
+    }
+    const Partial start = unit_partial(0);
+    if (first == 0) {
+      for (int i = thread_index(); i < count; i += kThreads) start.values[i] = base_.values[i];
+      for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
+        start.maxima[h] = base_.maxima[h];
+        start.sums[h] = base_.sums[h];
+      }
+    }
+    fence_device();
+    sync_cta();
+    if (thread_index() == 0) {
+      shared_.is_last = atomic_add(&p_.arrivals[cta_x()], 1) == num_active - 1;
+      if (shared_.is_last) p_.arrivals[cta_x()] = 0;
+    }
+    sync_cta();
+    if (!shared_.is_last) return;
+    fence_device();
+    for (int i = thread_index(); i < count; i += kThreads) {
+      const int head = i / value_dim;
+      Folded folded = {start.maxima[head], start.sums[head], start.values[i]};
+#pragma unroll 4
+      for (int unit = share; unit < num_units; ++unit) {
+        const Partial part = unit_partial(unit);
+        folded.add(part.maxima[head], part.sums[head], part.values[i]);
+      }
+      write_out(folded, i);
+    }
+  }
+
+  QUEST_DEVICE void write_out(const Folded& folded, int i) {
+    const int value_dim = p_.rows.value_dim, head = i / value_dim;
+    const int64_t index = static_cast<int64_t>(work_.row) * p_.rows.num_q_heads + work_.first_head;
+    const float inverse = folded.sum == 0 ? 0 : divide(1, folded.sum);
+    from_float(multiply(folded.value, inverse), static_cast<T*>(p_.out)[index * value_dim + i]);
+    if (p_.lse && i % value_dim == 0) {
+      constexpr float kLn2 = 0.693147180559945f;
+      p_.lse[index + head] = folded.sum == 0
+                                 ? -kInfinity
+                                 : multiply_add(folded.maximum, kLn2, natural_log(folded.sum));
+    }
+  }
+
+  const AttendCall& p_;
+  const Work work_;
+  AttendMemory& shared_;
+  char* query_;
+  int32_t* list_;
+  float* merging_;  // a partial per warp
+  Partial base_;    // from the first unit on
+  char* scratch_;   // of this warp
+  char* stages_;
+  char* stage_;  // this warp's part of the first
+  Tokens tokens_;
+  const T* keys_;
+  const T* values_;
+};
+
+// Kernel 2 (calls.h). Grid: work, split.
+template <class T, class Warp>
+QUEST_KERNEL(kThreads, 1)
+attend_kernel(QUEST_PARAM AttendCall p) {
+  SharedMemory memory;
+  AttendMemory& shared = *memory.take<AttendMemory>(1);
+  const Work work = work_of(p, cta_x());
+  Attender<T, Warp> attender(p, work, shared, memory);
+  attender.run();
+  if (!p.finish.update.positions || cta_y() > 0) return;
+  // One CTA of each (batch row, KV head).
+  sync_cta();
+  const int head = work.kv_head * p.rows.group_size;
+  if (work.row % p.rows.q_len == 0 && work.first_head == head) {
+    finish_head<T>(p.finish, work.row / p.rows.q_len, work.kv_head, memory, shared.select.values);
+  }
+  if (cta_x() == 0) finish_update(p.finish, shared.select.values);
+}
+
+}  // namespace cuda
+}  // namespace quest

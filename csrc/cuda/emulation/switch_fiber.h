@@ -1,0 +1,73 @@
+// Changes from one stack to another, without the system calls of swapcontext.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace quest {
+namespace cuda {
+
+struct Stack {
+  char* memory = nullptr;
+  size_t size = 0;
+  void* top = nullptr;  // of the suspended stack
+  void* fake_stack = nullptr;
+};
+
+#if !defined(__x86_64__)
+#error "the emulation of CUDA threads knows x86-64 only"
+#endif
+
+extern "C" void quest_switch_stack(void** save, void* load);
+asm(R"(
+.text
+.type quest_switch_stack, @function
+quest_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+// `entry` runs at the first switch to the stack and does not return.
+inline void prepare(Stack& stack, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack.memory + stack.size);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  stack.top = top;
+}
+
+inline void finish_switch(Stack& to) {
+  (void)to;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(to.fake_stack, nullptr, nullptr);
+#endif
+}
+
+inline void switch_stack(Stack& from, Stack& to, bool from_is_done) {
+  (void)from_is_done;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(from_is_done ? nullptr : &from.fake_stack, to.memory, to.size);
+#endif
+  quest_switch_stack(&from.top, to.top);
+  finish_switch(from);
+}
+
+}  // namespace cuda
+}  // namespace quest

@@ -1,0 +1,45 @@
+// The operators on CUDA tensors; schemas and semantics: quest_compile/ops.
+#pragma once
+
+#include <tuple>
+
+#include "operator_arguments.h"
+
+namespace quest {
+namespace cuda {
+
+void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
+                         Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
+                         StringHandle summary);
+
+Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
+                   std::optional<Tensor> channel_scale, int64_t page_size,
+                   StringHandle group_reduce, StringHandle summary);
+
+Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
+                    int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
+                    int64_t num_recent_pages);
+
+std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor value_cache,
+                                        Tensor page_indices, Tensor seq_lens,
+                                        std::optional<Tensor> attn_mask, int64_t page_size,
+                                        std::optional<double> scale);
+
+Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary,
+                     Tensor seq_lens, std::optional<Tensor> attn_mask,
+                     std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
+                     int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
+                     StringHandle summary, std::optional<double> scale);
+
+Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
+                          Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
+                          std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
+                          int64_t budget, int64_t page_size, int64_t num_sink_pages,
+                          int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
+                          std::optional<double> scale);
+
+Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,
+                    std::optional<Tensor> attn_mask, std::optional<double> scale);
+
+}  // namespace cuda
+}  // namespace quest

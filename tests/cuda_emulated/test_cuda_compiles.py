@@ -1,0 +1,92 @@
+"""What nvcc made of the kernels: of the library that is installed, not compiled again."""
+
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from quest_compile import ops
+from quest_compile.ops import native
+
+# Attention keeps a CTA of 256 threads per SM, the others two or more.
+MOST_REGISTERS = {"attend_kernel": 255, "select_kernel": 255}
+FEW_REGISTERS = 128
+NUM_INSTANCES = {"attend_kernel": 9, "score_kernel": 6, "finish_kernel": 3, "select_kernel": 1}
+MOST_BYTES = 50e6
+
+
+@pytest.fixture(autouse=True)
+def emulated():
+    """Nothing is emulated here."""
+
+
+@pytest.fixture(scope="module")
+def library():
+    if "cuda:" not in ops.native_status().info:
+        pytest.skip(f"the native library has no CUDA kernels: {ops.native_status()}")
+    return native._find()
+
+
+@pytest.fixture(scope="module")
+def resources(library):
+    """Per architecture and kernel: REG, STACK, LOCAL."""
+    found = {}
+    done = subprocess.run(
+        [cuobjdump(), "--dump-resource-usage", str(library)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    architecture = None
+    for line in done.stdout.splitlines():
+        if match := re.search(r"arch = (sm_\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function (\S+):", line):
+            name = match[1]
+        elif "REG:" in line:
+            values = {key: int(x) for key, x in re.findall(r"(\w+):(\d+)", line)}
+            found.setdefault((architecture, name), values)
+    return found
+
+
+def cuobjdump():
+    if path := shutil.which("cuobjdump"):
+        return path
+    spec = find_spec("triton")
+    path = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec else Path()
+    if not path.is_file():
+        pytest.skip("no cuobjdump: neither a CUDA toolkit nor triton has it here")
+    return str(path)
+
+
+def stem_of(name):
+    return next((stem for stem in NUM_INSTANCES if stem in name), None)
+
+
+def test_library_is_small(library):
+    assert library.stat().st_size < MOST_BYTES
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_every_instance_is_there(resources, architecture):
+    names = [stem_of(name) for arch, name in resources if arch == architecture]
+    assert {stem: names.count(stem) for stem in NUM_INSTANCES} == NUM_INSTANCES
+
+
+def test_no_kernel_spills(resources):
+    spills = {
+        key: values
+        for key, values in resources.items()
+        if stem_of(key[1]) and (values["STACK"] or values["LOCAL"])
+    }
+    assert not spills
+
+
+def test_registers_leave_room_for_the_ctas(resources):
+    many = {
+        key: values["REG"]
+        for key, values in resources.items()
+        if (stem := stem_of(key[1])) and values["REG"] > MOST_REGISTERS.get(stem, FEW_REGISTERS)
+    }
+    assert not many
