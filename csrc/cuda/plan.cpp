@@ -152,11 +152,11 @@ int32_t plan_parts(const ScoreCall& call, const Device& device) {
               " heads that share a KV head do not fit the shared memory of the GPU");
   const int64_t heads =
       static_cast<int64_t>(call.rows.batch) * call.rows.q_len * call.summaries.num_kv_heads;
-  // Two CTAs share an SM. Scores of 32 pages are about the least that is worth one.
+  // Scores of 32 pages are about the least that is worth one.
   const int64_t least = call.query.data ? 32 : 8;
   const int64_t most = std::max<int64_t>(1, ceil_div(call.summaries.num_pages, least));
   return static_cast<int32_t>(
-      std::clamp<int64_t>(2 * device.num_sms / std::max<int64_t>(heads, 1), 1, most));
+      std::clamp<int64_t>(device.num_sms / std::max<int64_t>(heads, 1), 1, most));
 }
 
 void take_scratch(AttendCall& call, int64_t num_works, Workspace& workspace) {

@@ -245,7 +245,7 @@ inline int64_t score_shared_bytes(const ScoreCall& p) {
 
 // Kernel 1 (calls.h). Grid: (row, KV head), part.
 template <class T, class R>
-QUEST_KERNEL(kThreads, 2)
+QUEST_KERNEL(kThreads, 1)
 score_kernel(QUEST_PARAM ScoreCall p) {
   SharedMemory memory;
   WarpValues& values = *memory.take<WarpValues>(1);
@@ -301,26 +301,33 @@ score_kernel(QUEST_PARAM ScoreCall p) {
 
   PageScorer<T, R> scorer(p, row, kv_head, memory);
   if (range.has_scores) scorer.prepare(range.channel_scale);
-  // As if nobody else had written the cache: to find that out takes as long.
-  scorer.run(range, [&](int64_t) { return is_first_query; });
   const int64_t start = range.start;
-  bool differs = false;
-  if (updates && start > 0 && warp_index() < kNumSamples) {
-    differs = scorer.page_differs(sample_of(span, start, warp_index()), range.channel_scale);
+  bool is_stale = false;
+  const auto stores = [&](int64_t page) {
+    return is_first_query && !(is_stale && is_sample(span, start, page));
+  };
+  // At first as if nobody else had written the cache: to find that out takes as long.
+#pragma unroll 1
+  for (;;) {
+    scorer.run(range, stores);
+    if (is_stale) return;
+    bool differs = false;
+    if (updates && start > 0 && warp_index() < kNumSamples) {
+      differs = scorer.page_differs(sample_of(span, start, warp_index()), range.channel_scale);
+    }
+    is_stale = any_in_cta(differs);
+    if (reports && thread_index() == 0) {
+      p.update.stale_starts[batch_row * s.num_kv_heads + kv_head] =
+          is_stale ? static_cast<int32_t>(start) : 0;
+    }
+    if (!is_stale) return;
+    // Other CTAs may still look at the samples and at the scales: the next kernel writes those.
+    if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+      scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
+      if (range.has_scores) scorer.prepare(channel_scale);
+    }
+    range.start = 0;
   }
-  const bool is_stale = any_in_cta(differs);
-  if (reports && thread_index() == 0) {
-    p.update.stale_starts[batch_row * s.num_kv_heads + kv_head] =
-        is_stale ? static_cast<int32_t>(start) : 0;
-  }
-  if (!is_stale) return;
-  // Other CTAs may still look at the samples and at the scales: the next kernel writes those.
-  if (s.rows.kind == SummaryKind::kMinMaxInt8) {
-    scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
-    if (range.has_scores) scorer.prepare(channel_scale);
-  }
-  range.start = 0;
-  scorer.run(range, [&](int64_t page) { return is_first_query && !is_sample(span, start, page); });
 }
 
 // Writes what kernel 1 left to be written for a (batch row, KV head), by a whole CTA.

@@ -11,8 +11,8 @@ import pytest
 from quest_compile import ops
 from quest_compile.ops import native
 
-# Attention keeps a CTA of 256 threads per SM, the others two or more.
-MOST_REGISTERS = {"attend_kernel": 255, "select_kernel": 255}
+# One CTA of 256 threads per SM.
+MOST_REGISTERS = {"attend_kernel": 255, "score_kernel": 255, "select_kernel": 255}
 FEW_REGISTERS = 128
 NUM_INSTANCES = {"attend_kernel": 9, "score_kernel": 6, "finish_kernel": 3, "select_kernel": 1}
 MOST_BYTES = 50e6
