@@ -9,6 +9,7 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench.shapes import Layer
+from quest_compile.huge_pages import use_huge_pages
 
 # Larger than the last-level cache of the machine together.
 _ROTATED_BYTES = 256 * 2**20
@@ -93,6 +94,9 @@ def make_steps(workload: Workload, settings: list[Setting]) -> list[Step]:
                 summaries={s.layout: _summary(key_cache, seq_lens, s) for s in settings},
             )
         )
+        # As compiled models do.
+        for tensor in (key_cache, value_cache, *(rows for rows, _ in steps[-1].summaries.values())):
+            use_huge_pages(tensor)
     return steps
 
 
