@@ -16,13 +16,14 @@ BENCHMARKS = {
     "eval": "does Quest hurt a model? the same as quest-compile eval",
     "report": "tables and plots from results",
     "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
+    "sketch-accuracy": "attention mass and answers that page summaries keep",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark named first; the rest of ``argv`` is its own."""
-    listing = "\n".join(f"  {name:10} {what}" for name, what in BENCHMARKS.items())
+    listing = "\n".join(f"  {name:15} {what}" for name, what in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="quest-compile bench",
         description=f"benchmarks:\n{listing}",

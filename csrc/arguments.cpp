@@ -53,7 +53,6 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
   CHECK_LAST_DIM_CONTIGUOUS(value_cache);
   QUEST_CHECK(max_seq_len < INT32_MAX, "key_cache: expected max_seq_len below 2^31, got ",
               max_seq_len);
-  if (scale) QUEST_CHECK(std::isfinite(*scale), "scale: expected a finite number, got ", *scale);
   const Mask mask =
       check_mask(attn_mask, query, batch, shape.num_q_heads, shape.q_len, max_seq_len);
   const Tensor owner = contiguous_query(query);
@@ -64,7 +63,12 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
           cache_pointers(key_cache),
           cache_pointers(value_cache),
           mask,
-          static_cast<float>(scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim)))};
+          check_scale(scale, head_dim)};
+}
+
+float check_scale(std::optional<double> scale, int64_t head_dim) {
+  if (scale) QUEST_CHECK(std::isfinite(*scale), "scale: expected a finite number, got ", *scale);
+  return static_cast<float>(scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim)));
 }
 
 void check_single_query(const Tensor& query) {
@@ -95,26 +99,49 @@ Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t 
 
 namespace {
 
-void check_channel_scale(const Tensor& channel_scale, const Tensor& like, int64_t batch,
-                         int64_t num_kv_heads, int64_t head_dim) {
-  CHECK_SHAPE(channel_scale, batch, num_kv_heads, head_dim);
+void check_channel_scale(const Tensor& channel_scale, const Tensor& like, SummaryKind kind,
+                         int64_t batch, int64_t num_kv_heads, int64_t head_dim) {
+  if (kind == SummaryKind::kSketch) {
+    CHECK_SHAPE(channel_scale, batch, num_kv_heads, 3, head_dim);
+  } else {
+    CHECK_SHAPE(channel_scale, batch, num_kv_heads, head_dim);
+  }
   CHECK_DTYPE(channel_scale, ScalarType::Float);
   CHECK_SAME_DEVICE(channel_scale, like);
   QUEST_CHECK(channel_scale.is_contiguous(), "channel_scale: expected a contiguous tensor");
 }
 
+int64_t bytes_per_page(SummaryFormat format, DType dtype, int64_t head_dim) {
+  switch (format.kind) {
+    case SummaryKind::kMinMax:
+      return 2 * head_dim * element_size(dtype);
+    case SummaryKind::kMinMaxInt8:
+      return int8_row_bytes(head_dim);
+    case SummaryKind::kSketch:
+      return sketch_row_bytes(head_dim, format.page_size, format.sketch_bits);
+  }
+  return 0;
+}
+
 }  // namespace
 
+SummaryFormat check_summary_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
+  const SummaryKind kind = check_summary_kind(summary);
+  check_page_size(page_size);
+  QUEST_CHECK(sketch_bits == 1 || sketch_bits == 2, "sketch_bits: expected 1 or 2, got ",
+              sketch_bits);
+  return {kind, sketch_bits, page_size};
+}
+
 PageSummary check_page_summary(const Tensor& page_summary,
-                               const std::optional<Tensor>& channel_scale, SummaryKind kind,
+                               const std::optional<Tensor>& channel_scale, SummaryFormat format,
                                const Tensor& like, int64_t batch, int64_t num_kv_heads,
                                int64_t num_pages, int64_t head_dim) {
   const DType dtype = check_float_dtype(like, "key_cache or query");
-  PageSummary summary = {kind, 1, int8_row_bytes(head_dim), nullptr, nullptr, num_kv_heads, 0,
-                         0,    0};
-  if (kind == SummaryKind::kMinMax) {
+  const int64_t row_bytes = bytes_per_page(format, dtype, head_dim);
+  PageSummary summary = {format, 1, row_bytes, nullptr, nullptr, 0, num_kv_heads, 0, 0, 0};
+  if (format.kind == SummaryKind::kMinMax) {
     summary.element_size = element_size(dtype);
-    summary.row_bytes = 2 * head_dim * summary.element_size;
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
     CHECK_DTYPE(page_summary, like.scalar_type());
     QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
@@ -122,12 +149,13 @@ PageSummary check_page_summary(const Tensor& page_summary,
                 to_string(page_summary.strides()));
     QUEST_CHECK(!channel_scale, "channel_scale: expected none with summary 'minmax'");
   } else {
-    const int64_t bytes_per_page = summary.row_bytes;
-    CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, bytes_per_page);
+    CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, row_bytes);
     CHECK_DTYPE(page_summary, ScalarType::Byte);
     CHECK_LAST_DIM_CONTIGUOUS(page_summary);
-    QUEST_CHECK(channel_scale, "channel_scale: expected a tensor with summary 'minmax_int8'");
-    check_channel_scale(*channel_scale, like, batch, num_kv_heads, head_dim);
+    QUEST_CHECK(channel_scale,
+                "channel_scale: expected a tensor with summary 'minmax_int8' or 'sketch'");
+    check_channel_scale(*channel_scale, like, format.kind, batch, num_kv_heads, head_dim);
+    summary.scale_size = format.kind == SummaryKind::kSketch ? 3 * head_dim : head_dim;
     summary.channel_scale = static_cast<float*>(channel_scale->mutable_data_ptr());
   }
   CHECK_SAME_DEVICE(page_summary, like);
@@ -143,10 +171,10 @@ void* row_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head) {
   return static_cast<char*>(summary.data) + index * summary.element_size;
 }
 
-float* channel_scale_of(const PageSummary& summary, int64_t head_dim, int64_t batch_row,
-                        int64_t kv_head) {
+float* channel_scale_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head) {
   if (!summary.channel_scale) return nullptr;
-  return summary.channel_scale + (batch_row * summary.num_kv_heads + kv_head) * head_dim;
+  const int64_t index = batch_row * summary.num_kv_heads + kv_head;
+  return summary.channel_scale + index * summary.scale_size;
 }
 
 void check_seq_lens(const Tensor& seq_lens, const Tensor& query, int64_t batch) {

@@ -96,9 +96,10 @@ std::string take_string(StringHandle text) {
 SummaryKind check_summary_kind(StringHandle text) {
   const std::string name = take_string(text);
   if (name == "minmax") return SummaryKind::kMinMax;
-  QUEST_CHECK(name == "minmax_int8", "summary: expected 'minmax' or 'minmax_int8', got '", name,
-              "'");
-  return SummaryKind::kMinMaxInt8;
+  if (name == "minmax_int8") return SummaryKind::kMinMaxInt8;
+  QUEST_CHECK(name == "sketch", "summary: expected 'minmax', 'minmax_int8' or 'sketch', got '",
+              name, "'");
+  return SummaryKind::kSketch;
 }
 
 GroupReduce check_group_reduce(StringHandle text) {

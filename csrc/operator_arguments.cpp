@@ -6,8 +6,7 @@ namespace quest {
 
 UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_position,
                              const Tensor& page_summary, const Tensor& num_sealed,
-                             const std::optional<Tensor>& channel_scale, int64_t page_size,
-                             SummaryKind kind) {
+                             const std::optional<Tensor>& channel_scale, SummaryFormat format) {
   UpdateArguments u;
   u.dtype = check_float_dtype(key_cache, "key_cache");
   CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
@@ -16,13 +15,12 @@ UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_positi
   u.num_kv_heads = key_cache.size(1);
   u.max_seq_len = key_cache.size(2);
   u.head_dim = key_cache.size(3);
-  u.page_size = page_size;
+  u.page_size = format.page_size;
   check_head_dim(u.head_dim, "key_cache");
-  check_page_size(page_size);
   u.key_cache = cache_pointers(key_cache);
   u.page_summary =
-      check_page_summary(page_summary, channel_scale, kind, key_cache, u.batch, u.num_kv_heads,
-                         ceil_div(u.max_seq_len, page_size), u.head_dim);
+      check_page_summary(page_summary, channel_scale, format, key_cache, u.batch, u.num_kv_heads,
+                         ceil_div(u.max_seq_len, u.page_size), u.head_dim);
   CHECK_DTYPE(num_sealed, ScalarType::Long);
   QUEST_CHECK(num_sealed.dim() == 1 && (num_sealed.size(0) == 1 || num_sealed.size(0) == 2),
               "num_sealed: expected shape [1] or [2], got ", to_string(num_sealed.sizes()));
@@ -40,8 +38,9 @@ UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_positi
 }
 
 ScoreArguments check_score(const Tensor& query, const Tensor& page_summary, const Tensor& seq_lens,
-                           const std::optional<Tensor>& channel_scale, int64_t page_size,
-                           GroupReduce group_reduce, SummaryKind kind) {
+                           const std::optional<Tensor>& channel_scale, GroupReduce group_reduce,
+                           SummaryFormat format, const std::optional<Tensor>& attn_mask,
+                           std::optional<double> scale) {
   const DType dtype = check_float_dtype(query, "query");
   check_single_query(query);
   const Tensor owner = contiguous_query(query);
@@ -54,13 +53,35 @@ ScoreArguments check_score(const Tensor& query, const Tensor& page_summary, cons
               "query: expected a multiple of the ", num_kv_heads, " heads of page_summary, got ",
               num_q_heads);
   check_head_dim(head_dim, "query");
-  check_page_size(page_size);
-  const PageSummary rows = check_page_summary(page_summary, channel_scale, kind, query, batch,
+  const PageSummary rows = check_page_summary(page_summary, channel_scale, format, query, batch,
                                               num_kv_heads, num_pages, head_dim);
   check_seq_lens(seq_lens, query, batch);
-  return {dtype,    group_reduce, owner,        query_pointers(owner),
-          rows,     batch,        num_kv_heads, num_q_heads / num_kv_heads,
-          head_dim, num_pages};
+  // Only sketches know single tokens and the sum of their exp.
+  const bool is_sketch = format.kind == SummaryKind::kSketch;
+  QUEST_CHECK(is_sketch || !attn_mask, "attn_mask: expected none but with summary 'sketch'");
+  QUEST_CHECK(is_sketch || !scale, "scale: expected none but with summary 'sketch'");
+  int64_t max_seq_len = num_pages * format.page_size;
+  if (attn_mask) {
+    CHECK_DIM(*attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
+    const int64_t mask_len = attn_mask->size(3);
+    QUEST_CHECK(mask_len == 1 || ceil_div(mask_len, format.page_size) == num_pages,
+                "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len,
+                " positions");
+    if (mask_len > 1) max_seq_len = mask_len;
+  }
+  return {dtype,
+          group_reduce,
+          owner,
+          query_pointers(owner),
+          rows,
+          batch,
+          num_kv_heads,
+          num_q_heads / num_kv_heads,
+          head_dim,
+          num_pages,
+          max_seq_len,
+          check_mask(attn_mask, query, batch, num_q_heads, 1, max_seq_len),
+          check_scale(scale, head_dim)};
 }
 
 SelectArguments check_select(const Tensor& scores, const Tensor& seq_lens,
@@ -118,17 +139,18 @@ SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
                              const Tensor& value_cache, const Tensor& page_summary,
                              const Tensor& seq_lens, const std::optional<Tensor>& attn_mask,
                              const std::optional<Tensor>& channel_scale, int64_t budget,
-                             int64_t page_size, int64_t num_sink_pages, int64_t num_recent_pages,
-                             GroupReduce group_reduce, SummaryKind kind,
+                             int64_t num_sink_pages, int64_t num_recent_pages,
+                             GroupReduce group_reduce, SummaryFormat format,
                              std::optional<double> scale) {
+  const int64_t page_size = format.page_size;
   const Attention attention = check_attention(query, key_cache, value_cache, attn_mask, scale);
   const Shape& shape = attention.shape;
-  check_page_size(page_size);
   QUEST_CHECK(budget >= 1, "budget: expected at least 1, got ", budget);
   check_page_budget(budget / page_size, num_sink_pages, num_recent_pages);
   const int64_t num_pages = ceil_div(shape.max_seq_len, page_size);
-  const PageSummary rows = check_page_summary(page_summary, channel_scale, kind, query, shape.batch,
-                                              shape.num_kv_heads, num_pages, shape.head_dim);
+  const PageSummary rows =
+      check_page_summary(page_summary, channel_scale, format, query, shape.batch,
+                         shape.num_kv_heads, num_pages, shape.head_dim);
   check_seq_lens(seq_lens, query, shape.batch);
   const Choice choice = {std::min(budget / page_size, num_pages), page_size, num_sink_pages,
                          num_recent_pages};

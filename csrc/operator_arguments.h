@@ -23,8 +23,7 @@ struct UpdateArguments {
 
 UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_position,
                              const Tensor& page_summary, const Tensor& num_sealed,
-                             const std::optional<Tensor>& channel_scale, int64_t page_size,
-                             SummaryKind kind);
+                             const std::optional<Tensor>& channel_scale, SummaryFormat format);
 
 struct ScoreArguments {
   DType dtype;
@@ -37,11 +36,15 @@ struct ScoreArguments {
   int64_t group_size;
   int64_t head_dim;
   int64_t num_pages;
+  int64_t max_seq_len;
+  Mask mask;    // [batch, num_q_heads, 1, max_seq_len]; of sketches only
+  float scale;  // of query.key
 };
 
 ScoreArguments check_score(const Tensor& query, const Tensor& page_summary, const Tensor& seq_lens,
-                           const std::optional<Tensor>& channel_scale, int64_t page_size,
-                           GroupReduce group_reduce, SummaryKind kind);
+                           const std::optional<Tensor>& channel_scale, GroupReduce group_reduce,
+                           SummaryFormat format, const std::optional<Tensor>& attn_mask,
+                           std::optional<double> scale);
 
 // Pages that a query chooses.
 struct Choice {
@@ -82,8 +85,8 @@ SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
                              const Tensor& value_cache, const Tensor& page_summary,
                              const Tensor& seq_lens, const std::optional<Tensor>& attn_mask,
                              const std::optional<Tensor>& channel_scale, int64_t budget,
-                             int64_t page_size, int64_t num_sink_pages, int64_t num_recent_pages,
-                             GroupReduce group_reduce, SummaryKind kind,
+                             int64_t num_sink_pages, int64_t num_recent_pages,
+                             GroupReduce group_reduce, SummaryFormat format,
                              std::optional<double> scale);
 
 }  // namespace quest

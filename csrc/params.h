@@ -13,11 +13,21 @@ enum class GroupReduce : int32_t { kSum, kMax, kNone };
 // kMinMax: minimum and maximum [2, head_dim], in the dtype of the keys.
 // kMinMaxInt8: the same as int8 [2, head_dim], rounded outward, the float32 scale of the page, and
 // padding; a bound of channel d is int8 * page scale * channel_scale[d].
-enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8 };
+// kSketch: sketch_bits planes of bits [tiles of 16 tokens, the last perhaps 8][head_dim / 8]
+// [tokens of the tile], the mean as int8 [head_dim], token codes uint8 [page_size], the float32
+// scale of the mean (below zero: a token is not finite) and that of the token codes.
+enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8, kSketch };
 
 inline int64_t int8_row_bytes(int64_t head_dim) { return (2 * head_dim + 4 + 7) / 8 * 8; }
+inline int64_t sketch_row_bytes(int64_t head_dim, int64_t page_size, int64_t sketch_bits) {
+  return sketch_bits * page_size * head_dim / 8 + head_dim + page_size + 8;
+}
+// Tokens of a tile, and the code of a token with a NaN or infinity.
+constexpr int32_t kSketchTile = 16;
+constexpr int32_t kSketchNotFinite = 255;
 
 constexpr int32_t kMaxHeadDim = 256;
+constexpr int32_t kMaxPageSize = 128;
 // Entries behind the last token of AttendParams::tokens, all of them tokens that may be read:
 // kernels work in tiles of tokens and fetch ahead.
 constexpr int32_t kTokenPadding = 320;
@@ -41,12 +51,20 @@ struct Cache {
   int64_t token_stride;
 };
 
-struct PageSummary {
+// What the rows of a page summary hold.
+struct SummaryFormat {
   SummaryKind kind;
+  int64_t sketch_bits;
+  int64_t page_size;
+};
+
+struct PageSummary {
+  SummaryFormat format;
   int64_t element_size;
   int64_t row_bytes;
   void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
-  float* channel_scale;  // [batch, num_kv_heads, head_dim] contiguous, or nullptr (kMinMax)
+  float* channel_scale;  // [batch, num_kv_heads, scale_size] contiguous, or nullptr (kMinMax)
+  int64_t scale_size;
   int64_t num_kv_heads;
   int64_t batch_stride;
   int64_t head_stride;
@@ -68,11 +86,12 @@ struct PageSummaryParams {
   SummaryKind kind;
   int32_t head_dim;
   int32_t page_size;
+  int32_t sketch_bits;     // kSketch only
   const void* key;         // [max_seq_len, head_dim]
   int64_t key_stride;      // token to token
   void* page_summary;      // [num_pages, row]
-  int64_t summary_stride;  // page to page; bytes with kMinMaxInt8
-  float* channel_scale;    // [head_dim], kMinMaxInt8 only
+  int64_t summary_stride;  // page to page; bytes but with kMinMax
+  float* channel_scale;    // [head_dim]; kSketch: [3, head_dim]; not with kMinMax
   int64_t first_page;
   int64_t last_page;
 };
@@ -87,8 +106,14 @@ struct ScoreParams {
   const void* query;           // [group_size, head_dim]
   int64_t query_stride;        // head to head
   const void* page_summary;    // [num_pages, row]
-  int64_t summary_stride;      // page to page; bytes with kMinMaxInt8
-  const float* channel_scale;  // [head_dim], kMinMaxInt8 only
+  int64_t summary_stride;      // page to page; bytes but with kMinMax
+  const float* channel_scale;  // [head_dim]; kSketch: [3, head_dim]; not with kMinMax
+  // kSketch only:
+  int32_t page_size;
+  int32_t sketch_bits;
+  float scale;          // of query.key
+  const uint8_t* live;  // [positions], 0 = does not count; nullptr = all do
+  int64_t live_stride;  // head to head, kNone only
   int64_t first_page;
   int64_t last_page;
   float* scores;          // [num_pages]; with kNone [group_size, num_pages]
@@ -150,7 +175,7 @@ struct CombineParams {
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
   const char* name;
-  // Sets channel_scale from the keys of kScalePages of the pages, kMinMaxInt8 only.
+  // Sets channel_scale from the keys of kScalePages of the pages; not with kMinMax.
   void (*scale_channels)(const PageSummaryParams& p);
   void (*summarise_pages)(const PageSummaryParams& p);
   // Whether the stored summaries of all the pages are bitwise those of their keys.

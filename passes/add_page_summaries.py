@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from typing import Any
 
 import torch
 from torch import fx
@@ -72,7 +73,7 @@ def add_page_summaries(
                 graph.call_function(
                     torch.ops.quest.update_page_summary.default,
                     (site.key_cache, cache_position, *inputs.nodes),
-                    {"page_size": config.page_size, "summary": config.summary},
+                    _kind_of(config),
                 )
         added[site.key_cache] = inputs
     return list(added.values())
@@ -81,12 +82,15 @@ def add_page_summaries(
 def _empty_state(key_cache: torch.Tensor, config: QuestConfig) -> dict[str, torch.Tensor]:
     """Fakes of the state of this (fake) key cache."""
     with getattr(key_cache, "fake_mode", None) or contextlib.nullcontext():
-        page_summary, channel_scale = ops.empty_page_summary(
-            key_cache, config.page_size, config.summary
-        )
+        page_summary, channel_scale = ops.empty_page_summary(key_cache, **_kind_of(config))
         num_sealed = key_cache.new_zeros(2, dtype=torch.int64)
     state = {"page_summary": page_summary, "num_sealed": num_sealed}
     return state if channel_scale is None else state | {"channel_scale": channel_scale}
+
+
+def _kind_of(config: QuestConfig) -> dict[str, Any]:
+    names = ("page_size", "summary", "sketch_bits")
+    return {name: getattr(config, name) for name in names}
 
 
 def add_static_input(

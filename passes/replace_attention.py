@@ -56,6 +56,7 @@ def replace_attention(
                         "num_recent_pages": config.num_recent_pages,
                         "group_reduce": config.group_reduce,
                         "summary": config.summary,
+                        "sketch_bits": config.sketch_bits,
                         "scale": site.scale,
                     },
                 )

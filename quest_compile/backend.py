@@ -68,7 +68,8 @@ class QuestBackend:
         if rewrite.audits:
             compiled = audits.append_to(compiled)
         cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
-        return with_state(compiled, cache_indices, config.page_size, config.summary)
+        kind = (config.page_size, config.summary, config.sketch_bits)
+        return with_state(compiled, cache_indices, *kind)
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
@@ -116,6 +117,7 @@ def with_state(
     cache_indices: list[tuple[int, int]],
     page_size: int,
     summary: str = "minmax",
+    sketch_bits: int = 1,
 ) -> Callable[..., Any]:
     """Call ``compiled`` with the state of its key caches appended to its arguments.
 
@@ -123,7 +125,8 @@ def with_state(
     """
 
     def step(*args: Any) -> Any:
-        owners = [(args[i], state_of(args[i], page_size, summary)) for i, _ in cache_indices]
+        kind = (page_size, summary, sketch_bits)
+        owners = [(args[i], state_of(args[i], *kind)) for i, _ in cache_indices]
         for (key_cache, state), (_, value_index) in zip(owners, cache_indices):
             if state.is_new:
                 for tensor in (key_cache, args[value_index], state.page_summary):
@@ -164,6 +167,7 @@ def backend(
     max_q_len: int = 8,
     group_reduce: str = "sum",
     summary: str = "minmax",
+    sketch_bits: int = 1,
     audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,

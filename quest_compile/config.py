@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from quest_compile.ops.limits import GROUP_REDUCTIONS, PAGE_SIZES, SUMMARIES
+from quest_compile.ops.limits import GROUP_REDUCTIONS, PAGE_SIZES, SKETCH_BITS, SUMMARIES
 
 INNER_COMPILERS = ("inductor", "aot_eager", "eager")
 
@@ -18,6 +18,7 @@ _INT_FIELDS = (
     "num_sink_pages",
     "num_recent_pages",
     "max_q_len",
+    "sketch_bits",
     "audit",
 )
 
@@ -37,7 +38,9 @@ class QuestConfig:
         group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or
             ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys;
-            ``"minmax_int8"``: the same in half the bytes (of 16-bit keys), rounded outward.
+            ``"minmax_int8"``: the same in half the bytes (of 16-bit keys), rounded outward;
+            ``"sketch"``: their mean, and what is left of each key in ``sketch_bits`` per channel.
+        sketch_bits: 1 or 2, with ``summary="sketch"``.
         audit: every so many calls a sparse layer computes full attention too and compares, for
             ``report()``; 0: never.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
@@ -57,6 +60,7 @@ class QuestConfig:
     max_q_len: int = 8
     group_reduce: str = "sum"
     summary: str = "minmax"
+    sketch_bits: int = 1
     audit: int = 0
     inner: str = "inductor"
     strict: bool = False
@@ -74,6 +78,7 @@ class QuestConfig:
         _check_choice("page_size", self.page_size, tuple(PAGE_SIZES))
         _check_choice("group_reduce", self.group_reduce, tuple(GROUP_REDUCTIONS))
         _check_choice("summary", self.summary, SUMMARIES)
+        _check_choice("sketch_bits", self.sketch_bits, SKETCH_BITS)
         _check_choice("inner", self.inner, INNER_COMPILERS)
         for name, lowest in (
             ("num_dense_layers", 0),

@@ -24,6 +24,7 @@ def compile_for_generate(
     max_q_len: int = 8,
     group_reduce: str = "sum",
     summary: str = "minmax",
+    sketch_bits: int = 1,
     audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,

@@ -42,11 +42,13 @@ class PageSummaryState:
         "version",
     )
 
-    def __init__(self, key_cache: torch.Tensor, page_size: int, summary: str) -> None:
+    def __init__(
+        self, key_cache: torch.Tensor, page_size: int, summary: str, sketch_bits: int = 1
+    ) -> None:
         # Outside inference mode, so that the state may be written in either mode later.
         with torch.inference_mode(False), torch.no_grad():
             self.page_summary, self.channel_scale = ops.empty_page_summary(
-                key_cache, page_size, summary
+                key_cache, page_size, summary, sketch_bits
             )
             next_position = 0 if key_cache.is_inference() else -1
             self.num_sealed = torch.tensor([0, next_position], device=key_cache.device)
@@ -68,7 +70,7 @@ class PageSummaryState:
 
 
 class _StatesOfCache(dict):
-    """(page size, summary) -> state. Copies of the tensor, saved ones too, get an empty dict."""
+    """(page size, summary, sketch_bits) -> state. Copies of the tensor, saved too, get none."""
 
     def __deepcopy__(self, memo: dict) -> dict:
         return {}
@@ -77,7 +79,9 @@ class _StatesOfCache(dict):
         return (OrderedDict, ())
 
 
-def state_of(key_cache: torch.Tensor, page_size: int, summary: str = "minmax") -> PageSummaryState:
+def state_of(
+    key_cache: torch.Tensor, page_size: int, summary: str = "minmax", sketch_bits: int = 1
+) -> PageSummaryState:
     """The state of this cache, made on first sight, invalidated if somebody else wrote the cache.
 
     Called before each step. Two checks together find foreign writes: the version counter here, and
@@ -90,10 +94,10 @@ def state_of(key_cache: torch.Tensor, page_size: int, summary: str = "minmax") -
     if type(states) is not _StatesOfCache:
         states = _StatesOfCache()
         setattr(key_cache, _ATTRIBUTE, states)
-    state = states.get((page_size, summary))
+    kind = (page_size, summary, sketch_bits)
+    state = states.get(kind)
     if state is None or state.address != key_cache.data_ptr():
-        state = PageSummaryState(key_cache, page_size, summary)
-        states[page_size, summary] = state
+        state = states[kind] = PageSummaryState(key_cache, *kind)
     elif state.has_version and state.version != key_cache._version:
         state.invalidate()
         _note_foreign_write(state)

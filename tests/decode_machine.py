@@ -183,7 +183,7 @@ class DecodeMachine(RuleBasedStateMachine):
     def _assert_summary_is_exact(self, cache, run, settings):
         keys, page_size = cache.layers[SPARSE_LAYER].keys, settings["page_size"]
         summary = settings.get("summary", "minmax")
-        found = getattr(keys, state._ATTRIBUTE)[page_size, summary].page_summary
+        found = getattr(keys, state._ATTRIBUTE)[page_size, summary, 1].page_summary
         seq_lens = torch.tensor([run.length + 1])
         expected = ops.build_page_summary(keys, seq_lens, page_size, summary)
         expected = expected if summary == "minmax" else expected[0]

@@ -65,11 +65,11 @@ def _state_of_nobody(num_layers, shared):
     """The layers of a model are told apart, its caches are not."""
     turn = itertools.count()
 
-    def state_of(key_cache, page_size, summary="minmax"):
+    def state_of(key_cache, page_size, summary="minmax", sketch_bits=1):
         layer = next(turn) % num_layers
-        made = state.PageSummaryState(key_cache, page_size, summary)
+        made = state.PageSummaryState(key_cache, page_size, summary, sketch_bits)
         found = shared.setdefault((layer, page_size, summary, tuple(key_cache.shape)), made)
-        setattr(key_cache, state._ATTRIBUTE, {(page_size, summary): found})
+        setattr(key_cache, state._ATTRIBUTE, {(page_size, summary, sketch_bits): found})
         return found
 
     return state_of

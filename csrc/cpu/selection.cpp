@@ -39,8 +39,30 @@ bool find_live_pages(const Mask& mask, int64_t q_len, int64_t row, int64_t first
   return std::find(live, live + num_pages, 0) == live + num_pages;
 }
 
-void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
-                      int64_t last_page, float* scores, int64_t scores_stride) {
+LiveTokens find_live_tokens(const Scoring& scoring, const Mask& mask, int64_t row, int64_t kv_head,
+                            int64_t end, Scratch& scratch) {
+  if (scoring.page_summary.format.kind != SummaryKind::kSketch || !mask.data || end == 0) {
+    return {nullptr, 0};
+  }
+  const int64_t first_head = kv_head * scoring.group_size;
+  if (!mask.head_stride && mask.token_stride == 1) {
+    const uint8_t* data = mask_of(mask, scoring.q_len, row, first_head);
+    return {std::memchr(data, 0, end) ? data : nullptr, 0};
+  }
+  const bool is_own = mask.head_stride && scoring.group_reduce == GroupReduce::kNone;
+  const int64_t num_heads = mask.head_stride ? scoring.group_size : 1;
+  uint8_t* live = scratch.take<uint8_t>((is_own ? num_heads : 1) * end);
+  std::memset(live, 0, (is_own ? num_heads : 1) * end);
+  for (int64_t h = 0; h < num_heads; ++h) {
+    const uint8_t* positions = mask_of(mask, scoring.q_len, row, first_head + h);
+    uint8_t* out = live + (is_own ? h * end : 0);
+    for (int64_t t = 0; t < end; ++t) out[t] |= positions[t * mask.token_stride];
+  }
+  return {live, is_own ? end : 0};
+}
+
+void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, LiveTokens live,
+                      int64_t first_page, int64_t last_page, float* scores, int64_t scores_stride) {
   if (first_page >= last_page) return;
   const int64_t head = kv_head * scoring.group_size, batch_row = row / scoring.q_len;
   const Query& query = scoring.query;
@@ -52,9 +74,14 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int6
   p.head_dim = static_cast<int32_t>(scoring.head_dim);
   p.query = query_of(query, scoring.dtype, scoring.q_len, row, head);
   p.query_stride = query.head_stride;
-  p.kind = summary.kind;
+  p.kind = summary.format.kind;
+  p.page_size = static_cast<int32_t>(summary.format.page_size);
+  p.sketch_bits = static_cast<int32_t>(summary.format.sketch_bits);
+  p.scale = scoring.scale;
+  p.live = live.data;
+  p.live_stride = live.head_stride;
   p.page_summary = row_of(summary, batch_row, kv_head);
-  p.channel_scale = channel_scale_of(summary, scoring.head_dim, batch_row, kv_head);
+  p.channel_scale = channel_scale_of(summary, batch_row, kv_head);
   p.summary_stride = summary.page_stride;
   p.first_page = first_page;
   p.last_page = last_page;

@@ -15,12 +15,24 @@ struct Scoring {
   PageSummary page_summary;
   int64_t group_size;
   int64_t head_dim;
+  float scale;  // of query.key
 };
+
+// Positions that count for the scores of a KV head: data [positions], 0 = does not; nullptr: all.
+// With GroupReduce::kNone of each query head, head_stride apart.
+struct LiveTokens {
+  const uint8_t* data;
+  int64_t head_stride;
+};
+
+// Of positions below `end`; all of them where scores are not of single tokens (but for sketches).
+LiveTokens find_live_tokens(const Scoring& scoring, const Mask& mask, int64_t row, int64_t kv_head,
+                            int64_t end, Scratch& scratch);
 
 // Scores of pages [first_page, last_page) of a row: scores [num_pages], with
 // GroupReduce::kNone [group_size, num_pages] with `scores_stride` from head to head.
-void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, int64_t first_page,
-                      int64_t last_page, float* scores, int64_t scores_stride);
+void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, LiveTokens live,
+                      int64_t first_page, int64_t last_page, float* scores, int64_t scores_stride);
 
 // live [num_pages]: whether heads [first_head, first_head + num_heads) of the mask attend a
 // position of the page below seq_len. Returns whether all pages are live. The mask is not nullptr.

@@ -38,7 +38,10 @@ void plan_rows(SparseCall& call, const int64_t* lengths, Scratch& scratch) {
     for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
       for (int64_t row = b * shape.q_len; row < (b + 1) * shape.q_len; ++row) {
         if (lengths[row] <= budget) continue;
-        call.groups[call.num_groups++] = {row, kv_head, lengths[row], live[row], nullptr};
+        const int64_t end = lengths[row] / choice.page_size * choice.page_size;
+        const LiveTokens tokens =
+            find_live_tokens(call.scoring, call.a.mask, row, kv_head, end, scratch);
+        call.groups[call.num_groups++] = {row, kv_head, lengths[row], live[row], tokens, nullptr};
       }
     }
   }
@@ -97,8 +100,8 @@ Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens) {
   read_query_lens(call.a, seq_lens, lengths);
   Tensor out = new_output(call.a);
 
-  call.scoring = {call.a.dtype,           arguments.group_reduce, call.a.query,  shape.q_len,
-                  arguments.page_summary, shape.group_size,       shape.head_dim};
+  call.scoring = {call.a.dtype,           arguments.group_reduce, call.a.query,   shape.q_len,
+                  arguments.page_summary, shape.group_size,       shape.head_dim, call.a.scale};
   call.choice = arguments.choice;
   call.out = {out.mutable_data_ptr(), nullptr};
   call.selects_per_group = arguments.group_reduce == GroupReduce::kNone ? shape.group_size : 1;
@@ -116,12 +119,12 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      Tensor seq_lens, std::optional<Tensor> attn_mask,
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     StringHandle summary, std::optional<double> scale) {
-  const SummaryKind kind = check_summary_kind(summary);
+                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale) {
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   return decode(
       check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,
-                   budget, page_size, num_sink_pages, num_recent_pages, reduce, kind, scale),
+                   budget, num_sink_pages, num_recent_pages, reduce, format, scale),
       seq_lens);
 }
 

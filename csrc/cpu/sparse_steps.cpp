@@ -68,7 +68,7 @@ class Runner {
 };
 
 void Runner::score(const Group& group, int64_t first, int64_t last) const {
-  score_page_range(call_.scoring, group.row, group.kv_head, first, last, group.scores,
+  score_page_range(call_.scoring, group.row, group.kv_head, group.tokens, first, last, group.scores,
                    call_.max_pages);
 }
 

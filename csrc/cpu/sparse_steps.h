@@ -14,6 +14,7 @@ struct Group {
   int64_t kv_head;
   int64_t seq_len;
   const uint8_t* live;  // [pages in use], nullptr: all live, or every head has its own mask
+  LiveTokens tokens;    // for sketches
   float* scores;        // [selects, max_pages]
 };
 

@@ -44,11 +44,9 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
 }
 
 // Asks for the samples of a head while those of the one before it are looked at.
-void fetch_samples(const PageSummaryParams& p, const int64_t* samples) {
+void fetch_samples(const PageSummaryParams& p, const int64_t* samples, int64_t summary_bytes) {
   const int64_t row_bytes = p.head_dim * element_size(p.dtype);
-  const bool is_int8 = p.kind == SummaryKind::kMinMaxInt8;
-  const int64_t element = is_int8 ? 1 : element_size(p.dtype);
-  const int64_t summary_bytes = is_int8 ? int8_row_bytes(p.head_dim) : 2 * row_bytes;
+  const int64_t element = p.kind == SummaryKind::kMinMax ? element_size(p.dtype) : 1;
   for (int64_t i = 0; i < kSamples; ++i) {
     const char* summary =
         static_cast<const char*>(p.page_summary) + samples[i] * p.summary_stride * element;
@@ -78,7 +76,7 @@ void update(const UpdateArguments& u) {
   const int64_t num_kv_heads = u.num_kv_heads, page_size = u.page_size, head_dim = u.head_dim;
   const DType dtype = u.dtype;
   const PageSummary& summary = u.page_summary;
-  const SummaryKind kind = summary.kind;
+  const SummaryFormat format = summary.format;
   const Written written = read_positions(u);
   int64_t* sealed = u.num_sealed;
   QUEST_CHECK(*sealed >= 0, "num_sealed: expected at least 0, got ", *sealed);
@@ -92,8 +90,8 @@ void update(const UpdateArguments& u) {
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(end);
-  if (kind == SummaryKind::kMinMaxInt8 &&
-      (start < num_scaled || floor_to_power_of_two(*sealed) != num_scaled)) {
+  const bool has_scales = format.kind != SummaryKind::kMinMax;
+  if (has_scales && (start < num_scaled || floor_to_power_of_two(*sealed) != num_scaled)) {
     start = 0;
   }
 
@@ -109,12 +107,13 @@ void update(const UpdateArguments& u) {
     p.dtype = dtype;
     p.head_dim = static_cast<int32_t>(head_dim);
     p.page_size = static_cast<int32_t>(page_size);
-    p.kind = kind;
+    p.sketch_bits = static_cast<int32_t>(format.sketch_bits);
+    p.kind = format.kind;
     p.key = cache_of(u.key_cache, dtype, row, kv_head);
     p.key_stride = u.key_cache.token_stride;
     p.page_summary = row_of(summary, row, kv_head);
     p.summary_stride = summary.page_stride;
-    p.channel_scale = channel_scale_of(summary, head_dim, row, kv_head);
+    p.channel_scale = channel_scale_of(summary, row, kv_head);
     p.first_page = first_page;
     p.last_page = last_page;
     return p;
@@ -123,14 +122,14 @@ void update(const UpdateArguments& u) {
     int64_t samples[kSamples];
     choose_samples(written.first, start, samples);
     run_tasks(num_heads, num_heads * kSamples * page_bytes, [&](int64_t head) {
-      if (head + 1 < num_heads) fetch_samples(params(head + 1, 0, 0), samples);
+      if (head + 1 < num_heads) fetch_samples(params(head + 1, 0, 0), samples, summary.row_bytes);
       is_stale[head] = !is_current(params(head, 0, 0), samples);
     });
   }
 
   const int64_t num_stale = std::count(is_stale, is_stale + num_heads, true);
   const int64_t num_pages = num_heads * (end - start) + num_stale * start;
-  if (kind == SummaryKind::kMinMaxInt8 && end > 0 && (start == 0 || num_stale > 0)) {
+  if (has_scales && end > 0 && (start == 0 || num_stale > 0)) {
     run_tasks(num_heads, num_heads * std::min(num_scaled, kScalePages) * page_bytes,
               [&](int64_t head) {
                 if (start == 0 || is_stale[head])
@@ -153,9 +152,9 @@ void update(const UpdateArguments& u) {
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
                          Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
-                         StringHandle summary) {
-  update(check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, page_size,
-                      check_summary_kind(summary)));
+                         StringHandle summary, int64_t sketch_bits) {
+  update(check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale,
+                      check_summary_format(summary, sketch_bits, page_size)));
 }
 
 }  // namespace quest

@@ -10,11 +10,12 @@ namespace cuda {
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
                          Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
-                         StringHandle summary);
+                         StringHandle summary, int64_t sketch_bits);
 
 Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
                    std::optional<Tensor> channel_scale, int64_t page_size,
-                   StringHandle group_reduce, StringHandle summary);
+                   StringHandle group_reduce, StringHandle summary, int64_t sketch_bits,
+                   std::optional<Tensor> attn_mask, std::optional<double> scale);
 
 Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
                     int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
@@ -29,14 +30,14 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      Tensor seq_lens, std::optional<Tensor> attn_mask,
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     StringHandle summary, std::optional<double> scale);
+                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale);
 
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
                           Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
                           std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
-                          std::optional<double> scale);
+                          int64_t sketch_bits, std::optional<double> scale);
 
 Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,
                     std::optional<Tensor> attn_mask, std::optional<double> scale);

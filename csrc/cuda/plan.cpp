@@ -52,6 +52,12 @@ void set_lens(Rows& rows, const Tensor& seq_lens) {
   rows.has_long_lens = seq_lens.scalar_type() == ScalarType::Long;
 }
 
+SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
+  QUEST_CHECK(format.kind != SummaryKind::kSketch, "summary: no CUDA kernel reads 'sketch'");
+  return format;
+}
+
 Rows make_rows(const Attention& a, const Tensor& seq_lens) {
   Rows rows = {};
   set_lens(rows, seq_lens);
@@ -73,7 +79,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   s.dtype = dtype;
   s.rows = rows;
   // int8 rows are read 8 bytes at a time.
-  const int64_t bytes = rows.kind == SummaryKind::kMinMaxInt8 ? 8 : 16;
+  const int64_t bytes = rows.format.kind == SummaryKind::kMinMaxInt8 ? 8 : 16;
   const int64_t unit = bytes / rows.element_size;
   s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), bytes) &&
                        is_multiple(rows.batch_stride, unit) &&

@@ -285,7 +285,7 @@ score_kernel(QUEST_PARAM ScoreCall p) {
   if (range.first >= range.last && !reports) return;
 
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
-  if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
     range.channel_scale = channel_scale;
     float* stored = channel_scale_of(s, batch_row, kv_head);
     if (updates && range.start == 0 && num_scaled > 0) {
@@ -322,7 +322,7 @@ score_kernel(QUEST_PARAM ScoreCall p) {
     }
     if (!is_stale) return;
     // Other CTAs may still look at the samples and at the scales: the next kernel writes those.
-    if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+    if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
       scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
       if (range.has_scores) scorer.prepare(channel_scale);
     }
@@ -340,7 +340,7 @@ QUEST_DEVICE void finish_head(const FinishCall& p, int batch_row, int kv_head, S
   float* channel_scale = memory.take<float>(s.head_dim);
   char* row = memory.take<char>(kWarps * kMaxRowBytes) + warp_index() * kMaxRowBytes;
   const Span span = read_positions(p.update, s, values);
-  if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
     const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
     scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
     float* stored = channel_scale_of(s, batch_row, kv_head);

@@ -10,7 +10,7 @@ namespace cuda {
 template <class T>
 int launch_score_of(const ScoreCall& p, void* stream) {
   const int64_t grid = static_cast<int64_t>(p.rows.batch) * p.rows.q_len * p.summaries.num_kv_heads;
-  return p.summaries.rows.kind == SummaryKind::kMinMaxInt8
+  return p.summaries.rows.format.kind == SummaryKind::kMinMaxInt8
              ? launch(score_kernel<T, Int8>, grid, p.num_parts, kThreads, score_shared_bytes(p), p,
                       stream)
              : launch(score_kernel<T, T>, grid, p.num_parts, kThreads, score_shared_bytes(p), p,

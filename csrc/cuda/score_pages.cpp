@@ -6,10 +6,12 @@ namespace cuda {
 
 Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
                    std::optional<Tensor> channel_scale, int64_t page_size,
-                   StringHandle group_reduce, StringHandle summary) {
-  const SummaryKind kind = check_summary_kind(summary);
-  const ScoreArguments arguments = check_score(query, page_summary, seq_lens, channel_scale,
-                                               page_size, check_group_reduce(group_reduce), kind);
+                   StringHandle group_reduce, StringHandle summary, int64_t sketch_bits,
+                   std::optional<Tensor> attn_mask, std::optional<double> scale) {
+  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
+  const ScoreArguments arguments =
+      check_score(query, page_summary, seq_lens, channel_scale, check_group_reduce(group_reduce),
+                  format, attn_mask, scale);
   const int64_t per_group = arguments.group_reduce == GroupReduce::kNone ? arguments.group_size : 1;
   Tensor scores =
       new_tensor(query, {arguments.batch, arguments.num_kv_heads * per_group, arguments.num_pages},

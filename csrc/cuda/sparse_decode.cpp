@@ -69,12 +69,12 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      Tensor seq_lens, std::optional<Tensor> attn_mask,
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     StringHandle summary, std::optional<double> scale) {
-  const SummaryKind kind = check_summary_kind(summary);
+                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale) {
+  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   return decode(
       check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,
-                   budget, page_size, num_sink_pages, num_recent_pages, reduce, kind, scale),
+                   budget, num_sink_pages, num_recent_pages, reduce, format, scale),
       nullptr, seq_lens);
 }
 
@@ -83,14 +83,14 @@ Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Te
                           std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
-                          std::optional<double> scale) {
-  const SummaryKind kind = check_summary_kind(summary);
+                          int64_t sketch_bits, std::optional<double> scale) {
+  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   const SparseArguments arguments =
       check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,
-                   budget, page_size, num_sink_pages, num_recent_pages, reduce, kind, scale);
-  const UpdateArguments update = check_update(key_cache, cache_position, page_summary, num_sealed,
-                                              channel_scale, page_size, kind);
+                   budget, num_sink_pages, num_recent_pages, reduce, format, scale);
+  const UpdateArguments update =
+      check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, format);
   return decode(arguments, &update, seq_lens);
 }
 

@@ -51,7 +51,7 @@ QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span&
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
   const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
-  return s.rows.kind == SummaryKind::kMinMaxInt8 && !is_scaled ? 0 : start;
+  return s.rows.format.kind == SummaryKind::kMinMaxInt8 && !is_scaled ? 0 : start;
 }
 
 // The pages that are looked at for changes made by others: sample i of those before `start`.
@@ -211,7 +211,7 @@ QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_
   PageBounds<T> bounds;
   bounds.read(s, u, batch_row, kv_head, page, width);
   sync_warp();
-  if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
     write_int8_row(s, bounds, channel_scale, width, row);
   } else {
     write_row(s, bounds, width, row);
@@ -222,7 +222,7 @@ QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_
 // In pieces that every stored row is aligned to.
 template <class T>
 QUEST_DEVICE void store_row(const Summaries& s, const char* row, char* stored) {
-  if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
     for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) stored[i] = row[i];
   } else {
     for (int i = lane_index(); i < 2 * s.head_dim; i += 32) {
@@ -235,7 +235,7 @@ QUEST_DEVICE void store_row(const Summaries& s, const char* row, char* stored) {
 template <class T>
 QUEST_DEVICE bool row_differs(const Summaries& s, const char* row, const char* stored) {
   bool differs = false;
-  if (s.rows.kind == SummaryKind::kMinMaxInt8) {
+  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
     for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) {
       differs = differs || row[i] != stored[i];
     }

@@ -11,6 +11,7 @@ N gathered positions, D head_dim, E head_dim of the values, W minimum and maximu
 import torch
 from torch.nn.functional import pad
 
+from quest_compile.ops import reference_sketch
 from quest_compile.ops.limits import NUM_SCALE_PAGES, int8_row_bytes
 
 _TILE_SIZE = 512
@@ -18,7 +19,7 @@ _TILE_SIZE = 512
 
 def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
-    summary="minmax"
+    summary="minmax", sketch_bits=1
 ):  # fmt: skip
     """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count."""
     max_seq_len = key_cache.shape[2]
@@ -30,7 +31,7 @@ def update_page_summary(
         start = torch.where(is_next, start, 0)
         num_sealed[1] = torch.where(num_sealed[1] < 0, -1, written.max() + 1)
     num_scaled = _floor_to_power_of_two(num_complete)
-    if summary == "minmax_int8":
+    if channel_scale is not None:
         # Taken from these pages, scales depend on the keys alone and not on how they came in.
         is_scaled = (_floor_to_power_of_two(num_sealed[0]) == num_scaled) & (start >= num_scaled)
         start = torch.where(is_scaled, start, 0)
@@ -38,13 +39,13 @@ def update_page_summary(
     spread = first_written * 2654435761 % 2**32 + 40503 * _arange(3, start)
     sampled = torch.cat([(start - 1)[None], spread % start.clamp(min=1)]).clamp(min=0)
     tokens = (sampled[:, None] * page_size + _arange(page_size, start)).clamp(max=max_seq_len - 1)
-    expected = _page_rows(key_cache[:, :, tokens], summary, channel_scale)
+    expected = _page_rows(key_cache[:, :, tokens], summary, channel_scale, sketch_bits)
     stored = page_summary[:, :, sampled]
     differs = expected.view(torch.uint8) != stored.view(torch.uint8)
     is_stale_BK = differs.flatten(2).any(-1) & (start > 0)
     start_BK = torch.where(is_stale_BK, 0, start)
-    if summary == "minmax_int8" and not (start.is_cpu and start_BK.all()):
-        _scale_channels(key_cache, channel_scale, num_scaled, start_BK == 0, page_size)
+    if channel_scale is not None and not (start.is_cpu and start_BK.all()):
+        _scale_channels(key_cache, channel_scale, num_scaled, start_BK == 0, page_size, summary)
     low, high = 0, max_seq_len // page_size
     if start.is_cpu:
         low, high = min(int(start_BK.min()), int(num_complete)), int(num_complete)
@@ -52,7 +53,7 @@ def update_page_summary(
     is_new_BKP = (page >= start_BK[..., None]) & (page < num_complete)
     keys = key_cache[:, :, low * page_size : high * page_size].unflatten(2, (high - low, page_size))
     stored = page_summary[:, :, low:high]
-    rows = _page_rows(keys, summary, channel_scale)
+    rows = _page_rows(keys, summary, channel_scale, sketch_bits)
     is_new = is_new_BKP.unflatten(-1, (high - low, *[1] * (stored.ndim - 3)))
     stored.copy_(torch.where(is_new, rows, stored))
     num_sealed[0] = num_complete
@@ -61,12 +62,32 @@ def update_page_summary(
 
 def score_pages(
     query, page_summary, seq_lens, channel_scale=None, *, page_size=16, group_reduce="sum",
-    summary="minmax"
+    summary="minmax", sketch_bits=1, attn_mask=None, scale=None
 ):  # fmt: skip
-    """Upper bound of query.key over each complete page; -inf for the others."""
+    """Upper bound of query.key over each complete page, or for sketches the log of the sum of its
+    exp over the page's live tokens; -inf for the others."""
     batch, num_kv_heads, num_pages = page_summary.shape[:3]
     head_dim = query.shape[-1]
     query_BKGD = _widen(query.contiguous().view(batch, num_kv_heads, -1, head_dim))
+    num_complete_B11 = _seq_len_B11(seq_lens, num_pages * page_size) // page_size
+    is_open_B1P = _arange(num_pages, seq_lens) >= num_complete_B11
+    if summary == "sketch":
+        live_BKGPT = None
+        if attn_mask is not None:
+            live_BMT = _live_positions(seq_lens, attn_mask, num_pages * page_size)
+            num_groups = query.shape[1] if group_reduce == "none" else num_kv_heads
+            if live_BMT.shape[1] > 1:
+                live_BMT = live_BMT.unflatten(1, (num_groups, -1)).any(2)
+                live_BMT = live_BMT.unflatten(1, (num_kv_heads, -1))
+            else:
+                live_BMT = live_BMT[:, None]
+            live_BKGPT = live_BMT.unflatten(-1, (num_pages, page_size))
+        score_BSP = reference_sketch.score_pages(
+            query_BKGD, page_summary, channel_scale, live_BKGPT, page_size=page_size,
+            sketch_bits=sketch_bits, group_reduce=group_reduce,
+            scale=head_dim**-0.5 if scale is None else scale
+        )  # fmt: skip
+        return score_BSP.masked_fill(is_open_B1P, -torch.inf)
     if summary == "minmax_int8":
         query_BKGD = query_BKGD * channel_scale[:, :, None]
     # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: a bound is one dot product.
@@ -78,8 +99,7 @@ def score_pages(
     if page_scale_BKP is not None:
         bound_BKGP = bound_BKGP * page_scale_BKP[:, :, None]
     score_BSP = bound_BKGP.amax(2) if group_reduce == "max" else bound_BKGP.flatten(1, 2)
-    num_complete_B11 = _seq_len_B11(seq_lens, num_pages * page_size) // page_size
-    return score_BSP.masked_fill(_arange(num_pages, seq_lens) >= num_complete_B11, -torch.inf)
+    return score_BSP.masked_fill(is_open_B1P, -torch.inf)
 
 
 def select_pages(
@@ -196,7 +216,7 @@ def full_attention(query, key_cache, value_cache, seq_lens, attn_mask=None, *, s
 def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
-    summary="minmax", scale=None
+    summary="minmax", sketch_bits=1, scale=None
 ):  # fmt: skip
     """Score, select, attend; a row that fits the budget is dense.
 
@@ -205,7 +225,7 @@ def sparse_decode(
     settings = {
         "budget": budget, "page_size": page_size, "num_sink_pages": num_sink_pages,
         "num_recent_pages": num_recent_pages, "group_reduce": group_reduce, "summary": summary,
-        "scale": scale,
+        "sketch_bits": sketch_bits, "scale": scale,
     }  # fmt: skip
     outs, selected = [], []
     for query_i, seq_lens_i, mask_i in each_query(query, seq_lens, attn_mask):
@@ -219,7 +239,7 @@ def sparse_decode(
 
 def _sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, *, budget,
-    page_size, num_sink_pages, num_recent_pages, group_reduce, summary, scale
+    page_size, num_sink_pages, num_recent_pages, group_reduce, summary, sketch_bits, scale
 ):  # fmt: skip
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
     fits_B11 = _seq_len_B11(seq_lens, max_seq_len) <= page_budget * page_size
@@ -227,7 +247,8 @@ def _sparse_decode(
         return _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale), None
     scores = score_pages(
         query, page_summary, seq_lens, channel_scale, page_size=page_size,
-        group_reduce=group_reduce, summary=summary
+        group_reduce=group_reduce, summary=summary, sketch_bits=sketch_bits, scale=scale,
+        attn_mask=attn_mask if summary == "sketch" else None
     )  # fmt: skip
     pages = select_pages(
         scores, seq_lens, attn_mask, page_budget=page_budget, page_size=page_size,
@@ -253,7 +274,8 @@ def sparse_decode_step(
     """The results of sparse_decode, and those of the update before it."""
     updated = update_page_summary(
         key_cache, cache_position, page_summary, num_sealed, channel_scale,
-        page_size=settings.get("page_size", 16), summary=settings.get("summary", "minmax")
+        page_size=settings.get("page_size", 16), summary=settings.get("summary", "minmax"),
+        sketch_bits=settings.get("sketch_bits", 1)
     )  # fmt: skip
     caches = (key_cache, value_cache, page_summary)
     results = sparse_decode(query, *caches, seq_lens, attn_mask, channel_scale, **settings)
@@ -312,8 +334,10 @@ def _seq_len_B11(seq_lens, max_seq_len):
     return seq_lens.long().clamp(1, max_seq_len)[:, None, None]
 
 
-def _page_rows(keys, summary, channel_scale):
+def _page_rows(keys, summary, channel_scale, sketch_bits):
     """What is kept of pages [B, K, P, page_size, D]: [B, K, P, ...]."""
+    if summary == "sketch":
+        return reference_sketch.page_rows(keys, channel_scale, sketch_bits)
     bounds = _page_min_max(keys)
     return bounds if summary == "minmax" else _int8_rows(bounds.float(), channel_scale)
 
@@ -336,20 +360,28 @@ def _int8_rows(bounds, channel_scale):
     return pad(row, (0, int8_row_bytes(bounds.shape[-1]) - row.shape[-1]))
 
 
-def _scale_channels(key_cache, channel_scale, num_pages, is_wanted_BK, page_size):
-    """channel_scale [B, K, D], in place: about the largest key of each channel.
+def _scale_channels(key_cache, channel_scale, num_pages, is_wanted_BK, page_size, summary):
+    """channel_scale, in place, from pages that are spread over the first num_pages."""
+    page = _arange(NUM_SCALE_PAGES, num_pages) * num_pages // NUM_SCALE_PAGES
+    tokens = page[:, None] * page_size + _arange(page_size, page)
+    keys = key_cache[:, :, tokens.clamp(max=key_cache.shape[2] - 1)]
+    if summary == "sketch":
+        new = reference_sketch.channel_scales(keys, page != torch.cat([page[:1] - 1, page[:-1]]))
+    else:
+        new = _largest_keys(keys)
+    is_wanted = (is_wanted_BK & (num_pages > 0)).view(*is_wanted_BK.shape, *[1] * (new.ndim - 2))
+    channel_scale.copy_(torch.where(is_wanted, new, channel_scale))
+
+
+def _largest_keys(keys):
+    """[B, K, D]: about the largest key of each channel in pages [B, K, P, page_size, D].
 
     Scales stay far from the ends of float32; no channel gets less than 1/1024 of the largest.
     """
-    page = _arange(NUM_SCALE_PAGES, num_pages) * num_pages // NUM_SCALE_PAGES
-    tokens = page[:, None] * page_size + _arange(page_size, page)
-    bounds = _page_min_max(key_cache[:, :, tokens.clamp(max=key_cache.shape[2] - 1)])
-    size = bounds.abs().amax(-2).float()
+    size = _page_min_max(keys).abs().amax(-2).float()
     scale_BKD = size.where(size.isfinite(), 0).amax(2)
     smallest = (scale_BKD.amax(-1, keepdim=True) * 2.0**-10).clamp(min=1e-20)
-    scale_BKD = torch.maximum(scale_BKD, smallest).clamp(max=1e20)
-    is_wanted = is_wanted_BK[..., None] & (num_pages > 0)
-    channel_scale.copy_(torch.where(is_wanted, scale_BKD, channel_scale))
+    return torch.maximum(scale_BKD, smallest).clamp(max=1e20)
 
 
 def _floor_to_power_of_two(x):

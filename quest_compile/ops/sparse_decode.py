@@ -1,6 +1,6 @@
 """Quest decoding, the operator of users. For rows that do not fit the budget it is
 
-    scores = score_pages(query, page_summary, seq_lens)
+    scores = score_pages(query, page_summary, seq_lens)  # sketches: attn_mask, scale too
     page_indices = select_pages(scores, seq_lens, attn_mask, page_budget=budget // page_size)
     out, lse = attend_pages(query, key_cache, value_cache, page_indices, seq_lens, attn_mask)
 
@@ -21,7 +21,7 @@ registration.define(
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
     "Tensor? attn_mask=None, Tensor? channel_scale=None, *, int budget, int page_size=16, "
     'int num_sink_pages=1, int num_recent_pages=2, str group_reduce="sum", str summary="minmax", '
-    "float? scale=None) -> Tensor",
+    "int sketch_bits=1, float? scale=None) -> Tensor",
 )
 
 
@@ -40,6 +40,7 @@ def _check(
     num_recent_pages=2,
     group_reduce="sum",
     summary="minmax",
+    sketch_bits=1,
     scale=None,
 ):
     checks.page_size(page_size)
@@ -47,7 +48,7 @@ def _check(
     require.integer("budget", budget, 1)
     checks.page_budget("budget", budget // page_size, num_sink_pages, num_recent_pages)
     checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
-    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size)
+    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size, sketch_bits)
 
 
 @registration.reference("sparse_decode")
@@ -107,6 +108,7 @@ def sparse_decode(
     num_recent_pages: int = 2,
     group_reduce: str = "sum",
     summary: str = "minmax",
+    sketch_bits: int = 1,
     scale: float | None = None,
 ) -> Tensor:
     """Attention of each query over the pages that matter for it (arXiv 2406.10774).
@@ -119,19 +121,20 @@ def sparse_decode(
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of the keys,
-            minimum and maximum of the keys of each page, or with summary="minmax_int8" uint8
+            minimum and maximum of the keys of each page, or with another summary uint8
             [batch, num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
         seq_lens: int32 or int64 [batch] or [1], valid positions, those of the queries included.
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
             Without one, several queries are causal: query i of q_len stands at position
             seq_len - q_len + i and attends up to it.
-        channel_scale: float32 [batch, num_kv_heads, head_dim], with summary="minmax_int8" only.
+        channel_scale: float32, what update_page_summary wrote; with summary="minmax" none.
         budget: tokens that a query attends at most, the open page included; rounded down to pages.
             A row of at most that many tokens gets the result of dense_decode, bit for bit.
         page_size: positions per page.
         group_reduce: over the query heads that share a KV head: "sum" or "max" of their page
             scores, or "none": every query head selects for itself.
-        summary: what page_summary holds, "minmax" or "minmax_int8".
+        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
+        sketch_bits: 1 or 2, with summary="sketch".
         scale: of query.key; 1 / sqrt(head_dim) by default.
 
     Returns:
@@ -148,6 +151,7 @@ def sparse_decode(
         "num_recent_pages": num_recent_pages,
         "group_reduce": group_reduce,
         "summary": summary,
+        "sketch_bits": sketch_bits,
         "scale": scale,
     }
     _check(*arguments, **settings)

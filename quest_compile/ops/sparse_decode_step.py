@@ -22,8 +22,8 @@ registration.define(
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position, "
     "Tensor(a!) page_summary, Tensor(b!) num_sealed, Tensor seq_lens, Tensor? attn_mask=None, "
     "Tensor(c!)? channel_scale=None, *, int budget, int page_size=16, int num_sink_pages=1, "
-    'int num_recent_pages=2, str group_reduce="sum", str summary="minmax", float? scale=None) '
-    "-> Tensor",
+    'int num_recent_pages=2, str group_reduce="sum", str summary="minmax", int sketch_bits=1, '
+    "float? scale=None) -> Tensor",
 )
 
 
@@ -41,7 +41,9 @@ def _check(
 ):
     caches = (key_cache, value_cache, page_summary)
     check_sparse_decode(query, *caches, seq_lens, attn_mask, channel_scale, **settings)
-    shared = {key: settings[key] for key in ("page_size", "summary") if key in settings}
+    shared = {
+        key: settings[key] for key in ("page_size", "summary", "sketch_bits") if key in settings
+    }
     check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, **shared)
 
 
@@ -86,6 +88,7 @@ def sparse_decode_step(
     num_recent_pages: int = 2,
     group_reduce: str = "sum",
     summary: str = "minmax",
+    sketch_bits: int = 1,
     scale: float | None = None,
 ) -> Tensor:
     """update_page_summary and then sparse_decode.
@@ -95,7 +98,7 @@ def sparse_decode_step(
             num_recent_pages, group_reduce, scale: of sparse_decode.
         cache_position: of update_page_summary: the positions that were written to the caches.
         page_summary, num_sealed, channel_scale: of update_page_summary, written in place.
-        page_size, summary: of both.
+        page_size, summary, sketch_bits: of both.
 
     Returns:
         [batch, num_q_heads, q_len, value_dim] in the dtype of query.
@@ -121,6 +124,7 @@ def sparse_decode_step(
         "num_recent_pages": num_recent_pages,
         "group_reduce": group_reduce,
         "summary": summary,
+        "sketch_bits": sketch_bits,
         "scale": scale,
     }
     _check(*arguments, **settings)

@@ -12,7 +12,8 @@ from quest_compile.ops.native import announce_reference
 registration.define(
     "update_page_summary",
     "(Tensor key_cache, Tensor cache_position, Tensor(a!) page_summary, Tensor(b!) num_sealed, "
-    'Tensor(c!)? channel_scale=None, *, int page_size=16, str summary="minmax") -> ()',
+    'Tensor(c!)? channel_scale=None, *, int page_size=16, str summary="minmax", '
+    "int sketch_bits=1) -> ()",
 )
 
 
@@ -25,6 +26,7 @@ def _check(
     *,
     page_size=16,
     summary="minmax",
+    sketch_bits=1,
 ):
     require.tensors(
         key_cache=key_cache,
@@ -34,7 +36,7 @@ def _check(
     )
     checks.page_size(page_size)
     checks.key_cache(key_cache)
-    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size)
+    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size, sketch_bits)
     require.rank("cache_position", cache_position, 1, "[num_written]")
     num_written = cache_position.shape[0]
     require.that(num_written >= 1, lambda: "cache_position: expected positions, got none")
@@ -77,6 +79,7 @@ def update_page_summary(
     *,
     page_size: int = 16,
     summary: str = "minmax",
+    sketch_bits: int = 1,
 ) -> None:
     """Summarise, in place, every page that a write completed or changed.
 
@@ -91,20 +94,25 @@ def update_page_summary(
             written: elementwise minimum and maximum of the keys of each complete page. With
             summary="minmax_int8" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]: int8
             [2, head_dim], the float32 scale of the page, and padding. A bound is int8 * page scale
-            * channel scale, rounded outward.
+            * channel scale, rounded outward. With summary="sketch" uint8 of the same shape
+            (reference_sketch.page_rows has the layout): the mean of the keys in 8 bits, and what is
+            left of each key as its scale and sketch_bits bits per channel.
         num_sealed: int64 [1] or [2]. First: leading pages whose summary is known to be up to date;
             0 before the first update, and to have everything summarised again. Second, if there:
             the position at which the next write has to begin, or else everything is summarised
             again; -1 for no such check. Written.
-        channel_scale: float32 [batch, num_kv_heads, head_dim], with summary="minmax_int8" only.
-            Written, from the keys of up to 128 pages, whenever the number of pages has doubled; all
-            pages are summarised again then.
+        channel_scale: float32 [batch, num_kv_heads, head_dim] with summary="minmax_int8", with
+            "sketch" [batch, num_kv_heads, 3, head_dim]: centre of the channel, scale of the means,
+            scale of what is left. Written, from the keys of up to 128 pages, whenever the number of
+            pages has doubled; all pages are summarised again then.
         page_size: positions per page.
-        summary: what page_summary holds, "minmax" or "minmax_int8".
+        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
+        sketch_bits: 1 or 2, with summary="sketch".
 
     Raises:
         ValueError, TypeError: an argument is not as described.
     """
     arguments = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
-    _check(*arguments, page_size=page_size, summary=summary)
-    _update_page_summary(*arguments, page_size=page_size, summary=summary)
+    settings = {"page_size": page_size, "summary": summary, "sketch_bits": sketch_bits}
+    _check(*arguments, **settings)
+    _update_page_summary(*arguments, **settings)

@@ -59,7 +59,7 @@ def is_exact(caches, page_size=PAGE_SIZE):
 
 
 def summary_of(key_cache, page_size=PAGE_SIZE):
-    return getattr(key_cache, state._ATTRIBUTE)[page_size, "minmax"].page_summary
+    return getattr(key_cache, state._ATTRIBUTE)[page_size, "minmax", 1].page_summary
 
 
 def decode_row(step, cache, tokens, row):

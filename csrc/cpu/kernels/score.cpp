@@ -1,7 +1,9 @@
 // Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one
 // dot product of a summary row [minimum, maximum] with weights made of the query once. The weights
 // of an int8 row hold the scales of the channels; the scale of the page comes in at the end.
+// Sketches are in sketch_scores.cpp.
 #include "cpu/kernels/dot.h"
+#include "cpu/kernels/sketch.h"
 #include "params.h"
 
 namespace quest {
@@ -203,6 +205,7 @@ void score_rows(const ScoreParams& p) {
 }  // namespace
 
 void score_pages(const ScoreParams& p) {
+  if (p.kind == SummaryKind::kSketch) return score_sketches(p);
   switch (p.dtype) {
     case DType::kFloat32:
       return score_rows<float>(p);

@@ -1,8 +1,10 @@
-// Page summaries: elementwise minimum and maximum of the keys of a page, as they are or as int8.
+// Page summaries: elementwise minimum and maximum of the keys of a page, as they are or as int8;
+// sketches are in sketch_rows.cpp.
 //
 // Keys are compared as integers in the order of the floats, which needs no widening. A zero is
 // written as +0: the same keys give the same bits, whatever the order they are read in.
 #include "cpu/kernels/dot.h"
+#include "cpu/kernels/sketch.h"
 #include "params.h"
 
 namespace quest {
@@ -142,7 +144,8 @@ void quantise_page(const PageSummaryParams& p, int64_t page, char* row) {
   }
 }
 
-constexpr int kMaxRowBytes = 2 * kMaxHeadDim * 4;
+constexpr int kMaxRowBytes = 2 * kMaxPageSize * kMaxHeadDim / 8 + kMaxHeadDim + kMaxPageSize + 8;
+static_assert(kMaxRowBytes >= 2 * kMaxHeadDim * 4, "room for bounds in float32 as well");
 
 // The summary of a page to `row`; returns its bytes.
 template <class T, class Key>
@@ -150,6 +153,10 @@ int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
   if (p.kind == SummaryKind::kMinMaxInt8) {
     quantise_page<T, Key>(p, page, row);
     return int8_row_bytes(p.head_dim);
+  }
+  if (p.kind == SummaryKind::kSketch) {
+    sketch_page(p, page, row);
+    return sketch_row_bytes(p.head_dim, p.page_size, p.sketch_bits);
   }
   reduce_page(p, page, reinterpret_cast<Key*>(row));
   return 2 * p.head_dim * sizeof(Key);
@@ -181,6 +188,7 @@ bool pages_are_current_of(const PageSummaryParams& p) {
 }  // namespace
 
 void scale_channels(const PageSummaryParams& p) {
+  if (p.kind == SummaryKind::kSketch) return scale_sketch_channels(p);
   switch (p.dtype) {
     case DType::kFloat32:
       return scale_channels_of<float, int32_t>(p);

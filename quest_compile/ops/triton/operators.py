@@ -16,14 +16,14 @@ from quest_compile.ops.triton.selection import select_rows
 
 def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
-    summary="minmax"
+    summary="minmax", sketch_bits=1
 ):  # fmt: skip
     update_alone(Update(key_cache, cache_position, page_summary, num_sealed, page_size))
 
 
 def score_pages(
     query, page_summary, seq_lens, channel_scale=None, *, page_size=16, group_reduce="sum",
-    summary="minmax"
+    summary="minmax", sketch_bits=1, attn_mask=None, scale=None
 ):  # fmt: skip
     lengths = Lengths.of(seq_lens, query, None)
     return score_rows(query, page_summary, lengths, None, page_size, group_reduce).flatten(0, 1)
@@ -63,7 +63,7 @@ def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, sca
 def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
-    summary="minmax", scale=None
+    summary="minmax", sketch_bits=1, scale=None
 ):  # fmt: skip
     return _sparse_decode(
         query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, budget, page_size,
@@ -74,7 +74,7 @@ def sparse_decode(
 def sparse_decode_step(
     query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
     attn_mask=None, channel_scale=None, *, budget, page_size=16, num_sink_pages=1,
-    num_recent_pages=2, group_reduce="sum", summary="minmax", scale=None
+    num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1, scale=None
 ):  # fmt: skip
     update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
     return _sparse_decode(
