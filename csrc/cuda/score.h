@@ -27,6 +27,11 @@ QUEST_BOTH int num_weight_rows(const ScoreCall& p) {
 // Query heads that a row of a summary is scored for at a time.
 constexpr int kScoreHeads = 4;
 
+// Summary rows that a group of lanes reads at a time where there is one row of weights. More of
+// float32 would spill.
+template <class R>
+constexpr int kLoneRows = sizeof(R) == 4 ? 4 : 8;
+
 // One CTA's share of the pages of one (row, KV head). T: of keys and query, R: of summary rows.
 template <class T, class R>
 class PageScorer {
@@ -86,7 +91,8 @@ class PageScorer {
       }
     }
     if (range.has_scores) {
-      has_one_row() ? score_stored_pages<8, 1>(range) : score_stored_pages<4, kScoreHeads>(range);
+      has_one_row() ? score_stored_pages<kLoneRows<R>, 1>(range)
+                    : score_stored_pages<4, kScoreHeads>(range);
     }
   }
 

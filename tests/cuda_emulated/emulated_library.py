@@ -1,6 +1,7 @@
 """The CUDA operators compiled as host C++ (csrc/cuda/emulation), registered for CPU tensors."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import platform
@@ -42,14 +43,22 @@ def build(flags):
         pytest.skip("the emulation of CUDA needs a C++ compiler on x86-64")
     sources = sorted(path for pattern in SOURCES for path in CSRC.glob(pattern))
     sources.remove(CSRC / "bindings.cpp")
-    torch_dir = Path(torch.__file__).parent
-    command = [compiler, *FLAGS, *flags, f"-I{CSRC}", "-isystem", str(torch_dir / "include")]
+    include = str(Path(torch.__file__).parent / "include")
+    command = [compiler, *FLAGS, *flags, f"-I{CSRC}", "-isystem", include]
     folder = ROOT / "build" / f"emulated-{_hash(command, sources)}"
     library = folder / "libquest_emulated.so"
-    if library.exists():
-        return library
-    objects = folder / f"objects-{os.getpid()}"
-    objects.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:  # of the workers one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(command, sources, library)
+    return library
+
+
+def _compile(command, sources, library):
+    objects = library.parent / "objects"
+    shutil.rmtree(objects, ignore_errors=True)
+    objects.mkdir()
 
     def compile_one(source):
         out = objects / f"{source.name}.o"
@@ -59,12 +68,12 @@ def build(flags):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outs = list(pool.map(compile_one, sources))
     # libtorch first: the library has no other way to find it.
-    link = [compiler, *flags, "-shared", *outs, "-Wl,--no-as-needed", torch_dir / "lib/libtorch.so"]
+    libtorch = Path(torch.__file__).parent / "lib/libtorch.so"
     made = objects / library.name
-    subprocess.run([str(x) for x in (*link, "-o", made)], check=True)
+    link = [*command, "-shared", *outs, "-Wl,--no-as-needed", libtorch, "-o", made]
+    subprocess.run([str(x) for x in link], check=True)
     made.rename(library)
     shutil.rmtree(objects)
-    return library
 
 
 def _hash(command, sources):

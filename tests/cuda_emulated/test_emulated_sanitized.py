@@ -21,6 +21,7 @@ def file_of_compiler(name):
     return path if os.path.isabs(path) else None
 
 
+@pytest.mark.nightly  # two minutes of CPU, most of them compiling
 def test_kernels_touch_no_memory_that_is_not_theirs():
     library = emulated_library.build(emulated_library.SANITIZED)
     preloaded = [file_of_compiler(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
