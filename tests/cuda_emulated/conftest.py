@@ -14,14 +14,21 @@ def library():
     return sanitized or emulated_library.build(emulated_library.OPTIMISED)
 
 
-@pytest.fixture(autouse=True)
-def emulated(library, poisoned_memory):
+@pytest.fixture(scope="module")
+def serving(library):
     with emulated_library.serving_cpu_tensors(library):
-        emulated_library.configure()
         yield
 
 
+@pytest.fixture(autouse=True)
+def emulated(serving, poisoned_memory):
+    emulated_library.configure()
+
+
 @pytest.fixture
-def device():
+def device(request):
     """Of the operator tests that run here too."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec and callspec.params.get("summary") == "sketch":
+        pytest.skip("no CUDA kernel reads 'sketch': see test_sketch_is_refused")
     return "cpu"
