@@ -24,7 +24,7 @@ def update_that_trusts(what):
         last = (int(cache_position.max()) + 1) // page_size
         for page in range(first, last):
             keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
-            rows = reference._page_rows(keys[:, :, None], summary, channel_scale)
+            rows = reference._page_rows(keys[:, :, None], summary, channel_scale, 1)
             page_summary[:, :, page] = rows[:, :, 0]
         num_sealed[0] = last if what == "num_sealed" else max(first, last)
 

@@ -25,7 +25,7 @@ registration.define(
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
     "Tensor? attn_mask, Tensor? channel_scale, Tensor out, Tensor(a!) totals, *, int every, "
     "int budget, int page_size=16, int num_sink_pages=1, int num_recent_pages=2, "
-    'str group_reduce="sum", str summary="minmax", float? scale=None) -> ()',
+    'str group_reduce="sum", str summary="minmax", int sketch_bits=1, float? scale=None) -> ()',
 )
 
 
