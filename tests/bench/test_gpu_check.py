@@ -80,11 +80,11 @@ def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path
     def breaks(record):
         raise RuntimeError("unexpected")
 
-    record = Record(tmp_path, 5.0, {})
+    record = Record(tmp_path, 600.0, {})
     for step in (
         Step("fails", "Fails", 1, fails),
         Step("breaks", "Breaks", 1, breaks),
-        Step("long", "Long", 100, fails),
+        Step("long", "Long", 6000, fails),
         Step("short", "Short", 1, lambda record: record.add(value=2)),
     ):
         record.run(step)
