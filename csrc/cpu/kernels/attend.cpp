@@ -2,7 +2,7 @@
 //
 // Tokens are taken in spans: the logits of a span, then their softmax, then its values, with a
 // running maximum and sum from span to span. Heads are taken 4, 2 or 1 at a time. Each pass over
-// the keys or values of a span fetches rows that come later, in this pass or the next (Stream).
+// the keys or values of a span fetches rows that come later, in this pass or the next (Pass).
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/value.h"
 #include "params.h"
@@ -24,7 +24,7 @@ constexpr int kNearTokens = 4;
 constexpr int kTouchTokens = 64;
 constexpr int kTouchStep = 16;
 constexpr int kMemoryPage = 4096;
-static_assert(kMaxFetchTokens + 2 * kTouchTokens <= kTokenPadding, "touching stays in the padding");
+constexpr int kLineBytes = 64;
 
 alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
 
@@ -56,78 +56,74 @@ Rows<T> values_of(const AttendParams& p) {
           p.value_dim * static_cast<int>(sizeof(T))};
 }
 
-// The rows of a pass over a span, followed by those of the pass behind it.
+// Where the rows of a pass over a span are, followed by those of the pass behind it. Found once for
+// all columns and heads: otherwise addresses cost as much as the arithmetic on short vectors.
 template <class T>
-class Stream {
+class Pass {
  public:
-  Stream(const Span& span, const Rows<T>& rows, const Rows<T>& next_rows,
-         const int32_t* next_tokens)
-      : rows_(rows), next_rows_(next_rows), span_(span), next_tokens_(next_tokens) {
-    const int wanted = kFetchBytes / rows.bytes;
+  // next_tokens nullptr: nothing follows.
+  void find(const Span& span, const Rows<T>& rows, const Rows<T>& next_rows,
+            const int32_t* next_tokens) {
+    bytes_ = rows.bytes;
+    const int wanted = kFetchBytes / bytes_;
     ahead_ = wanted < kMaxFetchTokens ? wanted : kMaxFetchTokens;
-    const int tokens = kMemoryPage / rows.bytes;
+    const int tokens = kMemoryPage / bytes_;
     touch_step_ = tokens < kTouchStep ? tokens : kTouchStep;
+    const int size = span.size;
+    for (int i = 0; i < size; ++i) rows_[i] = rows[span.tokens[i]];
+    for (int i = 0; i < kMaxAhead; ++i) {
+      rows_[size + i] = next_tokens ? next_rows[next_tokens[i]] : rows_[size - 1];
+    }
   }
+
+  QUEST_INLINE const T* operator[](int t) const { return rows_[t]; }
 
   // Before kCount rows from the t-th on are used: elements [begin, begin + size) of those to come.
   template <int kCount>
-  QUEST_INLINE void advance(int t, int begin, int size) const {
+  QUEST_INLINE void advance(const Span& span, int t, int begin, int size) const {
     const int bytes = size * static_cast<int>(sizeof(T));
-    for (int i = 0; i < kCount; ++i) {
-      if (const T* row = (*this)[t + i + kNearTokens]) prefetch_near(row + begin, bytes);
-    }
-    if (span_.is_fetched) return;
+    for (int i = 0; i < kCount; ++i) prefetch_near(rows_[t + i + kNearTokens] + begin, bytes);
+    if (span.is_fetched) return;
     if (begin == 0 && t % kTouchTokens == 0) touch(t + ahead_ + kTouchTokens, kTouchTokens);
-    for (int i = 0; i < kCount; ++i) {
-      if (const T* row = (*this)[t + i + ahead_]) prefetch(row + begin, bytes);
-    }
+    for (int i = 0; i < kCount; ++i) prefetch(rows_[t + i + ahead_] + begin, bytes);
   }
 
   // The first rows, which no pass before has fetched.
   void begin() const {
     touch(0, ahead_ + kTouchTokens);
-    for (int i = 0; i < ahead_; ++i) {
-      if (const T* row = (*this)[i]) prefetch(row, rows_.bytes);
-    }
+    for (int i = 0; i < ahead_; ++i) prefetch(rows_[i], bytes_);
   }
 
  private:
-  QUEST_INLINE const T* operator[](int i) const {
-    if (i < span_.size) return rows_[span_.tokens[i]];
-    return next_tokens_ ? next_rows_[next_tokens_[i - span_.size]] : nullptr;
-  }
-  QUEST_INLINE void touch(int first, int count) const {
+  void touch(int first, int count) const {
     for (int i = first; i < first + count; i += touch_step_) {
-      if (const T* row = (*this)[i]) prefetch(row, 1);
+      prefetch(rows_[i], 1);
       // Rows need not begin where memory pages do.
-      if (const T* row = (*this)[i + touch_step_ - 1]) prefetch(end_of(row), 1);
+      prefetch(reinterpret_cast<const char*>(rows_[i + touch_step_ - 1]) + bytes_ - 1, 1);
     }
   }
 
-  QUEST_INLINE const char* end_of(const T* row) const {
-    return reinterpret_cast<const char*>(row) + rows_.bytes - 1;
-  }
-
-  Rows<T> rows_, next_rows_;
-  const Span& span_;
-  const int32_t* next_tokens_;  // nullptr: nothing follows
-  int ahead_, touch_step_;
+  static constexpr int kMaxAhead = kMaxFetchTokens + 2 * kTouchTokens;
+  static_assert(kMaxAhead <= kTokenPadding, "what is fetched ahead are tokens that may be read");
+  const T* rows_[kSpan + kMaxAhead];
+  int bytes_, ahead_, touch_step_;
 };
 
 template <class T>
-Stream<T> key_stream(const AttendParams& p, const Span& span) {
-  return {span, keys_of<T>(p), values_of<T>(p), span.tokens};
-}
+struct Passes {
+  Pass<T> keys, values;
 
-template <class T>
-Stream<T> value_stream(const AttendParams& p, const Span& span) {
-  const int32_t* next_tokens = span.is_last ? nullptr : span.tokens + span.size;
-  return {span, values_of<T>(p), keys_of<T>(p), next_tokens};
-}
+  void find(const AttendParams& p, const Span& span) {
+    const Rows<T> keys_rows = keys_of<T>(p), values_rows = values_of<T>(p);
+    keys.find(span, keys_rows, values_rows, span.tokens);
+    values.find(span, values_rows, keys_rows, span.is_last ? nullptr : span.tokens + span.size);
+  }
+};
 
 // logits [size rounded up to a tile, kHeads], -inf behind the span, in units of log2.
 template <class T, int kHeads>
-void compute_logits(const AttendParams& p, const Span& span, int first_head, float* logits) {
+void compute_logits(const AttendParams& p, const Span& span, const Pass<T>& keys, int first_head,
+                    float* logits) {
   using D = Dot<T>;
   constexpr int kRows = kTileSize / kHeads;
   alignas(64) typename D::Query query[kHeads * kMaxHeadDim];
@@ -135,14 +131,12 @@ void compute_logits(const AttendParams& p, const Span& span, int first_head, flo
     D::prepare(static_cast<const T*>(p.query) + (first_head + h) * p.query_stride, p.head_dim,
                query + h * kMaxHeadDim);
   }
-  const Rows<T> keys = keys_of<T>(p);
-  const Stream<T> stream = key_stream<T>(p, span);
   const V scale = set1(p.scale_log2);
   for (int t = 0; t < span.size; t += kRows) {
-    stream.template advance<kRows>(t, 0, p.head_dim);
+    keys.template advance<kRows>(span, t, 0, p.head_dim);
     const T* rows[kRows];
     QUEST_UNROLL
-    for (int r = 0; r < kRows; ++r) rows[r] = keys[span.tokens[t + r]];
+    for (int r = 0; r < kRows; ++r) rows[r] = keys[t + r < span.size ? t + r : t];
     V tile[kTileSize / kWidth];
     dot_tile<D, kHeads>(rows, query, kMaxHeadDim, p.head_dim, tile);
     for (int i = 0; i < kTileSize / kWidth; ++i)
@@ -197,12 +191,12 @@ void apply_softmax(const AttendParams& p, const Span& span, int first_head, cons
 
 // Adds the columns [column, column + kPairs pairs) of the values of tokens [begin, end) of a span.
 template <class T, int kHeads, int kPairs, bool kPartial>
-void add_columns(const AttendParams& p, const Span& span, int first_head, int begin, int end,
-                 int column, const typename Values<T>::Weight* weights) {
+void add_columns(const AttendParams& p, const Span& span, const Pass<T>& values, int first_head,
+                 int begin, int end, int column, const typename Values<T>::Weight* weights) {
   constexpr int kTokens = Values<T>::kTokens;
-  const Rows<T> values = values_of<T>(p);
-  const Stream<T> stream = value_stream<T>(p, span);
   const int width = kPartial ? p.value_dim - column : kPairs * kPairWidth;
+  // The columns before fetch the whole line.
+  const bool fetches = column * static_cast<int>(sizeof(T)) % kLineBytes == 0;
   float* out = p.values + first_head * p.values_stride + column;
   V sums[kHeads][kPairs][2];
   QUEST_UNROLL
@@ -211,11 +205,10 @@ void add_columns(const AttendParams& p, const Span& span, int first_head, int be
     for (int c = 0; c < 2 * kPairs; ++c) sums[h][c / 2][c % 2] = zero();
   }
   for (int t = begin; t < end; t += kTokens) {
-    stream.template advance<kTokens>(t, column, width);
-    const T* row = values[span.tokens[t]] + column;
+    if (fetches) values.template advance<kTokens>(span, t, column, width);
+    const T* row = values[t] + column;
     // Not the row behind the span: its weight is 0, but it may hold infinities.
-    const T* second =
-        t + 1 < end ? values[span.tokens[t + 1]] + column : reinterpret_cast<const T*>(kZeroRow);
+    const T* second = t + 1 < end ? values[t + 1] + column : reinterpret_cast<const T*>(kZeroRow);
     Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
                                                       weights + t / kTokens * kHeads);
   }
@@ -231,29 +224,31 @@ void add_columns(const AttendParams& p, const Span& span, int first_head, int be
 }
 
 template <class T, int kHeads>
-void add_values(const AttendParams& p, const Span& span, int first_head,
+void add_values(const AttendParams& p, const Span& span, const Pass<T>& values, int first_head,
                 const typename Values<T>::Weight* weights) {
   constexpr int kPairs = kValuePairs(kHeads);
   for (int t = 0; t < span.size; t += kValueTokens) {
     const int end = t + kValueTokens < span.size ? t + kValueTokens : span.size;
     int d = 0;
     for (; d + kPairs * kPairWidth <= p.value_dim; d += kPairs * kPairWidth) {
-      add_columns<T, kHeads, kPairs, false>(p, span, first_head, t, end, d, weights);
+      add_columns<T, kHeads, kPairs, false>(p, span, values, first_head, t, end, d, weights);
     }
     for (; d + kPairWidth <= p.value_dim; d += kPairWidth) {
-      add_columns<T, kHeads, 1, false>(p, span, first_head, t, end, d, weights);
+      add_columns<T, kHeads, 1, false>(p, span, values, first_head, t, end, d, weights);
     }
-    if (d < p.value_dim) add_columns<T, kHeads, 1, true>(p, span, first_head, t, end, d, weights);
+    if (d < p.value_dim)
+      add_columns<T, kHeads, 1, true>(p, span, values, first_head, t, end, d, weights);
   }
 }
 
 template <class T, int kHeads>
-void attend_heads(const AttendParams& p, const Span& span, int first_head) {
+void attend_heads(const AttendParams& p, const Span& span, const Passes<T>& passes,
+                  int first_head) {
   alignas(64) float logits[kSpan * kHeads + kTileSize];
   alignas(64) typename Values<T>::Weight weights[kSpan * kHeads + kTileSize];
-  compute_logits<T, kHeads>(p, span, first_head, logits);
+  compute_logits<T, kHeads>(p, span, passes.keys, first_head, logits);
   apply_softmax<T, kHeads>(p, span, first_head, logits, weights);
-  add_values<T, kHeads>(p, span, first_head, weights);
+  add_values<T, kHeads>(p, span, passes.values, first_head, weights);
 }
 
 template <class T>
@@ -263,19 +258,21 @@ void attend_rows(const AttendParams& p) {
     p.sums[h] = 0;
     memset(p.values + h * p.values_stride, 0, p.values_stride * sizeof(float));
   }
+  Passes<T> passes;
   for (int first = 0; first < p.num_tokens; first += kSpan) {
     const int rest = p.num_tokens - first;
     Span span = {p.tokens + first, rest < kSpan ? rest : kSpan, false, rest <= kSpan && p.is_last};
-    if (first == 0 && p.is_first) key_stream<T>(p, span).begin();
+    passes.find(p, span);
+    if (first == 0 && p.is_first) passes.keys.begin();
     for (int h = 0; h < p.num_heads;) {
       if (p.num_heads - h >= 4) {
-        attend_heads<T, 4>(p, span, h);
+        attend_heads<T, 4>(p, span, passes, h);
         h += 4;
       } else if (p.num_heads - h >= 2) {
-        attend_heads<T, 2>(p, span, h);
+        attend_heads<T, 2>(p, span, passes, h);
         h += 2;
       } else {
-        attend_heads<T, 1>(p, span, h);
+        attend_heads<T, 1>(p, span, passes, h);
         h += 1;
       }
       span.is_fetched = true;

@@ -93,15 +93,15 @@ QUEST_INLINE void dot_tile(const typename D::Element* const* rows, const typenam
   for (int i = 0; i < kTileSize; ++i) sums[i] = zero();
   int d = 0;
   for (; d + D::kStep <= dim; d += D::kStep) {
-    typename D::Span q[kHeads];
+    typename D::Span row[kRows];
     QUEST_UNROLL
-    for (int h = 0; h < kHeads; ++h) q[h] = D::load_query(query + h * query_stride + d);
+    for (int r = 0; r < kRows; ++r) row[r] = D::load(rows[r] + d);
     QUEST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const typename D::Span row = D::load(rows[r] + d);
+    for (int h = 0; h < kHeads; ++h) {
+      const typename D::Span q = D::load_query(query + h * query_stride + d);
       QUEST_UNROLL
-      for (int h = 0; h < kHeads; ++h) {
-        sums[r * kHeads + h] = D::accumulate(sums[r * kHeads + h], row, q[h]);
+      for (int r = 0; r < kRows; ++r) {
+        sums[r * kHeads + h] = D::accumulate(sums[r * kHeads + h], row[r], q);
       }
     }
   }
