@@ -10,7 +10,7 @@ import torch
 from hostile import Case, make_inputs
 
 from quest_compile import ops
-from quest_compile.ops import cuda_providers, native, reference
+from quest_compile.ops import cuda_providers, limits, native, reference
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_what_triton_does_not_take_goes_to_torch_and_is_said_once(why, inputs, m
     assert len([text for text in slow if why in text and "quest::score_pages" in text]) == 1
 
 
-def test_int8_summaries_are_not_for_triton():
+def test_triton_takes_every_summary():
     pytest.importorskip("triton")
     from quest_compile.ops.triton import operators
 
-    assert operators.why_not({"summary": "minmax_int8", "budget": 64})
-    assert not operators.why_not({"summary": "minmax", "budget": 64})
-    assert not operators.why_not({})
+    for summary in limits.SUMMARIES:
+        assert not operators.why_not({"summary": summary, "budget": 64})
+    assert operators.why_not({"summary": "of a later version"})

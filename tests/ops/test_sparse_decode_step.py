@@ -27,7 +27,8 @@ def two_calls(inputs, position, state, **settings):
     rows, num_sealed, scale = state
     query, keys, values, _, lengths, mask = inputs.sparse()
     settings = {**inputs.settings(), **settings}
-    shared = {key: settings[key] for key in ("page_size", "summary")}
+    names = ("page_size", "summary", "sketch_bits")
+    shared = {key: settings[key] for key in names if key in settings}
     ops.update_page_summary(keys, position, rows, num_sealed, scale, **shared)
     return ops.sparse_decode(query, keys, values, rows, lengths, mask, scale, **settings)
 

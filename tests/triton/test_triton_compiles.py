@@ -15,12 +15,14 @@ import json, os, subprocess, sys, tempfile
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from quest_compile.ops import reference
+from quest_compile import ops
 from quest_compile.ops.triton import operators
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32",
          torch.int64: "i64", torch.uint8: "u8", torch.uint32: "u32"}
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
+# Rows of summaries are the same bits everywhere: no product is added before it is rounded.
+NOT_CONTRACTED = ("scale_and_weigh", "seal_and_score")
 launches = []
 
 
@@ -54,18 +56,19 @@ def source_of(function, args, kwargs):
 
 
 def call(dtype, head_dim, heads, kv_heads, context, group_reduce="sum", has_mask=True, q_len=1,
-         budget=2048):
+         budget=2048, summary="minmax", sketch_bits=1):
     keys = torch.empty(1, kv_heads, context, head_dim, dtype=dtype)
     query = torch.empty(1, heads, q_len, head_dim, dtype=dtype)
-    pages = torch.empty(1, kv_heads, context // 16, 2, head_dim, dtype=dtype)
+    pages, scale = ops.empty_page_summary(keys, 16, summary, sketch_bits)
+    kind = {"summary": summary, "sketch_bits": sketch_bits}
     mask = torch.ones(1, 1, q_len, context, dtype=torch.bool) if has_mask else None
     lengths, sealed = torch.tensor([context]), torch.zeros(2, dtype=torch.int64)
     positions = torch.arange(q_len)
     operators.sparse_decode_step(query, keys, keys, positions, pages, sealed, lengths, mask,
-                                 budget=budget, group_reduce=group_reduce)
+                                 scale, budget=budget, group_reduce=group_reduce, **kind)
     operators.dense_decode(query, keys, keys, lengths, mask)
     if q_len == 1:
-        operators.update_page_summary(keys, positions, pages, sealed)
+        operators.update_page_summary(keys, positions, pages, sealed, scale, **kind)
 
 
 for arguments in json.loads(sys.argv[1]):
@@ -75,6 +78,7 @@ seen = set()
 for function, args, kwargs in launches:
     source = source_of(function, args, kwargs)
     options = {"num_warps": kwargs.get("num_warps", 4)}
+    options |= {key: kwargs[key] for key in ("enable_fp_fusion",) if key in kwargs}
     for capability in json.loads(sys.argv[2]):
         key = (source.hash(), capability)
         if key in seen:
@@ -86,6 +90,8 @@ for function, args, kwargs in launches:
             file.flush()
             usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name],
                                             text=True)
+        if function.__name__ in NOT_CONTRACTED and not kwargs["SCORE"]:
+            assert "fma" not in kernel.asm["ptx"], function.__name__
         print("KERNEL", function.__name__, capability, kernel.metadata.shared,
               usage.split("REG:")[1].split()[0], usage.split("STACK:")[1].split()[0])
 """
@@ -98,6 +104,10 @@ _NIGHTLY = [
     _LLAMA_3_8B | {"heads": 8, "q_len": 4},
     _LLAMA_3_8B | {"context": 131072, "kv_heads": 1, "heads": 16},
     _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "has_mask": False},
+    _LLAMA_3_8B | {"summary": "minmax_int8", "head_dim": 96, "group_reduce": "none"},
+    _LLAMA_3_8B | {"summary": "sketch", "group_reduce": "max", "q_len": 4},
+    _LLAMA_3_8B | {"summary": "sketch", "dtype": "float32", "head_dim": 256, "heads": 16},
+    _LLAMA_3_8B | {"summary": "sketch", "sketch_bits": 2, "head_dim": 64, "has_mask": False},
 ]
 # Shared memory of an SM of sm_80, and a stack of a few values that are needed once.
 _MAX_SHARED, _MAX_STACK = 163 * 1024, 128
@@ -126,6 +136,15 @@ def compile_launches(calls, targets):
 def test_launches_of_llama_3_8b_compile(target):
     found = compile_launches([_LLAMA_3_8B], [target])
     names = ("update_and_score", "select", "attend", "record_update")
+    assert found == {(name, target) for name in names}
+
+
+@pytest.mark.parametrize("target", [80, 90], ids=["sm_80", "sm_90"])
+def test_launches_of_summaries_with_scales_compile(target):
+    int8, sketch = ({"summary": summary} for summary in ("minmax_int8", "sketch"))
+    calls = [_LLAMA_3_8B | int8, _LLAMA_3_8B | sketch | {"sketch_bits": 2}]
+    found = compile_launches(calls, [target])
+    names = ("scale_and_weigh", "seal_and_score", "select", "attend")
     assert found == {(name, target) for name in names}
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 _TESTS = Path(__file__).resolve().parents[1]
 # What counts tokens and bytes: on GPUs only calls are counted. What calls kernels without a case.
 _NOT_FOR_GPUS = (
-    "not counts and not never_attends_more and not native and not threads and not int8 and not "
+    "not counts and not never_attends_more and not native and not threads and not "
     "seals_each_page_once and not opcheck and not graph and not rebuilds_that_one"
 )
 _QUICK = {
@@ -33,14 +33,20 @@ _ALL = (
     *(name for names in _QUICK for name in names),
     "test_sparse_decode_step.py",
     "test_several_queries.py",
+    "test_minmax_int8.py",
+    "test_sketch.py",
+    "test_sketch_calls.py",
 )
+# Summaries with scales of channels: these have cases that are small enough.
+_SCALED = "../triton/scaled_summaries.py"
 
 
 def run_interpreted(files, chosen, **variables):
     """pytest's last line; every test must pass and some must run."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "triton_on_cpu", "-p", "no:warnings"]
     command += ["-p", "no:cacheprovider", "--tb=short", "-k", f"({chosen}) and {_NOT_FOR_GPUS}"]
-    path = os.pathsep.join([str(_TESTS), str(_TESTS / "triton"), os.environ.get("PYTHONPATH", "")])
+    folders = [_TESTS, _TESTS / "triton", _TESTS / "ops"]
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*command, *(str(_TESTS / "ops" / name) for name in files)],
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path} | variables,
@@ -56,6 +62,10 @@ def run_interpreted(files, chosen, **variables):
 @pytest.mark.parametrize("names", _QUICK, ids=["selection", "attention"])
 def test_operators_in_the_interpreter(names):
     run_interpreted(names, _QUICK[names])
+
+
+def test_summaries_with_scales_in_the_interpreter():
+    run_interpreted([_SCALED], "test")
 
 
 @pytest.mark.nightly

@@ -1,7 +1,8 @@
 """The operators of ``quest_compile.ops`` on Triton kernels; arguments are checked by the caller.
 
-A sparse step is three launches: update and score, select, attend. Nothing waits for the device,
-and every size follows from shapes, so that a CUDA graph can hold all of it.
+A sparse step is three launches: update and score, select, attend; one more where summaries have
+scales of channels. Nothing waits for the device, and every size follows from shapes, so that a CUDA
+graph can hold all of it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ from torch import Tensor
 
 from quest_compile.ops.triton.attention import attend_rows
 from quest_compile.ops.triton.launch import Lengths, Mask
+from quest_compile.ops.triton.scaled_scoring import (
+    ScaledSummary,
+    score_scaled_rows,
+    update_scaled,
+)
 from quest_compile.ops.triton.scoring import Update, score_rows, update_alone
 from quest_compile.ops.triton.selection import select_rows
+
+_SUMMARIES = ("minmax", "minmax_int8", "sketch")
 
 
 def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    update_alone(Update(key_cache, cache_position, page_summary, num_sealed, page_size))
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
+    _update(update, _scaled(page_summary, channel_scale, summary, sketch_bits, page_size))
 
 
 def score_pages(
@@ -26,7 +35,13 @@ def score_pages(
     summary="minmax", sketch_bits=1, attn_mask=None, scale=None
 ):  # fmt: skip
     lengths = Lengths.of(seq_lens, query, None)
-    return score_rows(query, page_summary, lengths, None, page_size, group_reduce).flatten(0, 1)
+    scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
+    if scaled is None:
+        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce)
+    else:
+        mask = Mask.of(attn_mask, page_summary.shape[2] * page_size)
+        scores = score_scaled_rows(query, scaled, lengths, mask, None, group_reduce, scale)
+    return scores.flatten(0, 1)
 
 
 def select_pages(
@@ -65,9 +80,10 @@ def sparse_decode(
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
     summary="minmax", sketch_bits=1, scale=None
 ):  # fmt: skip
+    scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
-        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, budget, page_size,
-        num_sink_pages, num_recent_pages, group_reduce, scale
+        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, scaled, budget,
+        page_size, num_sink_pages, num_recent_pages, group_reduce, scale
     )  # fmt: skip
 
 
@@ -77,32 +93,59 @@ def sparse_decode_step(
     num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1, scale=None
 ):  # fmt: skip
     update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
+    scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
-        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, budget, page_size,
-        num_sink_pages, num_recent_pages, group_reduce, scale
+        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, scaled, budget,
+        page_size, num_sink_pages, num_recent_pages, group_reduce, scale
     )  # fmt: skip
+
+
+def _scaled(
+    page_summary: Tensor, channel_scale: Tensor | None, summary: str, sketch_bits: int,
+    page_size: int
+) -> ScaledSummary | None:  # fmt: skip
+    """What summaries with scales of channels consist of; None for the others."""
+    if channel_scale is None:
+        return None
+    return ScaledSummary(page_summary, channel_scale, summary, sketch_bits, page_size)
+
+
+def _update(update: Update, scaled: ScaledSummary | None) -> None:
+    if scaled is None:
+        update_alone(update)
+    else:
+        update_scaled(update, scaled)
 
 
 def _sparse_decode(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, page_summary: Tensor, seq_lens: Tensor,
-    attn_mask: Tensor | None, update: Update | None, budget: int, page_size: int,
-    num_sink_pages: int, num_recent_pages: int, group_reduce: str, scale: float | None
+    attn_mask: Tensor | None, update: Update | None, scaled: ScaledSummary | None, budget: int,
+    page_size: int, num_sink_pages: int, num_recent_pages: int, group_reduce: str,
+    scale: float | None
 ) -> Tensor:  # fmt: skip
     max_seq_len, page_budget = key_cache.shape[2], budget // page_size
     budget_tokens = page_budget * page_size
     lengths, mask = Lengths.of(seq_lens, query, attn_mask), Mask.of(attn_mask, max_seq_len)
     if max_seq_len <= budget_tokens:
         if update is not None:
-            update_alone(update)
+            _update(update, scaled)
         return attend_rows(query, key_cache, value_cache, lengths, mask, scale)[0]
-    scores = score_rows(
-        query, page_summary, lengths, update, page_size, group_reduce, budget_tokens, max_seq_len
-    )
+    if scaled is None:
+        scores = score_rows(
+            query, page_summary, lengths, update, page_size, group_reduce, budget_tokens,
+            max_seq_len
+        )  # fmt: skip
+    else:
+        scores = score_scaled_rows(
+            query, scaled, lengths, mask, update, group_reduce, scale, budget_tokens, max_seq_len
+        )
     is_per_query_head = scores.shape[2] > key_cache.shape[1]
     num_lists = query.shape[1] if is_per_query_head or mask.num_heads > 1 else key_cache.shape[1]
+    # What the first launches of scaled summaries leave to no later one.
+    unfinished = update if scaled is None else None
     pages, counters = select_rows(
         scores, lengths, mask, page_budget, page_size, num_sink_pages, num_recent_pages,
-        budget_tokens=budget_tokens, max_seq_len=max_seq_len, update=update,
+        budget_tokens=budget_tokens, max_seq_len=max_seq_len, update=unfinished,
         num_counters=num_lists
     )  # fmt: skip
     return attend_rows(
@@ -114,4 +157,4 @@ def _sparse_decode(
 def why_not(settings: dict) -> str:
     """What of a call's settings these kernels do not take; empty where they take all."""
     summary = settings.get("summary", "minmax")
-    return "" if summary == "minmax" else f"summary={summary!r} (Triton kernels)"
+    return "" if summary in _SUMMARIES else f"summary={summary!r} (Triton kernels)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -30,10 +31,12 @@ class Update:
         self.first, self.last = positions, positions
         if positions.shape[0] > 1:
             self.first, self.last = positions.aminmax()
-        # int32 [B, K], written: heads in which a foreign write was found.
-        self.stale = torch.empty(
-            self.key_cache.shape[:2], dtype=torch.int32, device=self.key_cache.device
-        )
+
+    @functools.cached_property
+    def stale(self) -> Tensor:
+        """int32 [B, K], written: heads in which a foreign write was found."""
+        keys = self.key_cache
+        return torch.empty(keys.shape[:2], dtype=torch.int32, device=keys.device)
 
     def finish_arguments(self) -> tuple[Any, ...]:
         """key_ptr to the strides of the summary, as finish_update takes them."""
