@@ -87,7 +87,10 @@ def run_attention(
             record.add(workload=workload.name, skipped=f"memory: {error}"[:80])
             continue
         methods = own_methods(workload, device) if has_own else []
-        methods += [(m[0], m[1], workload.dense_bytes, m[2]) for m in peers_of(copies[0])]
+        for name, kernels, call in peers_of(copies[0]):
+            is_sparse = name.startswith("attend_pages")
+            num_bytes = workload.attend_bytes if is_sparse else workload.dense_bytes
+            methods.append((name, kernels, num_bytes, call))
         expected = _expected(copies[0], workload)
         for name, kernels, num_bytes, call in methods:
             why = _error_of(name, call, copies[0], expected)
@@ -126,7 +129,7 @@ def _error_of(
     """Why this method is not timed; empty if it is right."""
     kinds = {"sparse_decode_step": "sparse", "attend_pages": "sparse", "score_pages": "scores",
              "select_pages": "pages"}  # fmt: skip
-    wanted = expected[kinds.get(name, "dense")]
+    wanted = expected[kinds.get(name.split(",")[0], "dense")]
     try:
         out = call(x)
         out = out[0] if isinstance(out, tuple) else out

@@ -1,4 +1,4 @@
-"""Which kernels serve CUDA tensors: native ones, Triton, or plain torch."""
+"""Which kernels serve CUDA tensors: native, Triton, FlashInfer where asked for, or plain torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from quest_compile.ops import checks
+from quest_compile.ops import checks, flashinfer_attention
 from quest_compile.ops.counters import count_cuda_call
-from quest_compile.ops.native import announce_slow, native_status
+from quest_compile.ops.native import announce_refused, announce_slow, native_status
 
 _VARIABLE = "QUEST_COMPILE_CUDA_KERNELS"
-_CHOICES = ("native", "triton", "torch")
+_CHOICES = ("native", "triton", "torch", "flashinfer")
 # Operators with kernels of their own for CUDA tensors.
 NAMES = (
     "update_page_summary",
@@ -44,15 +44,15 @@ def register() -> None:
         raise ValueError(f"{_VARIABLE}: expected one of {names}, got {wanted!r}")
     for name in NAMES:
         has_native = native_status().loaded and _has_native(name)
-        _providers[name] = provider = _choose(wanted, has_native)
-        if provider == "triton" or (provider == "torch" and has_native):
+        _providers[name] = provider = _choose(name, wanted, has_native)
+        if provider != "native" and (provider != "torch" or has_native):
             library = torch.library.Library("quest", "IMPL", "CUDA")
-            library.impl(name, triton_operator(name) if provider == "triton" else _reference(name))
+            library.impl(name, _OPERATORS[provider](name))
             _libraries.append(library)
 
 
 def provider_of(name: str) -> str:
-    """What serves this operator on CUDA: "native", "triton" or "torch"."""
+    """What serves this operator on CUDA: "native", "triton", "flashinfer" or "torch"."""
     return _providers.get(name, "torch")
 
 
@@ -63,13 +63,19 @@ def cuda_kernels() -> str:
         found.setdefault(provider, []).append(name)
     texts = []
     for provider, names in found.items():
-        text = {"triton": f"triton {_triton_version()}", "torch": f"torch reference, slow{_why()}"}
+        text = {
+            "triton": f"triton {_triton_version()}",
+            "torch": f"torch reference, slow{_why()}",
+            "flashinfer": _flashinfer_version(),
+        }
         only = "" if len(found) == 1 else f" ({', '.join(names)})"
         texts.append(text.get(provider, provider) + only)
     return ", ".join(texts)
 
 
-def _choose(wanted: str, has_native: bool) -> str:
+def _choose(name: str, wanted: str, has_native: bool) -> str:
+    if wanted == "flashinfer" and name in flashinfer_attention.NAMES:
+        return "flashinfer"
     if wanted == "torch":
         return "torch"
     if has_native and wanted != "triton":
@@ -94,9 +100,18 @@ def _triton_version() -> str:
     return "of unknown version"
 
 
+def _flashinfer_version() -> str:
+    if not flashinfer_attention.is_installed():
+        return "flashinfer (not installed: pip install 'quest_compile[flashinfer]')"
+    try:
+        return f"flashinfer {importlib.metadata.version('flashinfer-python')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "flashinfer of unknown version"
+
+
 def _why() -> str:
     wanted = os.environ.get(_VARIABLE)
-    if wanted:
+    if wanted in ("native", "triton", "torch"):
         return f" ({_VARIABLE}={wanted})"
     return "" if _triton_version() else " (no native kernels, and triton is not installed)"
 
@@ -112,14 +127,38 @@ def triton_operator(name: str) -> Callable[..., Any]:
             subject = f"cuda {name} {why}"
             announce_slow(subject, f"no kernel for quest::{name} on CUDA takes this: {why}.")
             return _reference(name)(*arguments, **settings)
-        # The dispatcher leaves out what has its default, which is None for tensors.
-        missing = _num_positional(name) - len(arguments)
-        arguments = (*arguments, *[None] * missing)
+        arguments = _in_full(name, arguments)
         _check_of(name)(*arguments, **settings)
         count_cuda_call(name, arguments, settings)
         return getattr(kernels, name)(*arguments, **settings)
 
     return call
+
+
+def flashinfer_operator(name: str) -> Callable[..., Any]:
+    """The operator on FlashInfer; what it does not take goes to Triton's, and is said."""
+    otherwise = triton_operator(name)
+
+    def call(*arguments: Any, **settings: Any) -> Any:
+        arguments = _in_full(name, arguments)
+        _check_of(name)(*arguments, **settings)
+        query, keys, values, *_, seq_lens, mask = arguments
+        page_size = settings.get("page_size", 16)
+        if name == "dense_decode":
+            page_size = flashinfer_attention.page_size_of(keys)
+        why = flashinfer_attention.why_not(query, keys, values, seq_lens, mask, page_size)
+        if why:
+            announce_refused(f"flashinfer {name} {why}", f"FlashInfer does not take this: {why}.")
+            return otherwise(*arguments, **settings)
+        count_cuda_call(name, arguments, settings)
+        return getattr(flashinfer_attention, name)(*arguments, **settings)
+
+    return call
+
+
+def _in_full(name: str, arguments: tuple) -> tuple:
+    """The dispatcher leaves out what has its default, which is None for tensors."""
+    return (*arguments, *[None] * (_num_positional(name) - len(arguments)))
 
 
 @functools.cache
@@ -141,6 +180,13 @@ def _check_of(name: str) -> Callable[..., None]:
 
 def _check_dense_decode(query, keys, values, seq_lens, attn_mask=None, *, scale=None):
     checks.attention(query, keys, values, seq_lens, attn_mask, scale)
+
+
+_OPERATORS = {
+    "triton": triton_operator,
+    "flashinfer": flashinfer_operator,
+    "torch": _reference,
+}
 
 
 @functools.cache

@@ -68,11 +68,17 @@ def announce_slow(subject: str, message: str) -> None:
     _announce(subject, message)
 
 
-def _announce(subject: str, message: str) -> None:
+def announce_refused(subject: str, message: str) -> None:
+    """Announce once per subject that other kernels serve a call than those asked for, and why."""
+    _announce(subject, message, "Other kernels serve instead.")
+
+
+def _announce(
+    subject: str, message: str, instead: str = "Plain torch serves instead: right, but slow."
+) -> None:
     if subject not in _announced:
         _announced.add(subject)
-        text = f"{message} Plain torch serves instead: right, but slow."
-        warnings.warn(text, NativeLibraryWarning, stacklevel=4)
+        warnings.warn(f"{message} {instead}", NativeLibraryWarning, stacklevel=4)
 
 
 def _load() -> NativeStatus:

@@ -1,17 +1,23 @@
 """The one command for a GPU machine, run on a CPU: all steps on tiny shapes, to see them work."""
 
+import dataclasses
 import json
+import sys
 import time
 
+import fake_flashinfer
 import pytest
 import torch
 
 from quest_compile import ops
-from quest_compile.bench import bench_gpu_check
+from quest_compile.bench import bench_gpu_check, flashinfer_peer
+from quest_compile.bench.gpu_check.attention import run_attention
+from quest_compile.bench.gpu_check.inputs import Workload
 from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
 from quest_compile.bench.gpu_check.smoke import smoke
 from quest_compile.bench.gpu_check.steps import steps_of
-from quest_compile.ops import reference
+from quest_compile.bench.shapes import SHAPES, Layer
+from quest_compile.ops import flashinfer_attention, reference
 
 
 def run(folder, *arguments):
@@ -124,3 +130,25 @@ def test_reference_can_be_checked_against_itself():
             return call
 
     assert all(row["relative_error"] == 0 for row in smoke("cpu", {"reference": Reference()}))
+
+
+def test_rows_of_flashinfer_are_right(monkeypatch, tmp_path):
+    """With the plain-torch stand-in for FlashInfer, of head_dim 64."""
+    monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer.module())
+    for module in (flashinfer_attention, flashinfer_peer):
+        monkeypatch.setattr(module, "_WORKSPACE_BYTES", 1024)
+    monkeypatch.setattr(flashinfer_attention, "_wrappers", {})
+    shape = dataclasses.replace(SHAPES["tiny"], layer=Layer(8, 2, 64))
+    monkeypatch.setitem(SHAPES, "tiny", shape)
+    workload = Workload("tiny", 256, 2, 64, torch.bfloat16)
+
+    def measure(record):
+        methods = flashinfer_peer.methods()
+        run_attention(record, "cpu", [workload], lambda x: methods, has_own=False)
+
+    record = Record(tmp_path, 600.0, {})
+    record.run(Step("flashinfer", "FlashInfer", 1, measure))
+    rows = record.steps[-1]["rows"]
+    assert [row["method"] for row in rows if "us" in row] == [
+        method for method, _, _ in flashinfer_peer.methods()
+    ]

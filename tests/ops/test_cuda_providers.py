@@ -25,11 +25,13 @@ from quest_compile.ops import cuda_providers, limits, native, reference
         ("triton", True, "3.7.1", "triton"),
         ("triton", True, "", "torch"),
         ("torch", True, "3.7.1", "torch"),
+        ("flashinfer", True, "3.7.1", "native"),
+        ("flashinfer", False, "3.7.1", "triton"),
     ],
 )
 def test_native_first_then_triton_then_torch(wanted, has_native, triton, expected, monkeypatch):
     monkeypatch.setattr(cuda_providers, "_triton_version", lambda: triton)
-    assert cuda_providers._choose(wanted, has_native) == expected
+    assert cuda_providers._choose("score_pages", wanted, has_native) == expected
 
 
 def test_every_operator_with_kernels_has_a_provider():
@@ -62,7 +64,9 @@ def test_unknown_value_of_the_variable_is_named():
         capture_output=True,
         text=True,
     )
-    message = "QUEST_COMPILE_CUDA_KERNELS: expected one of native, triton, torch, got 'fast'"
+    message = (
+        "QUEST_COMPILE_CUDA_KERNELS: expected one of native, triton, torch, flashinfer, got 'fast'"
+    )
     assert message in done.stderr
 
 
