@@ -1,6 +1,7 @@
 """Tables (Markdown) and plots (SVG and PNG) from folders of results; the README's are made by it.
 
 Writes report.md and, with matplotlib (pip install 'quest-compile[plots]'), plots into each folder.
+With the results.json of quest-compile eval: right answers too, against budgets and times.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="folders of results")
+    parser.add_argument(
+        "--accuracy", type=Path, metavar="FILE", help="results of quest-compile eval"
+    )
     parser.add_argument("--readme", type=Path, help="make the marked tables of this file anew")
     parser.add_argument("--no-plots", action="store_true")
     args = parser.parse_args(argv)
     if not args.folders and args.readme is None:
         parser.error("expected folders of results, or --readme")
+    if args.accuracy is not None and not (args.folders and args.accuracy.is_file()):
+        parser.error(f"--accuracy takes an existing file, beside a folder; got {args.accuracy}")
     for folder in args.folders:
-        plots = [] if args.no_plots else _plots(folder)
+        plots = [] if args.no_plots else _plots(folder, args.accuracy)
         text = document(folder, plots)
         (folder / "report.md").write_text(text, encoding="utf-8")
         print(text)
@@ -39,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _plots(folder: Path) -> list[str]:
+def _plots(folder: Path, accuracy: Path | None) -> list[str]:
     try:
+        from quest_compile.bench.report.accuracy import load_answers, write_accuracy_plots
         from quest_compile.bench.report.plots import write_plots
     except ImportError as error:
         print(
@@ -48,4 +55,8 @@ def _plots(folder: Path) -> list[str]:
             file=sys.stderr,
         )
         return []
-    return write_plots(load_results(folder), folder)
+    results = load_results(folder)
+    plots = write_plots(results, folder)
+    if accuracy is not None:
+        plots += write_accuracy_plots(load_answers(accuracy), results, folder)
+    return plots

@@ -29,12 +29,12 @@ def write_plots(results: Sequence[Result], folder: Path) -> list[str]:
             "stages": functools.partial(_stages, results=select(results, dtype=dtype)),
         }
         for name, plot in plots.items():
-            if _draw(plot, f"{_subject(here)}, {dtype}", folder / f"{name}_{dtype}"):
+            if draw(plot, f"{_subject(here)}, {dtype}", folder / f"{name}_{dtype}"):
                 written.append(f"{name}_{dtype}.svg")
     return written
 
 
-def _draw(plot: Callable[[Any], bool], title: str, path: Path) -> bool:
+def draw(plot: Callable[[Any], bool], title: str, path: Path) -> bool:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")

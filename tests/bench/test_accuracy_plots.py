@@ -1,0 +1,76 @@
+"""Plots of answers: which rows meet which times, and what is refused."""
+
+import json
+
+import pytest
+
+from quest_compile.bench import bench_report
+from quest_compile.bench.report.accuracy import load_answers, setting_of
+from quest_compile.bench.results import Result, write_results
+
+FACTS = {"benchmark": "ops", "cpu_count": 2, "cpu_model_name": "x", "kernels": "cpu:avx2"}
+FACTS |= {"torch": "2", "commit": "abc", "date": "2026-11-22", "dtype": "bfloat16", "threads": 2}
+FACTS |= {"context": 32768, "shape": "s", "bytes_moved": 1, "fraction_of_read_loop": 0.5}
+
+
+def row(method, budget, value):
+    compared = {"difference": value - 0.98, "low": value - 1, "high": value - 0.9}
+    own = {"task": "recall-64", "length": 4096, "kind": "answer", "method": method}
+    return own | {
+        "budget": budget,
+        "value": value,
+        "comparison": compared if budget else None,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    found = [Result("s", "dense_decode", [6e-3], FACTS)]
+    for summary, budget, seconds in (("minmax", 2048, 1e-3), ("sketch", 256, 5e-4)):
+        facts = FACTS | {"summary": summary, "budget": budget}
+        found.append(Result("s", f"quest-{summary}_{budget}", [seconds], facts))
+    write_results(tmp_path, found)
+    return tmp_path
+
+
+def test_answers_are_drawn_against_budgets_and_against_the_times_of_the_same_settings(folder):
+    pytest.importorskip("matplotlib")
+    rows = [row("dense", 0, 0.98), row("quest", 2048, 0.97), row("quest:summary=sketch", 256, 0.96)]
+    rows.append(row("oracle", 256, 0.98))
+    answers = folder / "eval" / "results.json"
+    answers.parent.mkdir()
+    answers.write_text(json.dumps({"rows": rows}))
+    assert bench_report.main([str(folder), "--accuracy", str(answers)]) == 0
+    report = (folder / "report.md").read_text()
+    for name in ("accuracy_recall-64_4096", "accuracy_time_recall-64_4096_bfloat16"):
+        assert f"]({name}.svg)" in report
+    drawn = (folder / "accuracy_time_recall-64_4096_bfloat16.svg").read_text()
+    for text in ("minmax, 32K tokens", "sketch, 32K tokens", "dense, 32K tokens"):
+        assert text in drawn
+    assert "oracle" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("quest", ("minmax", 128)),
+        ("quest:num_sink_pages=0,num_recent_pages=1,summary=sketch", ("sketch", 128)),
+        ("quest:group_reduce=none", None),
+        ("oracle", None),
+    ],
+)
+def test_only_rows_of_what_was_timed_have_a_time(method, setting):
+    assert setting_of(row(method, 128, 0.5)) == setting
+
+
+def test_other_files_are_refused(folder, tmp_path, capsys):
+    path = tmp_path / "other.json"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="not a results.json of quest-compile eval"):
+        load_answers(path)
+    path.write_text('{"rows": []}')
+    with pytest.raises(ValueError, match="no rows of right answers"):
+        load_answers(path)
+    with pytest.raises(SystemExit):
+        bench_report.main([str(folder), "--accuracy", str(tmp_path / "nothing.json")])
+    assert "--accuracy takes an existing file" in capsys.readouterr().err
