@@ -71,6 +71,12 @@ class Decoder:
             self._start()
             self._decode()
         ops.reset_counters()
+        if self._is_replacing:
+            # The token that is decoded counts.
+            is_sparse = self._position + 1 > self.config.budget
+            self._counted["steps_to_be_sparse"] = (
+                self._counted.get("steps_to_be_sparse", 0) + is_sparse
+            )
         seconds = self._decode()
         for key, count in ops.counters().items():
             self._counted[key] = self._counted.get(key, 0) + count
@@ -117,8 +123,7 @@ class Decoder:
         return logits[:, -1].float()
 
     def _check_counters(self, steps: int) -> None:
-        is_sparse = self.place.context > self.config.budget
-        expected = self.metadata["sparse_layers"] * steps if is_sparse else 0
+        expected = self.metadata["sparse_layers"] * self._counted["steps_to_be_sparse"]
         if self._counted["sparse_calls"] != expected:
             raise RefusedError(
                 f"{self.name}: {self._counted['sparse_calls']} sparse calls in {steps} steps of "

@@ -57,6 +57,17 @@ def test_budget_beyond_the_context_decodes_what_dense_decodes(tmp_path):
     assert results["quest_512"]["sparse_calls_per_step"] == 0
 
 
+@pytest.mark.parametrize(("context", "num_sparse_steps"), [(64, 4), (62, 2)])
+def test_a_budget_that_the_first_tokens_fit_is_counted_step_by_step(
+    context, num_sparse_steps, tmp_path
+):
+    arguments = [*TINY, *FAST, "--methods", "quest_64", "--contexts", str(context)]
+    assert bench_decode.main([*arguments, "--output", str(tmp_path)]) == 0
+    (quest,) = (r.metadata for r in load_results(tmp_path) if r.method == "quest_64")
+    # Of 4 steps, the one that warms up included.
+    assert quest["sparse_calls_per_step"] == 2 * num_sparse_steps / 4
+
+
 def test_a_wrong_attention_call_is_refused_and_the_others_are_measured(
     tmp_path, monkeypatch, capsys
 ):
