@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from quest_compile.backend import with_state
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import prefill, step_inputs
 from quest_compile.passes import Treatment, run_passes
+from quest_compile.step_state import with_state
 
 LAYER_COUNTS = (4, 8, 16, 32)
 ROUNDS = 7

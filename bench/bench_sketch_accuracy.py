@@ -27,6 +27,7 @@ from quest_compile.bench.sketch_keys import KINDS, encoder_heads, synthetic_head
 SUMMARIES: dict[str, dict[str, Any]] = {
     "minmax": {"summary": "minmax"},
     "minmax_int8": {"summary": "minmax_int8"},
+    "meanstd": {"summary": "meanstd"},
     "sketch": {"summary": "sketch"},
     "sketch, 2 bits": {"summary": "sketch", "sketch_bits": 2},
 }

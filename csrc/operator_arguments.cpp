@@ -1,8 +1,46 @@
 #include "operator_arguments.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace quest {
+namespace {
+
+// A double times this, rounded to float, is what kernels multiply scores with.
+constexpr double kLog2e = 1.4426950408889634;
+
+void check_shares(double budget_fraction, double top_p) {
+  QUEST_CHECK(budget_fraction > 0 && budget_fraction <= 1,
+              "budget_fraction: expected above 0 and up to 1, got ", budget_fraction);
+  QUEST_CHECK(top_p > 0 && top_p <= 1, "top_p: expected above 0 and up to 1, got ", top_p);
+}
+
+// Of a score, to a logit: sums over a group are those of its mean query.
+double score_scale_of(const Shape& shape, GroupReduce group_reduce, SummaryKind kind,
+                      std::optional<double> scale) {
+  if (kind == SummaryKind::kSketch) return 1;
+  const double each = scale ? *scale : std::pow(static_cast<double>(shape.head_dim), -0.5);
+  return group_reduce == GroupReduce::kSum ? each / static_cast<double>(shape.group_size) : each;
+}
+
+}  // namespace
+
+float log2_scale(double score_scale) {
+  QUEST_CHECK(std::isfinite(score_scale), "score_scale: expected a finite number, got ",
+              score_scale);
+  return static_cast<float>(score_scale * kLog2e);
+}
+
+int64_t page_budget_of(const Choice& choice, int64_t seq_len) {
+  const double num_pages = static_cast<double>(ceil_div(seq_len, choice.page_size));
+  const int64_t share = static_cast<int64_t>(std::ceil(choice.budget_fraction * num_pages));
+  const int64_t smallest = choice.num_sink_pages + choice.num_recent_pages + 1;
+  return std::min(choice.page_budget, std::max(smallest, share));
+}
+
+bool fits_budget(const Choice& choice, int64_t seq_len) {
+  return ceil_div(seq_len, choice.page_size) <= page_budget_of(choice, seq_len);
+}
 
 UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_position,
                              const Tensor& page_summary, const Tensor& num_sealed,
@@ -92,6 +130,7 @@ SelectArguments check_select(const Tensor& scores, const Tensor& seq_lens,
   QUEST_CHECK(choice.page_budget >= 1 && choice.page_budget < INT32_MAX,
               "page_budget: expected at least 1, got ", choice.page_budget);
   check_page_budget(choice.page_budget, choice.num_sink_pages, choice.num_recent_pages);
+  check_shares(choice.budget_fraction, choice.top_p);
   const int64_t batch = scores.size(0), num_heads = scores.size(1), num_pages = scores.size(2);
   QUEST_CHECK(num_heads >= 1, "scores: expected at least 1 head, got ", num_heads);
   check_seq_lens(seq_lens, scores, batch);
@@ -141,20 +180,58 @@ SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
                              const std::optional<Tensor>& channel_scale, int64_t budget,
                              int64_t num_sink_pages, int64_t num_recent_pages,
                              GroupReduce group_reduce, SummaryFormat format,
-                             std::optional<double> scale) {
+                             std::optional<double> scale, double budget_fraction, double top_p) {
   const int64_t page_size = format.page_size;
   const Attention attention = check_attention(query, key_cache, value_cache, attn_mask, scale);
   const Shape& shape = attention.shape;
   QUEST_CHECK(budget >= 1, "budget: expected at least 1, got ", budget);
   check_page_budget(budget / page_size, num_sink_pages, num_recent_pages);
+  check_shares(budget_fraction, top_p);
   const int64_t num_pages = ceil_div(shape.max_seq_len, page_size);
   const PageSummary rows =
       check_page_summary(page_summary, channel_scale, format, query, shape.batch,
                          shape.num_kv_heads, num_pages, shape.head_dim);
   check_seq_lens(seq_lens, query, shape.batch);
-  const Choice choice = {std::min(budget / page_size, num_pages), page_size, num_sink_pages,
-                         num_recent_pages};
+  const Choice choice = {std::min(budget / page_size, num_pages),
+                         page_size,
+                         num_sink_pages,
+                         num_recent_pages,
+                         budget_fraction,
+                         top_p,
+                         log2_scale(score_scale_of(shape, group_reduce, format.kind, scale))};
   return {attention, rows, group_reduce, choice};
+}
+
+StoredScores check_stored_scores(const SparseArguments& arguments, const Tensor& seq_lens,
+                                 const std::optional<Tensor>& page_scores,
+                                 const std::optional<Tensor>& scored_at, int64_t select_every) {
+  QUEST_CHECK(select_every >= 1, "select_every: expected at least 1, got ", select_every);
+  if (select_every == 1) {
+    QUEST_CHECK(!page_scores, "page_scores: expected none with select_every 1");
+    QUEST_CHECK(!scored_at, "scored_at: expected none with select_every 1");
+    return {1, nullptr, nullptr};
+  }
+  QUEST_CHECK(page_scores, "page_scores: expected a tensor with select_every above 1");
+  QUEST_CHECK(scored_at, "scored_at: expected a tensor with select_every above 1");
+  QUEST_CHECK(seq_lens.size(0) == 1, "seq_lens: expected shape [1] with select_every above 1, got ",
+              to_string(seq_lens.sizes()));
+  const Shape& shape = arguments.attention.shape;
+  const bool is_own = arguments.group_reduce == GroupReduce::kNone;
+  const int64_t num_heads = is_own ? shape.num_q_heads : shape.num_kv_heads;
+  const int64_t num_pages = ceil_div(shape.max_seq_len, arguments.choice.page_size);
+  CHECK_DTYPE(*page_scores, ScalarType::Float);
+  QUEST_CHECK(has_shape(*page_scores, {shape.batch, num_heads, num_pages}),
+              "page_scores: expected shape ", to_string({shape.batch, num_heads, num_pages}),
+              " (batch, num_select_heads, num_pages), got ", to_string(page_scores->sizes()));
+  QUEST_CHECK(page_scores->is_contiguous(), "page_scores: expected a contiguous tensor");
+  CHECK_DTYPE(*scored_at, ScalarType::Long);
+  QUEST_CHECK(has_shape(*scored_at, {2}), "scored_at: expected shape [2], got ",
+              to_string(scored_at->sizes()));
+  QUEST_CHECK(scored_at->is_contiguous(), "scored_at: expected a contiguous tensor");
+  CHECK_SAME_DEVICE(*page_scores, seq_lens);
+  CHECK_SAME_DEVICE(*scored_at, seq_lens);
+  return {select_every, static_cast<float*>(page_scores->mutable_data_ptr()),
+          static_cast<int64_t*>(scored_at->mutable_data_ptr())};
 }
 
 }  // namespace quest

@@ -52,7 +52,20 @@ struct Choice {
   int64_t page_size;
   int64_t num_sink_pages;
   int64_t num_recent_pages;
+  // Of the pages in use: a row has no more pages than that, but always those that are never left
+  // out and one more.
+  double budget_fraction;
+  // Of the softmax over the scores of the pages that are not always attended.
+  double top_p;
+  float log2_scale;  // from a score to a logit in units of log2; for top_p
 };
+
+// Pages that a row with `seq_len` positions attends at most.
+int64_t page_budget_of(const Choice& choice, int64_t seq_len);
+// What scores are multiplied with, from the factor that makes logits of them. Errors unless finite.
+float log2_scale(double score_scale);
+// A row that fits has every page attended.
+bool fits_budget(const Choice& choice, int64_t seq_len);
 
 struct SelectArguments {
   Choice choice;
@@ -87,6 +100,17 @@ SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
                              const std::optional<Tensor>& channel_scale, int64_t budget,
                              int64_t num_sink_pages, int64_t num_recent_pages,
                              GroupReduce group_reduce, SummaryFormat format,
-                             std::optional<double> scale);
+                             std::optional<double> scale, double budget_fraction, double top_p);
+
+// What sparse_decode_step keeps from step to step, to select without scoring.
+struct StoredScores {
+  int64_t select_every;  // 1: nothing is kept
+  float* scores;         // [batch, num_select_heads, num_pages] contiguous
+  int64_t* scored_at;    // [2]: length at the last scoring (-1: never), length of the last call
+};
+
+StoredScores check_stored_scores(const SparseArguments& arguments, const Tensor& seq_lens,
+                                 const std::optional<Tensor>& page_scores,
+                                 const std::optional<Tensor>& scored_at, int64_t select_every);
 
 }  // namespace quest

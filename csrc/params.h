@@ -11,12 +11,18 @@ enum class GroupReduce : int32_t { kSum, kMax, kNone };
 
 // What is kept of the keys of a page, one row:
 // kMinMax: minimum and maximum [2, head_dim], in the dtype of the keys.
+// kMeanStd: mean and standard deviation [2, head_dim], in the dtype of the keys.
 // kMinMaxInt8: the same as int8 [2, head_dim], rounded outward, the float32 scale of the page, and
 // padding; a bound of channel d is int8 * page scale * channel_scale[d].
 // kSketch: sketch_bits planes of bits [tiles of 16 tokens, the last perhaps 8][head_dim / 8]
 // [tokens of the tile], the mean as int8 [head_dim], token codes uint8 [page_size], the float32
 // scale of the mean (below zero: a token is not finite) and that of the token codes.
-enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8, kSketch };
+enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8, kSketch, kMeanStd };
+
+// Rows in the dtype of the keys, and no scales of channels.
+inline bool has_float_rows(SummaryKind kind) {
+  return kind == SummaryKind::kMinMax || kind == SummaryKind::kMeanStd;
+}
 
 inline int64_t int8_row_bytes(int64_t head_dim) { return (2 * head_dim + 4 + 7) / 8 * 8; }
 inline int64_t sketch_row_bytes(int64_t head_dim, int64_t page_size, int64_t sketch_bits) {
@@ -63,7 +69,7 @@ struct PageSummary {
   int64_t element_size;
   int64_t row_bytes;
   void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
-  float* channel_scale;  // [batch, num_kv_heads, scale_size] contiguous, or nullptr (kMinMax)
+  float* channel_scale;  // [batch, num_kv_heads, scale_size] contiguous, or nullptr (float rows)
   int64_t scale_size;
   int64_t num_kv_heads;
   int64_t batch_stride;
@@ -90,8 +96,8 @@ struct PageSummaryParams {
   const void* key;         // [max_seq_len, head_dim]
   int64_t key_stride;      // token to token
   void* page_summary;      // [num_pages, row]
-  int64_t summary_stride;  // page to page; bytes but with kMinMax
-  float* channel_scale;    // [head_dim]; kSketch: [3, head_dim]; not with kMinMax
+  int64_t summary_stride;  // page to page; bytes but with float rows
+  float* channel_scale;    // [head_dim]; kSketch: [3, head_dim]; not with float rows
   int64_t first_page;
   int64_t last_page;
 };
@@ -106,8 +112,8 @@ struct ScoreParams {
   const void* query;           // [group_size, head_dim]
   int64_t query_stride;        // head to head
   const void* page_summary;    // [num_pages, row]
-  int64_t summary_stride;      // page to page; bytes but with kMinMax
-  const float* channel_scale;  // [head_dim]; kSketch: [3, head_dim]; not with kMinMax
+  int64_t summary_stride;      // page to page; bytes but with float rows
+  const float* channel_scale;  // [head_dim]; kSketch: [3, head_dim]; not with float rows
   // kSketch only:
   int32_t page_size;
   int32_t sketch_bits;
@@ -127,7 +133,10 @@ struct SelectParams {
   int32_t page_budget;
   int32_t num_sink_pages;
   int32_t num_recent_pages;
+  double top_p;           // 1: page_budget alone decides
+  float log2_scale;       // from a score to a logit in units of log2; for top_p
   int32_t* keys;          // [num_pages + kKeyPadding], scratch
+  int32_t* weights;       // [num_pages], scratch; for top_p
   int32_t* page_indices;  // [page_budget], out
 };
 constexpr int32_t kKeyPadding = 16;
@@ -175,7 +184,7 @@ struct CombineParams {
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
   const char* name;
-  // Sets channel_scale from the keys of kScalePages of the pages; not with kMinMax.
+  // Sets channel_scale from the keys of kScalePages of the pages; not with float rows.
   void (*scale_channels)(const PageSummaryParams& p);
   void (*summarise_pages)(const PageSummaryParams& p);
   // Whether the stored summaries of all the pages are bitwise those of their keys.

@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from quest_compile import ops
+from quest_compile.budgets import LayerBudget
 from quest_compile.config import QuestConfig
 from quest_compile.passes.graph import example_value
 from quest_compile.passes.match_attention import AttentionCall
@@ -34,6 +35,7 @@ class Decision:
     ``uses_dense_decode``: a dense call that runs quest::dense_decode instead of SDPA.
     ``needs_summary``: the page summaries of its key cache must be kept up to date in this graph.
     ``updates_summary``: it runs quest::sparse_decode_step, which does that too.
+    ``budget``: of a sparse call.
     """
 
     call: AttentionCall
@@ -42,6 +44,7 @@ class Decision:
     uses_dense_decode: bool = False
     needs_summary: bool = False
     updates_summary: bool = False
+    budget: LayerBudget | None = None
 
     @property
     def is_rewritten(self) -> bool:
@@ -51,10 +54,10 @@ class Decision:
 def decide(calls: list[AttentionCall], config: QuestConfig) -> list[Decision]:
     """One decision per call, in order."""
     decisions = [_decide(call, config) for call in calls]
-    return _fuse_updates(decisions)
+    return _fuse_updates(decisions, keeps_scores=config.select_every > 1)
 
 
-def _fuse_updates(decisions: list[Decision]) -> list[Decision]:
+def _fuse_updates(decisions: list[Decision], keeps_scores: bool) -> list[Decision]:
     """The first call that needs the summary of a cache updates it, where it is a sparse one."""
     seen: set[fx.Node] = set()
     fused = []
@@ -64,7 +67,7 @@ def _fuse_updates(decisions: list[Decision]) -> list[Decision]:
             seen.add(site.key_cache)
             is_sparse = decision.treatment is Treatment.SPARSE
             device = example_value(site.key_cache).device.type
-            updates = is_sparse and device in _STEP_DEVICES
+            updates = is_sparse and (keeps_scores or device in _STEP_DEVICES)
             decision = dataclasses.replace(decision, updates_summary=updates)
         fused.append(decision)
     return fused
@@ -81,10 +84,7 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
         assert call.reason is not None
         return Decision(call, Treatment.UNTOUCHED, call.reason)
     key_cache: torch.Tensor = example_value(site.key_cache)
-    max_seq_len = key_cache.shape[2]
-    is_covered = (
-        isinstance(max_seq_len, int) and max_seq_len <= config.page_budget * config.page_size
-    )
+    budget, is_covered = _budget_of(call.layer, key_cache.shape[2], config)
     is_dense_layer = call.layer < config.num_dense_layers
     # A symbolic q_len becomes a guard: one graph for few queries, one for many.
     has_few_queries = guard_or_false(site.q_len <= config.max_q_len)
@@ -98,4 +98,17 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
         reason = Reason.DENSE_LAYER if is_dense_layer else Reason.BUDGET_COVERS_CACHE
         uses_dense_decode = _serves_dense_decode(key_cache.device.type)
         return Decision(call, Treatment.DENSE, reason, uses_dense_decode=uses_dense_decode)
-    return Decision(call, Treatment.SPARSE, Reason.SPARSE, needs_summary=True)
+    return Decision(call, Treatment.SPARSE, Reason.SPARSE, needs_summary=True, budget=budget)
+
+
+def _budget_of(
+    layer: int, max_seq_len: int | torch.SymInt, config: QuestConfig
+) -> tuple[LayerBudget, bool]:
+    """The layer's budget, and whether it covers the cache. A share of a cache whose length is
+    symbolic makes that length a guard."""
+    if not isinstance(max_seq_len, int):
+        if isinstance(config.budget_of(layer), int):
+            return config.layer_budget(layer, 1), False
+        max_seq_len = int(max_seq_len)
+    budget = config.layer_budget(layer, max_seq_len)
+    return budget, budget.covers(ops.num_pages_of(max_seq_len, config.page_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -43,14 +44,20 @@ def replace_attention(
                 summary = summary_of[site.key_cache]
                 quest_op = torch.ops.quest.sparse_decode.default
                 state: tuple[fx.Node, ...] = (summary.page_summary,)
+                stored: tuple[fx.Node, ...] = ()
+                settings: dict[str, Any] = {}
                 if decision.updates_summary:
                     quest_op = torch.ops.quest.sparse_decode_step.default
                     state = (summary.cache_position, *state, summary.num_sealed)
+                    stored = summary.score_nodes
+                    settings = {"select_every": config.select_every} if stored else {}
+                assert decision.budget is not None
                 new = graph.call_function(
                     quest_op,
-                    (*caches, *state, seq_lens, attn_mask, summary.channel_scale),
-                    {
-                        "budget": config.budget,
+                    (*caches, *state, seq_lens, attn_mask, summary.channel_scale, *stored),
+                    settings
+                    | {
+                        "budget": decision.budget.tokens,
                         "page_size": config.page_size,
                         "num_sink_pages": config.num_sink_pages,
                         "num_recent_pages": config.num_recent_pages,
@@ -58,6 +65,8 @@ def replace_attention(
                         "summary": config.summary,
                         "sketch_bits": config.sketch_bits,
                         "scale": site.scale,
+                        "budget_fraction": decision.budget.fraction,
+                        "top_p": config.top_p,
                     },
                 )
             else:

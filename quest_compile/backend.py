@@ -12,13 +12,13 @@ from typing_extensions import Never
 
 from quest_compile import ops
 from quest_compile.audits import GraphAudits
+from quest_compile.budgets import Budget
 from quest_compile.config import QuestConfig
 from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
-from quest_compile.huge_pages import use_huge_pages
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import GraphReport, Report, report_rewrite
-from quest_compile.state import record_own_write, state_of
+from quest_compile.step_state import with_state
 
 
 class QuestStrictError(RuntimeError):
@@ -69,7 +69,11 @@ class QuestBackend:
             compiled = audits.append_to(compiled)
         cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
         kind = (config.page_size, config.summary, config.sketch_bits)
-        return with_state(compiled, cache_indices, *kind)
+        if config.select_every == 1:
+            return with_state(compiled, cache_indices, *kind)
+        num_select_heads = [s.num_select_heads for s in rewrite.summaries]
+        kept = (num_select_heads, config.select_every, config.group_reduce)
+        return with_state(compiled, cache_indices, *kind, *kept)
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
@@ -112,34 +116,6 @@ class QuestBackend:
         return f"quest_compile.backend({', '.join(changed)})"
 
 
-def with_state(
-    compiled: Callable[..., Any],
-    cache_indices: list[tuple[int, int]],
-    page_size: int,
-    summary: str = "minmax",
-    sketch_bits: int = 1,
-) -> Callable[..., Any]:
-    """Call ``compiled`` with the state of its key caches appended to its arguments.
-
-    ``cache_indices``: which arguments are the key cache and the value cache of a layer.
-    """
-
-    def step(*args: Any) -> Any:
-        kind = (page_size, summary, sketch_bits)
-        owners = [(args[i], state_of(args[i], *kind)) for i, _ in cache_indices]
-        for (key_cache, state), (_, value_index) in zip(owners, cache_indices):
-            if state.is_new:
-                for tensor in (key_cache, args[value_index], state.page_summary):
-                    use_huge_pages(tensor)
-        states = [tensor for _, state in owners for tensor in state.tensors()]
-        out = compiled(*args, *states)
-        for key_cache, state in owners:
-            record_own_write(key_cache, state)
-        return out
-
-    return step
-
-
 def _check_strict(graph: GraphReport) -> None:
     """Every decode call behind the dense layers must be sparse; a prefill graph is fine."""
     expected = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.PREFILL, Reason.CACHE_CREATED_IN_GRAPH)
@@ -159,7 +135,7 @@ _backends_lock = threading.RLock()
 
 def backend(
     *,
-    budget: int = 2048,
+    budget: Budget = 2048,
     page_size: int = 16,
     num_dense_layers: int = 2,
     num_sink_pages: int = 1,
@@ -168,6 +144,8 @@ def backend(
     group_reduce: str = "sum",
     summary: str = "minmax",
     sketch_bits: int = 1,
+    top_p: float = 1.0,
+    select_every: int = 1,
     audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from quest_compile.backend import QuestBackend
+from quest_compile.budgets import DEFAULT_BUDGET
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import prefill, step_inputs
 from quest_compile.report import Report
@@ -20,7 +21,7 @@ def explain(
 
     The call is traced and run once, without Inductor and without gradients, so it writes the cache
     it is given. With no arguments at all, a transformers model is traced for one decode step over a
-    static cache of 4 times the budget.
+    static cache of 4 times the budget (the largest in tokens, or else 2048).
 
     Args:
         model: a module or function that calls ``scaled_dot_product_attention``.
@@ -33,7 +34,9 @@ def explain(
     settings = {name: kwargs.pop(name) for name in QuestConfig().as_dict() if name in kwargs}
     config = (quest or QuestConfig()).replace(settings)
     if not args and not kwargs:
-        args, kwargs = (), _decode_step_inputs(model, max_seq_len=4 * config.budget)
+        budgets = config.budget.values() if isinstance(config.budget, Mapping) else [config.budget]
+        tokens = max([budget for budget in budgets if isinstance(budget, int)] or [DEFAULT_BUDGET])
+        args, kwargs = (), _decode_step_inputs(model, max_seq_len=4 * tokens)
     backend = QuestBackend(config.replace({"inner": "eager", "strict": False}))
     with torch.no_grad():
         torch.compile(model, backend=backend)(*args, **kwargs)

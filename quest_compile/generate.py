@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from typing_extensions import Never
 
 from quest_compile.backend import backend
+from quest_compile.budgets import Budget
 
 Model = TypeVar("Model")
 
@@ -16,7 +17,7 @@ Model = TypeVar("Model")
 def compile_for_generate(
     model: Model,
     *,
-    budget: int = 2048,
+    budget: Budget = 2048,
     page_size: int = 16,
     num_dense_layers: int = 2,
     num_sink_pages: int = 1,
@@ -25,6 +26,8 @@ def compile_for_generate(
     group_reduce: str = "sum",
     summary: str = "minmax",
     sketch_bits: int = 1,
+    top_p: float = 1.0,
+    select_every: int = 1,
     audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,

@@ -185,8 +185,8 @@ def _row(decision: Decision, config: QuestConfig) -> ReportRow:
     tokens: int | str | None = None
     if site is not None:
         max_seq_len = example_value(site.key_cache).shape[2]
-        if is_sparse:
-            pages, tokens = config.page_budget, config.page_budget * config.page_size
+        if decision.budget is not None:
+            pages, tokens = decision.budget.pages, decision.budget.tokens
         elif isinstance(max_seq_len, int):
             pages, tokens = -(-max_seq_len // config.page_size), max_seq_len
         else:
@@ -234,7 +234,8 @@ def _settings(graph: GraphReport) -> str:
     config = graph.config
     mode = f", mode {graph.mode}" if graph.mode else ""
     mode += ", CUDA graph" if graph.is_cuda_graph else ""
-    return f"budget {config.budget}, page {config.page_size}, inner {graph.inner}{mode}"
+    budget = "of each layer" if callable(config.budget) else config.budget
+    return f"budget {budget}, page {config.page_size}, inner {graph.inner}{mode}"
 
 
 def _kernels() -> str:

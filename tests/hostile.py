@@ -30,6 +30,8 @@ class Case:
     group_reduce: str = "sum"
     budget_pages: int = 4
     summary: str = "minmax"
+    top_p: float = 1.0
+    budget_fraction: float = 1.0
 
     def __str__(self):
         dtype = str(self.dtype).removeprefix("torch.")
@@ -104,15 +106,38 @@ class Inputs:
 
     def settings(self):
         """Keyword arguments of sparse_decode."""
-        return {"budget": self.case.budget_pages * self.case.page_size, **self.score_settings()}
+        return {
+            "budget": self.case.budget_pages * self.case.page_size,
+            **self.score_settings(),
+            **self.shares(),
+        }
+
+    def shares(self):
+        """Keyword arguments of sparse_decode and select_pages."""
+        found = {"top_p": self.case.top_p, "budget_fraction": self.case.budget_fraction}
+        return {name: value for name, value in found.items() if value < 1}
 
     def score_settings(self):
         """Keyword arguments of score_pages."""
         case = self.case
         settings = {"page_size": case.page_size, "group_reduce": case.group_reduce}
-        if self.channel_scale is None:
+        if case.summary == "minmax":
             return settings
-        return settings | {"summary": case.summary, "channel_scale": self.channel_scale}
+        scale = {} if self.channel_scale is None else {"channel_scale": self.channel_scale}
+        return settings | {"summary": case.summary, **scale}
+
+    def score_scale(self):
+        """What makes logits of the scores of min/max and mean rows."""
+        case = self.case
+        group_size = case.group_size if case.group_reduce == "sum" else 1
+        return case.head_dim**-0.5 / group_size
+
+    def fits(self):
+        """bool [batch]: rows that attend every page."""
+        case = self.case
+        num_used = -(-self.seq_lens // case.page_size)
+        share = (num_used.double() * case.budget_fraction).ceil().clamp(min=4)
+        return num_used <= share.clamp(max=case.budget_pages)
 
     def scores(self):
         """Result of score_pages."""
@@ -121,7 +146,10 @@ class Inputs:
 
     def pages(self, scores):
         """Result of select_pages."""
-        settings = {"page_budget": self.case.budget_pages, "page_size": self.case.page_size}
+        case = self.case
+        settings = {"page_budget": case.budget_pages, "page_size": case.page_size, **self.shares()}
+        if case.top_p < 1:
+            settings["score_scale"] = self.score_scale()
         return ops.select_pages(scores, self.seq_lens, self.attn_mask, **settings)
 
 
@@ -234,5 +262,7 @@ def random_case(seed, max_length=700):
         mask=rng.choice(MASKS),
         group_reduce=rng.choice(("sum", "max", "none")),
         budget_pages=rng.randint(3, 12),
-        summary=rng.choice(("minmax", "minmax", "minmax_int8")),
+        summary=rng.choice(("minmax", "minmax", "minmax_int8", "meanstd")),
+        top_p=rng.choice((1.0, 1.0, 0.5, 0.95)),
+        budget_fraction=rng.choice((1.0, 1.0, 0.1, 0.5)),
     )

@@ -2,12 +2,11 @@
 
 import contextlib
 import itertools
-import sys
 
 import pytest
 import torch
 
-from quest_compile import state
+from quest_compile import state, step_state
 from quest_compile.ops import reference
 
 
@@ -46,8 +45,7 @@ def without_checks(*checks, num_layers):
         elif "sampled pages" in checks:
             stack.enter_context(_update_replaced("num_sealed"))
         if "state per cache" in checks:
-            backend = sys.modules["quest_compile.backend"]
-            patch.setattr(backend, "state_of", _state_of_nobody(num_layers, shared))
+            patch.setattr(step_state, "state_of", _state_of_nobody(num_layers, shared))
         yield shared.clear
 
 
@@ -65,7 +63,7 @@ def _state_of_nobody(num_layers, shared):
     """The layers of a model are told apart, its caches are not."""
     turn = itertools.count()
 
-    def state_of(key_cache, page_size, summary="minmax", sketch_bits=1):
+    def state_of(key_cache, page_size, summary="minmax", sketch_bits=1, *_):
         layer = next(turn) % num_layers
         made = state.PageSummaryState(key_cache, page_size, summary, sketch_bits)
         found = shared.setdefault((layer, page_size, summary, tuple(key_cache.shape)), made)

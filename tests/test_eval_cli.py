@@ -90,6 +90,20 @@ class TestVerdicts:
         assert verdict == "dense fails the task: nothing to lose"
 
 
+def test_ways_to_select_and_budgets_of_their_own(out):
+    own = ["quest:budget=0.125", "quest:budget=2:0.0625/default:512"]
+    mixed = "quest:top_p=0.5,select_every=2,summary=meanstd"
+    methods = ["--methods", *own, mixed]
+    assert evaluate(out, *SMALL[:4], *methods, "--samples", 16, "--budgets", 128, 256) == 0
+    found = rows(out)
+    budgets = {(method, budget) for _, method, budget in found}
+    assert budgets == {("dense", 0), *((name, 0) for name in own), (mixed, 128), (mixed, 256)}
+    read = {key[1:]: row["tokens_read"] for key, row in found.items()}
+    # 1024 tokens and a question of some tokens: 65 pages, the open one with few.
+    assert 128 < read[own[0], 0] <= 144 and 64 < read[own[1], 0] <= 80
+    assert read[mixed, 256] < 200
+
+
 def test_agreement_without_a_tokenizer(out):
     arguments = ["--lengths", 1024, "--tasks", "agreement", "--samples", 16, "--methods", "quest"]
     assert evaluate(out, *arguments, "--budgets", 128, 2048) == 0
@@ -187,6 +201,9 @@ class TestWritten:
         (["recall", "--margin", "0"], "--margin must be between 0 and 100 points"),
         (["recall", "--methods", "quests"], "method must be one of dense, quest"),
         (["recall", "--methods", "quest:budget=3"], "budget has an option of its own"),
+        (["recall", "--methods", "quest:budget=1.5"], "must be in (0, 1), got 1.5"),
+        (["recall", "--methods", "quest:budget=2:0.5/x:9"], 'layers are ints or "default"'),
+        (["recall", "--methods", "quest-reference:top_p=0.5"], "does not know top_p"),
         (["recall", "--methods", "quest:group_reduce"], "settings are name=value"),
         (["recall", "--methods", "quest:group=max"], "unknown option group"),
         (["recall", "--jsonl", "nowhere.jsonl"], "there is no file nowhere.jsonl"),

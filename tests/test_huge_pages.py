@@ -55,7 +55,7 @@ def test_other_systems_do_nothing(monkeypatch):
 
 def test_a_compiled_model_asks_once_for_keys_values_and_summaries(monkeypatch):
     asked = []
-    monkeypatch.setattr(sys.modules["quest_compile.backend"], "use_huge_pages", asked.append)
+    monkeypatch.setattr(sys.modules["quest_compile.step_state"], "use_huge_pages", asked.append)
     torch._dynamo.reset()
     model = tiny_model("llama")
     step = torch.compile(model, backend=quest_compile.backend(budget=64, inner="eager"))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from quest_compile.backend import with_state
 from quest_compile.bench.ops.checks import check_attention, check_selection
 from quest_compile.config import QuestConfig
 from quest_compile.ops import reference
 from quest_compile.passes import run_passes
+from quest_compile.step_state import with_state
 
 
 class CheckingBackend:
@@ -43,7 +43,10 @@ class CheckingBackend:
         positions = None
         seq_lens = args[4] if operator == "sparse_decode" else args[3]
         seq_len = int(seq_lens.max())
-        if operator == "sparse_decode" and seq_len > self.config.budget:
+        if (
+            operator == "sparse_decode"
+            and seq_len > self.config.page_budget * self.config.page_size
+        ):
             positions = self._positions(args, kwargs, seq_len)
         tensors = (query, key_cache, value_cache)
         found = check_attention(operator, out, tensors, seq_len, positions)

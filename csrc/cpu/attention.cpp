@@ -117,13 +117,13 @@ Work plan_dense(const Unit& unit, int64_t seq_len) {
 }
 
 int64_t plan_dense_rows(const Attention& a, int64_t batch_row, const int64_t* lengths,
-                        int64_t max_len, Work* works) {
+                        const bool* is_dense, Work* works) {
   const Shape& shape = a.shape;
   const int64_t num_heads = heads_per_unit(a, shape.group_size);
   int64_t count = 0;
   for (int64_t head = 0; head < shape.num_q_heads; head += num_heads) {
     for (int64_t row = batch_row * shape.q_len; row < (batch_row + 1) * shape.q_len; ++row) {
-      if (lengths[row] > max_len) continue;
+      if (is_dense && !is_dense[row]) continue;
       works[count++] = plan_dense(make_unit(a, row, head, num_heads), lengths[row]);
     }
   }

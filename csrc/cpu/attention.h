@@ -43,11 +43,11 @@ struct Work {
 };
 
 Work plan_dense(const Unit& unit, int64_t seq_len);
-// Dense works of the rows of a batch row that have at most `max_len` positions (lengths
-// [num_rows]), written to `works`; returns how many. Queries that attend the same tokens follow
+// Dense works of the rows of a batch row (lengths [num_rows]) that are dense (is_dense [num_rows];
+// nullptr: all), written to `works`; returns how many. Queries that attend the same tokens follow
 // each other.
 int64_t plan_dense_rows(const Attention& a, int64_t batch_row, const int64_t* lengths,
-                        int64_t max_len, Work* works);
+                        const bool* is_dense, Work* works);
 // How many works from `first` on differ in the query alone.
 int64_t count_queries(const Attention& a, const Work* works, int64_t first, int64_t num_works);
 Work plan_pages(const Unit& unit, int64_t seq_len, const int32_t* pages, int64_t num_pages,

@@ -19,7 +19,7 @@ Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor s
   Work* works = scratch.take<Work>(num_rows * num_q_heads);
   int64_t num_works = 0, bytes = 0;
   for (int64_t b = 0; b < batch; ++b) {
-    num_works += plan_dense_rows(a, b, lengths, a.shape.max_seq_len, works + num_works);
+    num_works += plan_dense_rows(a, b, lengths, nullptr, works + num_works);
     bytes += a.shape.num_kv_heads * cache_bytes(a, lengths[(b + 1) * q_len - 1]);
   }
   attend_all(a, works, num_works, {out.mutable_data_ptr(), nullptr}, scratch);

@@ -19,7 +19,8 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
 
 Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
                     int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
-                    int64_t num_recent_pages);
+                    int64_t num_recent_pages, double budget_fraction, double top_p,
+                    double score_scale);
 
 std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor value_cache,
                                         Tensor page_indices, Tensor seq_lens,
@@ -30,7 +31,8 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      Tensor seq_lens, std::optional<Tensor> attn_mask,
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale);
+                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale,
+                     double budget_fraction, double top_p);
 
 Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,
                     std::optional<Tensor> attn_mask, std::optional<double> scale);
@@ -38,13 +40,18 @@ Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor s
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
                           Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
                           std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
+                          std::optional<Tensor> page_scores, std::optional<Tensor> scored_at,
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
-                          int64_t sketch_bits, std::optional<double> scale);
+                          int64_t sketch_bits, std::optional<double> scale, double budget_fraction,
+                          double top_p, int64_t select_every);
 
-// update_page_summary and sparse_decode of checked arguments.
-void update(const UpdateArguments& u);
-Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens);
+// update_page_summary of checked arguments. Returns whether nothing was summarised again before the
+// page of the first position that was written.
+bool update(const UpdateArguments& u);
+// sparse_decode of checked arguments. `continues`: stored scores may belong to this run.
+Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens, const StoredScores& stored,
+              bool continues);
 
 Tensor share_mask(Tensor attn_mask);
 

@@ -8,9 +8,12 @@ namespace quest {
 
 Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
                     int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
-                    int64_t num_recent_pages) {
-  const SelectArguments arguments = check_select(
-      scores, seq_lens, attn_mask, {page_budget, page_size, num_sink_pages, num_recent_pages});
+                    int64_t num_recent_pages, double budget_fraction, double top_p,
+                    double score_scale) {
+  const SelectArguments arguments =
+      check_select(scores, seq_lens, attn_mask,
+                   {page_budget, page_size, num_sink_pages, num_recent_pages, budget_fraction,
+                    top_p, log2_scale(score_scale)});
   const int64_t batch = arguments.batch, num_heads = arguments.num_heads;
   const int64_t num_pages = arguments.num_pages, group_size = arguments.group_size;
   const Mask& mask = arguments.mask;

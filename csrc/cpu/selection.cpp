@@ -97,9 +97,12 @@ int64_t choose_pages(const Choice& choice, int64_t seq_len, const float* scores,
   p.scores = scores;
   p.live = live;
   p.num_pages = static_cast<int32_t>(num_pages);
-  p.page_budget = static_cast<int32_t>(choice.page_budget);
+  p.page_budget = static_cast<int32_t>(page_budget_of(choice, seq_len));
   p.num_sink_pages = static_cast<int32_t>(choice.num_sink_pages);
   p.num_recent_pages = static_cast<int32_t>(choice.num_recent_pages);
+  p.top_p = choice.top_p;
+  p.log2_scale = choice.log2_scale;
+  p.weights = choice.top_p < 1 ? scratch.take<int32_t>(num_pages) : nullptr;
   p.keys = scratch.take<int32_t>(num_pages + kKeyPadding);
   p.page_indices = page_indices;
   return kernels().select_pages(p);

@@ -22,28 +22,47 @@ const uint8_t* shared_live_pages(const SparseCall& call, int64_t row, int64_t se
 void plan_rows(SparseCall& call, const int64_t* lengths, Scratch& scratch) {
   const Shape& shape = call.a.shape;
   const Choice& choice = call.choice;
-  const int64_t budget = choice.page_budget * choice.page_size;
   const int64_t num_rows = shape.num_rows();
   call.groups = scratch.take<Group>(num_rows * shape.num_kv_heads);
   call.works = scratch.take<Work>(num_rows * shape.num_q_heads);
   const uint8_t** live = scratch.take<const uint8_t*>(num_rows);
+  bool* is_dense = scratch.take<bool>(num_rows);
   for (int64_t row = 0; row < num_rows; ++row) {
-    if (lengths[row] <= budget) continue;
+    is_dense[row] = fits_budget(choice, lengths[row]);
+    if (is_dense[row]) continue;
     live[row] = shared_live_pages(call, row, lengths[row], scratch);
     call.max_pages = std::max(call.max_pages, ceil_div(lengths[row], choice.page_size));
   }
   for (int64_t b = 0; b < shape.batch; ++b) {
     call.num_dense_works +=
-        plan_dense_rows(call.a, b, lengths, budget, call.works + call.num_dense_works);
+        plan_dense_rows(call.a, b, lengths, is_dense, call.works + call.num_dense_works);
     for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
       for (int64_t row = b * shape.q_len; row < (b + 1) * shape.q_len; ++row) {
-        if (lengths[row] <= budget) continue;
+        if (is_dense[row]) continue;
         const int64_t end = lengths[row] / choice.page_size * choice.page_size;
         const LiveTokens tokens =
             find_live_tokens(call.scoring, call.a.mask, row, kv_head, end, scratch);
         call.groups[call.num_groups++] = {row, kv_head, lengths[row], live[row], tokens, nullptr};
       }
     }
+  }
+}
+
+// Where scores lie, and whether those of an earlier step are taken. `seq_len`: of the last query.
+void plan_scores(SparseCall& call, const StoredScores& stored, int64_t seq_len, bool continues) {
+  call.scores_stride = call.max_pages;
+  if (stored.select_every == 1) return;
+  const bool keeps = call.num_groups > 0 && call.q_len() == 1;
+  call.reuses_scores = keeps && continues && stored.scored_at[0] > 0 &&
+                       stored.scored_at[1] == seq_len - 1 && seq_len % stored.select_every != 0;
+  if (!call.reuses_scores) stored.scored_at[0] = keeps ? seq_len : -1;
+  stored.scored_at[1] = seq_len;
+  if (!keeps) return;
+  call.scores_stride = ceil_div(call.a.shape.max_seq_len, call.choice.page_size);
+  for (int64_t i = 0; i < call.num_groups; ++i) {
+    Group& group = call.groups[i];
+    const int64_t head = group.row * call.a.shape.num_kv_heads + group.kv_head;
+    group.scores = stored.scores + head * call.selects_per_group * call.scores_stride;
   }
 }
 
@@ -63,10 +82,10 @@ void plan_selects(SparseCall& call, Scratch& scratch) {
 int64_t fixed_bytes(const SparseCall& call, const int64_t* lengths) {
   int64_t bytes = 0;
   for (int64_t row = 0; row < call.a.shape.num_rows(); ++row) {
-    if (lengths[row] > call.choice.page_budget * call.choice.page_size) continue;
+    if (!fits_budget(call.choice, lengths[row])) continue;
     bytes += call.a.shape.num_kv_heads * cache_bytes(call.a, lengths[row]);
   }
-  for (int64_t i = 0; i < call.num_groups; ++i) {
+  for (int64_t i = 0; i < call.num_groups && !call.reuses_scores; ++i) {
     bytes += summary_bytes(call.scoring, call.groups[i].seq_len / call.choice.page_size);
   }
   return bytes;
@@ -83,6 +102,7 @@ void count_call(const SparseCall& call, int64_t bytes) {
     most = std::max(most, tokens);
   }
   count(call.num_groups ? Counter::kSparseCalls : Counter::kSparseCallsCovered, 1);
+  count(Counter::kSparseCallsUnscored, call.reuses_scores);
   count(Counter::kSparseRows, call.num_selects() * call.heads_per_select);
   count(Counter::kTokensAttended, total);
   count_maximum(Counter::kMaxTokensAttended, most);
@@ -91,7 +111,8 @@ void count_call(const SparseCall& call, int64_t bytes) {
 
 }  // namespace
 
-Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens) {
+Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens, const StoredScores& stored,
+              bool continues) {
   SparseCall call(arguments.attention);
   const Shape& shape = call.a.shape;
   Scratch& scratch = call_scratch();
@@ -107,6 +128,7 @@ Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens) {
   call.selects_per_group = arguments.group_reduce == GroupReduce::kNone ? shape.group_size : 1;
   call.heads_per_select = shape.group_size / call.selects_per_group;
   plan_rows(call, lengths, scratch);
+  plan_scores(call, stored, lengths[shape.num_rows() - 1], continues);
   plan_selects(call, scratch);
   const int64_t bytes = fixed_bytes(call, lengths);
   const int64_t budget_tokens = call.choice.page_budget * call.choice.page_size;
@@ -119,13 +141,14 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      Tensor seq_lens, std::optional<Tensor> attn_mask,
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale) {
+                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale,
+                     double budget_fraction, double top_p) {
   const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
-  return decode(
-      check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,
-                   budget, num_sink_pages, num_recent_pages, reduce, format, scale),
-      seq_lens);
+  return decode(check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask,
+                             channel_scale, budget, num_sink_pages, num_recent_pages, reduce,
+                             format, scale, budget_fraction, top_p),
+                seq_lens, {1, nullptr, nullptr}, false);
 }
 
 }  // namespace quest

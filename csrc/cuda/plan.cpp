@@ -55,7 +55,17 @@ void set_lens(Rows& rows, const Tensor& seq_lens) {
 SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
   const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   QUEST_CHECK(format.kind != SummaryKind::kSketch, "summary: no CUDA kernel reads 'sketch'");
+  QUEST_CHECK(format.kind != SummaryKind::kMeanStd, "summary: no CUDA kernel reads 'meanstd'");
   return format;
+}
+
+void check_selection(double budget_fraction, double top_p) {
+  QUEST_CHECK(budget_fraction == 1, "budget_fraction: no CUDA kernel takes ", budget_fraction);
+  QUEST_CHECK(top_p == 1, "top_p: no CUDA kernel takes ", top_p);
+}
+
+void check_select_every(int64_t select_every) {
+  QUEST_CHECK(select_every == 1, "select_every: no CUDA kernel takes ", select_every);
 }
 
 Rows make_rows(const Attention& a, const Tensor& seq_lens) {

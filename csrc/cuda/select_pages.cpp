@@ -6,9 +6,13 @@ namespace cuda {
 
 Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
                     int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
-                    int64_t num_recent_pages) {
-  const SelectArguments arguments = check_select(
-      scores, seq_lens, attn_mask, {page_budget, page_size, num_sink_pages, num_recent_pages});
+                    int64_t num_recent_pages, double budget_fraction, double top_p,
+                    double score_scale) {
+  check_selection(budget_fraction, top_p);
+  const SelectArguments arguments =
+      check_select(scores, seq_lens, attn_mask,
+                   {page_budget, page_size, num_sink_pages, num_recent_pages, budget_fraction,
+                    top_p, log2_scale(score_scale)});
   Tensor page_indices =
       new_tensor(scores, {arguments.batch, arguments.num_heads, page_budget}, ScalarType::Int);
   if (arguments.batch == 0 || arguments.num_pages == 0) return page_indices;

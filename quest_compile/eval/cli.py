@@ -58,7 +58,7 @@ def evaluate(args: argparse.Namespace) -> int:
     )
     methods = [parse_method(name, config) for name in dict.fromkeys(args.methods)]
     for method in methods:
-        for budget in args.budgets:
+        for budget in [] if method.has_budget else args.budgets:
             config.replace({**dict(method.settings), "budget": budget})
     model, encoder = load(args)
     groups = make_groups(args, model, encoder)

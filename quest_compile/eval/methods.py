@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from quest_compile import ops
 from quest_compile.backend import backend
+from quest_compile.budgets import LayerBudgets
 from quest_compile.config import QuestConfig
 from quest_compile.eval.attention import NAME, EvalAttention
 from quest_compile.eval.baselines import KEEP
 
 DENSE, QUEST = "dense", "quest"
+_OF_REFERENCE = {"group_reduce", "num_sink_pages", "num_recent_pages", "page_size"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """``name`` as given; ``kind``: "dense", "quest" or a baseline; ``settings`` of Quest."""
+    """``name`` as given; ``kind``: "dense", "quest" or a baseline; ``settings`` of Quest.
+
+    ``has_budget``: one of its own among the settings; such a method is measured once.
+    """
 
     name: str
     kind: str
     settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def has_budget(self) -> bool:
+        return "budget" in dict(self.settings)
+
+    def budgets(self, budgets: Sequence[int]) -> Sequence[int]:
+        """Those it is measured with; 0 for its own."""
+        return (0,) if self.has_budget else budgets
 
     @property
     def needs_watching(self) -> bool:
@@ -35,6 +48,9 @@ class Method:
 def parse_method(name: str, config: QuestConfig) -> Method:
     """``"dense"``, ``"quest"``, ``"quest:group_reduce=max,num_sink_pages=0"`` or a baseline.
 
+    A budget of its own is a share of the context (``budget=0.05``), or layers have their own:
+    ``budget=2:64/3:0.05/default:128``.
+
     Raises:
         ValueError: an unknown name, or settings that Quest does not take.
     """
@@ -43,8 +59,8 @@ def parse_method(name: str, config: QuestConfig) -> Method:
         known = ", ".join((DENSE, QUEST, *KEEP))
         raise ValueError(f"method must be one of {known}, or quest:setting=value,...; got {name!r}")
     settings = tuple(_parse_setting(name, part) for part in rest.split(",") if part)
-    if kind == "quest-reference" and config.replace(dict(settings)).summary != "minmax":
-        raise ValueError(f'method {name}: quest-reference knows summary="minmax" only')
+    if kind == "quest-reference" and (unknown := set(dict(settings)) - _OF_REFERENCE):
+        raise ValueError(f"method {name}: quest-reference does not know {min(unknown)}")
     config.replace(dict(settings))
     return Method(name, kind, settings)
 
@@ -53,14 +69,21 @@ def _parse_setting(method: str, text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"method {method!r}: settings are name=value, got {text!r}")
-    if name in ("budget", "inner"):
+    if name == "inner" or (name == "budget" and value.isdecimal()):
         raise ValueError(f"method {method!r}: {name} has an option of its own, --{name}")
+    if name == "budget" and ":" in value:
+        layers = [part.partition(":") for part in value.split("/")]
+        return name, LayerBudgets({_number(k): _number(v) for k, _, v in layers})
+    return name, _number(value)
+
+
+def _number(value: str) -> Any:
     for convert in (int, float):
         try:
-            return name, convert(value)
+            return convert(value)
         except ValueError:
             pass
-    return name, value
+    return value
 
 
 @dataclasses.dataclass
@@ -93,7 +116,8 @@ class Decoder:
         self._method = Method(DENSE, DENSE)
 
     def config_of(self, method: Method, budget: int) -> QuestConfig:
-        return self.config.replace({**dict(method.settings), "budget": budget})
+        own = dict(method.settings)
+        return self.config.replace(own if method.has_budget else own | {"budget": budget})
 
     def begin(self, method: Method, budget: int, label: str) -> Callable[..., Any]:
         """The call for decode steps of this method; ``label`` seeds what is random."""

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=None,
-        help="quest, quest:group_reduce=max,..., quest-reference, oracle, streaming, random, h2o, "
+        help="quest, quest:group_reduce=max,..., quest:budget=0.05 (a share of the context), "
+        "quest:budget=2:64/3:128 (of layers), quest-reference, oracle, streaming, random, h2o, "
         "snapkv; dense is always measured; default quest",
     )
     parser.add_argument("--page-size", type=int, default=QuestConfig.page_size)

@@ -41,7 +41,8 @@ def _plot_one(rows: Sequence[Row], path: Path) -> None:
     (dense,) = [row.value for row in rows if row.method == DENSE]
     level = 0.0 if is_loss else scale * dense
     axes.axhline(level, color="black", linestyle="--", label="dense")
-    for name in dict.fromkeys(row.method for row in rows if row.method != DENSE):
+    # Methods with a budget of their own have no place on the axis.
+    for name in dict.fromkeys(row.method for row in rows if row.budget):
         own = sorted((r for r in rows if r.method == name), key=lambda row: row.budget)
         found = [row.comparison for row in own if row.comparison is not None]
         budgets = [row.budget for row in own]

@@ -55,7 +55,7 @@ def _run(
     decoder, measurement = Decoder(model, config), Measurement(model, encoder)
     sessions: dict[int, Session] = {}
     variants = [(Method(DENSE, DENSE), 0)]
-    variants += [(m, budget) for m in methods if m.kind != DENSE for budget in budgets]
+    variants += [(m, budget) for m in methods if m.kind != DENSE for budget in m.budgets(budgets)]
     cells = {
         (group, number): [
             (Cell(group.task, group.length, number, method.name, budget), method)
@@ -127,10 +127,10 @@ def _measure(
     activity = decoder.activity()
     if not is_dense and not activity.sparse_steps:
         config = decoder.config_of(method, cell.budget)
-        if config.page_budget * config.page_size <= len(context.tokens):
+        if method.has_budget or config.page_budget * config.page_size <= len(context.tokens):
             report = decoder.report(method, cell.budget) if method.kind == "quest" else ""
             raise NotActiveError(
-                f"{method.name} with budget {cell.budget} attended all {len(context.tokens)} "
+                f"{method.name} with budget {config.budget} attended all {len(context.tokens)} "
                 f"tokens of a context of task {group.task}: nothing to compare\n{report}"
             )
     records.add(

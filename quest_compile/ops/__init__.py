@@ -2,11 +2,16 @@
 
 from quest_compile.ops.attend_pages import attend_pages
 from quest_compile.ops.audit import Audit, new_audit_totals, read_audit
-from quest_compile.ops.build_page_summary import build_page_summary, empty_page_summary
+from quest_compile.ops.build_page_summary import (
+    build_page_summary,
+    empty_page_scores,
+    empty_page_summary,
+)
 from quest_compile.ops.counters import counters, reset_counters
 from quest_compile.ops.cuda_providers import cuda_kernels, provider_of
 from quest_compile.ops.cuda_providers import register as _register_cuda_kernels
 from quest_compile.ops.dense_decode import dense_decode
+from quest_compile.ops.limits import num_pages_of
 from quest_compile.ops.native import (
     NativeLibraryWarning,
     NativeStatus,
@@ -32,9 +37,11 @@ __all__ = [
     "counters",
     "cuda_kernels",
     "dense_decode",
+    "empty_page_scores",
     "empty_page_summary",
     "native_status",
     "new_audit_totals",
+    "num_pages_of",
     "provider_of",
     "read_audit",
     "reset_counters",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import reference, registration, require
+from quest_compile.ops.reference_selection import score_scale_of
 
 _TOTALS = (
     "calls",
@@ -23,9 +24,10 @@ _TOTALS = (
 registration.define(
     "audit",
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
-    "Tensor? attn_mask, Tensor? channel_scale, Tensor out, Tensor(a!) totals, *, int every, "
-    "int budget, int page_size=16, int num_sink_pages=1, int num_recent_pages=2, "
-    'str group_reduce="sum", str summary="minmax", int sketch_bits=1, float? scale=None) -> ()',
+    "Tensor? attn_mask, Tensor? channel_scale, Tensor out, Tensor(a!) totals, "
+    "Tensor? page_scores=None, *, int every, int budget, int page_size=16, int num_sink_pages=1, "
+    'int num_recent_pages=2, str group_reduce="sum", str summary="minmax", int sketch_bits=1, '
+    "float? scale=None, float budget_fraction=1.0, float top_p=1.0) -> ()",
 )
 
 
@@ -95,23 +97,28 @@ def _audit_reference(
     channel_scale,
     out,
     totals,
+    page_scores=None,
     *,
     every,
     scale=None,
     **settings,
 ):
-    """Every ``every``-th call from the first on. The CPU returns early from the others; other
-    devices, which are not waited for, do the same work and count nothing."""
+    """Every ``every``-th call from the first on. ``page_scores``: what calls of one query selected
+    by, if they do not score by themselves (sparse_decode_step, select_every). The CPU returns early
+    from the others; other devices, which are not waited for, do the same work and count nothing."""
     _check(totals, every)
     is_due = totals[0] % every == 0
     totals[0] += 1
     if is_due.is_cpu and not is_due:
         return
     totals[1] += is_due
+    if query.shape[2] > 1:
+        page_scores = None
     queries = reference.each_query(query, seq_lens, attn_mask)
     for i, (query_i, seq_lens_i, mask_i) in enumerate(queries):
         caches = (key_cache, value_cache, page_summary, channel_scale)
-        losses = _losses(query_i, *caches, seq_lens_i, mask_i, out[:, :, i], scale, **settings)
+        call = (query_i, *caches, seq_lens_i, mask_i, out[:, :, i], page_scores, scale)
+        losses = _losses(*call, **settings)
         _add(totals, is_due, *losses)
 
 
@@ -124,37 +131,50 @@ def _losses(
     seq_lens,
     attn_mask,
     out,
+    scores,
     scale,
     *,
     budget,
     page_size=16,
-    num_sink_pages=1,
-    num_recent_pages=2,
     group_reduce="sum",
     summary="minmax",
+    sketch_bits=1,
+    top_p=1.0,
+    **limits,
 ):
     """Of one query: is it counted, kept mass, output error, page recall; all [batch, num_q_heads].
 
     The selection is made again, by the operators that sparse_decode consists of.
     """
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
-    scores = torch.ops.quest.score_pages(
-        query,
-        page_summary,
-        seq_lens,
-        channel_scale,
-        page_size=page_size,
-        group_reduce=group_reduce,
-        summary=summary,
-    )
+    if scores is None:
+        of_tokens = {"attn_mask": attn_mask, "scale": scale} if summary == "sketch" else {}
+        scores = torch.ops.quest.score_pages(
+            query,
+            page_summary,
+            seq_lens,
+            channel_scale,
+            page_size=page_size,
+            group_reduce=group_reduce,
+            summary=summary,
+            sketch_bits=sketch_bits,
+            **of_tokens,
+        )
     pages = torch.ops.quest.select_pages(
         scores,
         seq_lens,
         attn_mask,
         page_budget=page_budget,
         page_size=page_size,
-        num_sink_pages=num_sink_pages,
-        num_recent_pages=num_recent_pages,
+        top_p=top_p,
+        score_scale=score_scale_of(
+            query.shape[1] // key_cache.shape[1],
+            query.shape[3],
+            group_reduce=group_reduce,
+            summary=summary,
+            scale=scale,
+        ),
+        **limits,
     )
     full, mass_BQT = reference.full_attention(
         query, key_cache, value_cache, seq_lens, attn_mask, scale=scale
@@ -180,7 +200,11 @@ def _losses(
     norm_BQ = torch.linalg.vector_norm(full, dim=-1)
     error_BQ = torch.linalg.vector_norm(out.float() - full, dim=-1)
     error_BQ = error_BQ / norm_BQ.clamp(min=torch.finfo(norm_BQ.dtype).tiny)
-    is_sparse_B1 = (seq_lens > page_budget * page_size).expand(len(query))[:, None]
+    limits |= {"budget": budget, "page_size": page_size}
+    fits = reference.fits_budget(seq_lens, max_seq_len, **limits)
+    is_sparse_B1 = (
+        ~torch.as_tensor(fits, device=query.device).reshape(-1).expand(len(query))[:, None]
+    )
     is_counted = is_sparse_B1 & (mass_BQT.sum(-1) != 0)
     return is_counted, kept_BQ, error_BQ, recall_BS.repeat_interleave(heads_per_selection, 1)
 

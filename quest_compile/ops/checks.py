@@ -36,6 +36,14 @@ def page_budget(name: str, value: int, num_sink_pages: int, num_recent_pages: in
     )
 
 
+def share(name: str, value: float) -> None:
+    """Above 0 and up to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: expected above 0 and up to 1, got {value}")
+
+
 def group_reduce(value: str) -> None:
     if value not in limits.GROUP_REDUCTIONS:
         expected = ", ".join(map(repr, limits.GROUP_REDUCTIONS))
@@ -108,13 +116,14 @@ def page_summary(
     """``scale``: channel_scale; ``like``: for dtype and device; ``sizes``: batch, num_kv_heads,
     num_pages, head_dim."""
     summary_kind(kind, sketch_bits)
+    floats = " and ".join(map(repr, limits.FLOAT_SUMMARIES))
     if isinstance(tensor, tuple):
         raise TypeError(
-            "page_summary: expected a tensor, got a tuple: of another summary than 'minmax', "
+            f"page_summary: expected a tensor, got a tuple: of other summaries than {floats}, "
             "build_page_summary gives page_summary and channel_scale"
         )
     require.tensors(page_summary=tensor)
-    if kind == "minmax":
+    if kind in limits.FLOAT_SUMMARIES:
         if tensor.dtype == torch.uint8:
             raise ValueError(
                 "page_summary: got uint8 rows, which need summary='minmax_int8' or summary='sketch'"
@@ -124,7 +133,7 @@ def page_summary(
         require.dtype("page_summary", tensor, like.dtype)
         require.contiguous("page_summary", tensor, 2)
         if scale is not None:
-            raise ValueError("channel_scale: expected None with summary='minmax', got a tensor")
+            raise ValueError(f"channel_scale: expected None with summary={kind!r}, got a tensor")
     else:
         layout = "[batch, num_kv_heads, num_pages, bytes_per_page]"
         row_bytes = limits.row_bytes(kind, sizes[3], page_size, sketch_bits)
@@ -201,5 +210,9 @@ def attention(
 
 def scale_of_products(value: float | None) -> None:
     if value is not None:
-        for condition in (value > -math.inf, value < math.inf):
-            require.that(condition, lambda: f"scale: expected a finite number, got {value}")
+        finite("scale", value)
+
+
+def finite(name: str, value: float) -> None:
+    for condition in (value > -math.inf, value < math.inf):
+        require.that(condition, lambda: f"{name}: expected a finite number, got {value}")

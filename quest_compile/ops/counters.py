@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ _NAMES = (
     "summaries_rebuilt",
     "sparse_calls",
     "sparse_calls_covered",
+    "sparse_calls_unscored",
     "dense_calls",
     "sparse_rows",
     "tokens_attended",
@@ -35,6 +38,8 @@ def counters() -> dict[str, int]:
         summaries_rebuilt: rows and KV heads in which a foreign write was found.
         sparse_calls: calls of sparse_decode with a row that did not fit the budget.
         sparse_calls_covered: the other calls of sparse_decode.
+        sparse_calls_unscored: of the sparse_calls, those that selected by the page scores of an
+            earlier step (select_every); not counted on other devices than the CPU.
         dense_calls: calls of dense_decode.
         sparse_rows: rows, queries and query heads that did not fit the budget.
         tokens_attended: positions below seq_len in the pages that those selected.
@@ -72,20 +77,29 @@ def count_sparse_call(
     key_cache: Tensor,
     value_cache: Tensor,
     page_summary: Tensor,
-    selected: list[tuple[Tensor, Tensor | None]],
+    selected: list[tuple[Tensor, Tensor | None, Any]],
     page_size: int,
+    is_unscored: Any = False,
 ) -> None:
-    """``selected``: per query its seq_lens and pages [batch, num_select_heads, page_budget], None
-    when every row was dense."""
-    if all(page_indices is None for _, page_indices in selected):
+    """``selected``: per query its seq_lens, pages [batch, num_select_heads, page_budget], None
+    when every row was dense, and which rows were. ``is_unscored``: bool, perhaps a tensor."""
+    if all(page_indices is None for _, page_indices, _ in selected):
         _add(sparse_calls_covered=1)
     else:
         _add(sparse_calls=1)
-    for seq_lens, page_indices in selected:
+    for seq_lens, page_indices, fits in selected:
         if seq_lens.is_cpu:
+            _add(sparse_calls_unscored=int(is_unscored))
             row_bytes = page_summary[0, 0, 0].numel() * page_summary.element_size()
             _count_query(
-                query, key_cache, value_cache, row_bytes, seq_lens, page_indices, page_size
+                query,
+                key_cache,
+                value_cache,
+                0 if is_unscored else row_bytes,
+                seq_lens,
+                page_indices,
+                fits,
+                page_size,
             )
 
 
@@ -108,6 +122,7 @@ def _count_query(
     row_bytes: int,
     seq_lens: Tensor,
     page_indices: Tensor | None,
+    fits: Any,
     page_size: int,
 ) -> None:
     batch, num_q_heads = query.shape[:2]
@@ -116,7 +131,7 @@ def _count_query(
     is_sparse = torch.zeros(batch, dtype=torch.bool)
     num_bytes = 0
     if page_indices is not None:
-        is_sparse = seq_len > page_indices.shape[2] * page_size
+        is_sparse = ~fits.reshape(-1).expand(batch)
         first = page_indices[is_sparse].long() * page_size
         in_page = (seq_len[is_sparse][:, None, None] - first).clamp(0, page_size)
         tokens = torch.where(first >= 0, in_page, 0).sum(-1)

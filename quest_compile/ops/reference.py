@@ -5,14 +5,14 @@ serve where no kernel is installed. Only the CPU is asked for values: no other d
 
 Shape suffixes: B batch, Q query heads, K KV heads, G query heads per KV head, S heads that select,
 H heads that share what they attend (K or Q), M heads of the mask (1 or Q), P pages, T positions,
-N gathered positions, D head_dim, E head_dim of the values, W minimum and maximum of a page (2*D).
+N gathered positions, D head_dim, E head_dim of the values, W both halves of a row (2*D).
 """
 
 import torch
 from torch.nn.functional import pad
 
-from quest_compile.ops import reference_sketch
-from quest_compile.ops.limits import NUM_SCALE_PAGES, int8_row_bytes
+from quest_compile.ops import reference_means, reference_selection, reference_sketch
+from quest_compile.ops.limits import FLOAT_SUMMARIES, NUM_SCALE_PAGES, int8_row_bytes
 
 _TILE_SIZE = 512
 
@@ -21,7 +21,8 @@ def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count."""
+    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count,
+    and whether nothing before the page of the first written position was recomputed."""
     max_seq_len = key_cache.shape[2]
     written = cache_position.clamp(0, max_seq_len - 1)
     first_written, num_complete = written.min(), (written.max() + 1) // page_size
@@ -57,15 +58,16 @@ def update_page_summary(
     is_new = is_new_BKP.unflatten(-1, (high - low, *[1] * (stored.ndim - 3)))
     stored.copy_(torch.where(is_new, rows, stored))
     num_sealed[0] = num_complete
-    return is_stale_BK.sum(), is_new_BKP
+    continues = (start_BK == first_written // page_size).all()
+    return is_stale_BK.sum(), is_new_BKP, continues
 
 
 def score_pages(
     query, page_summary, seq_lens, channel_scale=None, *, page_size=16, group_reduce="sum",
     summary="minmax", sketch_bits=1, attn_mask=None, scale=None
 ):  # fmt: skip
-    """Upper bound of query.key over each complete page, or for sketches the log of the sum of its
-    exp over the page's live tokens; -inf for the others."""
+    """Upper bound of query.key over each complete page, for means an estimate of that, for sketches
+    the log of the sum of its exp over the page's live tokens; -inf for the others."""
     batch, num_kv_heads, num_pages = page_summary.shape[:3]
     head_dim = query.shape[-1]
     query_BKGD = _widen(query.contiguous().view(batch, num_kv_heads, -1, head_dim))
@@ -90,8 +92,11 @@ def score_pages(
         return score_BSP.masked_fill(is_open_B1P, -torch.inf)
     if summary == "minmax_int8":
         query_BKGD = query_BKGD * channel_scale[:, :, None]
-    # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: a bound is one dot product.
-    weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
+    if summary == "meanstd":
+        weight_BKGW = torch.cat([query_BKGD, query_BKGD.abs()], -1)
+    else:
+        # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: one dot product.
+        weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
     if group_reduce == "sum":
         weight_BKGW = weight_BKGW.sum(2, keepdim=True)
     row_BKPW, page_scale_BKP = _bounds_of(page_summary, head_dim, summary)
@@ -104,7 +109,7 @@ def score_pages(
 
 def select_pages(
     scores, seq_lens, attn_mask=None, *, page_budget, page_size=16, num_sink_pages=1,
-    num_recent_pages=2
+    num_recent_pages=2, budget_fraction=1.0, top_p=1.0, score_scale=1.0
 ):  # fmt: skip
     """Sinks, recents and the highest scores: ascending indices of live pages, -1 behind them."""
     _, num_select_heads, num_pages = scores.shape
@@ -119,8 +124,19 @@ def select_pages(
     kind_BSP = live_BSP.int() + (live_BSP & (is_sink_BSP | is_recent_B1P)).int()
     by_score = scores.argsort(dim=-1, descending=True, stable=True)
     by_kind = kind_BSP.gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
-    chosen = by_score.gather(-1, by_kind)[..., :page_budget]
-    chosen = chosen.masked_fill(~live_BSP.gather(-1, chosen), num_pages).sort(-1).values
+    ranked = by_score.gather(-1, by_kind)
+    row_budget_B11 = reference_selection.page_budget_of(
+        num_used_B11, page_budget=page_budget, num_sink_pages=num_sink_pages,
+        num_recent_pages=num_recent_pages, budget_fraction=budget_fraction
+    )  # fmt: skip
+    kind_BSP = kind_BSP.gather(-1, ranked)
+    is_kept_BSP = (kind_BSP > 0) & (_arange(num_pages, scores) < row_budget_B11)
+    if top_p < 1:
+        scores = scores.gather(-1, ranked)
+        is_kept_BSP &= (kind_BSP == 2) | reference_selection.is_in_top_p(
+            scores, kind_BSP == 1, top_p, score_scale
+        )
+    chosen = ranked.masked_fill(~is_kept_BSP, num_pages)[..., :page_budget].sort(-1).values
     chosen = pad(chosen, (0, page_budget - chosen.shape[-1]), value=num_pages)
     return chosen.masked_fill(chosen == num_pages, -1).int()
 
@@ -216,70 +232,123 @@ def full_attention(query, key_cache, value_cache, seq_lens, attn_mask=None, *, s
 def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
-    summary="minmax", sketch_bits=1, scale=None
+    summary="minmax", sketch_bits=1, scale=None, budget_fraction=1.0, top_p=1.0, stored=None
 ):  # fmt: skip
     """Score, select, attend; a row that fits the budget is dense.
 
-    Returns out, and per query its seq_lens and the selected pages, None if every row was dense.
+    ``stored``: of sparse_decode_step, whether the scores of an earlier step are taken, and those.
+    Returns out, and per query its seq_lens, the selected pages, None if every row was dense, and
+    which rows were, [B, 1, 1].
     """
     settings = {
         "budget": budget, "page_size": page_size, "num_sink_pages": num_sink_pages,
         "num_recent_pages": num_recent_pages, "group_reduce": group_reduce, "summary": summary,
-        "sketch_bits": sketch_bits, "scale": scale,
+        "sketch_bits": sketch_bits, "scale": scale, "budget_fraction": budget_fraction,
+        "top_p": top_p, "stored": stored,
     }  # fmt: skip
     outs, selected = [], []
     for query_i, seq_lens_i, mask_i in each_query(query, seq_lens, attn_mask):
         caches = (key_cache, value_cache, page_summary)
         arguments = (query_i, *caches, seq_lens_i, mask_i, channel_scale)
-        out, pages = _sparse_decode(*arguments, **settings)
+        out, pages, fits_B11 = _sparse_decode(*arguments, **settings)
         outs.append(out)
-        selected.append((seq_lens_i, pages))
+        selected.append((seq_lens_i, pages, fits_B11))
     return _join_queries(outs), selected
+
+
+def fits_budget(
+    seq_lens, max_seq_len, *, budget, page_size=16, num_sink_pages=1, num_recent_pages=2,
+    budget_fraction=1.0
+):  # fmt: skip
+    """Rows that attend every page, bool [B or 1, 1, 1]; True if a cache of this length does so."""
+    limits = {
+        "page_budget": budget // page_size, "num_sink_pages": num_sink_pages,
+        "num_recent_pages": num_recent_pages, "budget_fraction": budget_fraction,
+    }  # fmt: skip
+    most = -(-max_seq_len // page_size)
+    if most <= reference_selection.page_budget_of(most, **limits):
+        return True
+    num_used_B11 = (_seq_len_B11(seq_lens, max_seq_len) + page_size - 1) // page_size
+    return num_used_B11 <= reference_selection.page_budget_of(num_used_B11, **limits)
 
 
 def _sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, *, budget,
-    page_size, num_sink_pages, num_recent_pages, group_reduce, summary, sketch_bits, scale
+    page_size, num_sink_pages, num_recent_pages, group_reduce, summary, sketch_bits, scale,
+    budget_fraction, top_p, stored
 ):  # fmt: skip
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
-    fits_B11 = _seq_len_B11(seq_lens, max_seq_len) <= page_budget * page_size
-    if max_seq_len <= page_budget * page_size or (fits_B11.is_cpu and fits_B11.all()):
-        return _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale), None
-    scores = score_pages(
-        query, page_summary, seq_lens, channel_scale, page_size=page_size,
-        group_reduce=group_reduce, summary=summary, sketch_bits=sketch_bits, scale=scale,
-        attn_mask=attn_mask if summary == "sketch" else None
+    limits = {
+        "page_size": page_size, "num_sink_pages": num_sink_pages,
+        "num_recent_pages": num_recent_pages, "budget_fraction": budget_fraction,
+    }  # fmt: skip
+    fits_B11 = fits_budget(seq_lens, max_seq_len, budget=budget, **limits)
+    if fits_B11 is True or (fits_B11.is_cpu and fits_B11.all()):
+        out = _dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
+        return out, None, fits_B11
+    if stored is None or not (stored[0].is_cpu and stored[0]):
+        scores = score_pages(
+            query, page_summary, seq_lens, channel_scale, page_size=page_size,
+            group_reduce=group_reduce, summary=summary, sketch_bits=sketch_bits, scale=scale,
+            attn_mask=attn_mask if summary == "sketch" else None
+        )  # fmt: skip
+        if stored is not None:
+            stored[1].copy_(torch.where(stored[0], stored[1], scores))
+    if stored is not None:
+        scores = stored[1]
+    score_scale = reference_selection.score_scale_of(
+        query.shape[1] // key_cache.shape[1], query.shape[3], group_reduce=group_reduce,
+        summary=summary, scale=scale
     )  # fmt: skip
     pages = select_pages(
-        scores, seq_lens, attn_mask, page_budget=page_budget, page_size=page_size,
-        num_sink_pages=num_sink_pages, num_recent_pages=num_recent_pages
+        scores, seq_lens, attn_mask, page_budget=page_budget, top_p=top_p, score_scale=score_scale,
+        **limits
     )  # fmt: skip
     out, _ = attend_pages(
         query, key_cache, value_cache, pages, seq_lens, attn_mask, page_size=page_size, scale=scale
     )
     if fits_B11.is_cpu and not fits_B11.any():
-        return out, pages
+        return out, pages, fits_B11
     # A row that fits lies in the first tiles; whole ones, as dense_decode would cut them.
     end = -(-page_budget * page_size // _TILE_SIZE) * _TILE_SIZE
     mask = None if attn_mask is None else attn_mask[..., :end]
     keys, values = key_cache[:, :, :end], value_cache[:, :, :end]
     dense = _dense_decode(query, keys, values, seq_lens.clamp(max=end), mask, scale=scale)
-    return torch.where(fits_B11[..., None], dense, out), pages
+    return torch.where(fits_B11[..., None], dense, out), pages, fits_B11
 
 
 def sparse_decode_step(
     query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
-    attn_mask=None, channel_scale=None, **settings
+    attn_mask=None, channel_scale=None, page_scores=None, scored_at=None, *, select_every=1,
+    **settings
 ):  # fmt: skip
-    """The results of sparse_decode, and those of the update before it."""
-    updated = update_page_summary(
+    """The results of sparse_decode, those of the update before it, and whether it scored nothing.
+
+    Scores are those of an earlier step if both belong to the same run of steps of one query, and
+    seq_len is no multiple of select_every.
+    """
+    *updated, continues = update_page_summary(
         key_cache, cache_position, page_summary, num_sealed, channel_scale,
         page_size=settings.get("page_size", 16), summary=settings.get("summary", "minmax"),
         sketch_bits=settings.get("sketch_bits", 1)
     )  # fmt: skip
     caches = (key_cache, value_cache, page_summary)
-    results = sparse_decode(query, *caches, seq_lens, attn_mask, channel_scale, **settings)
-    return *results, updated
+    stored, is_reused = None, False
+    if select_every > 1:
+        names = ("budget", "page_size", "num_sink_pages", "num_recent_pages", "budget_fraction")
+        limits = {name: settings[name] for name in names if name in settings}
+        length = seq_lens[0].long()
+        fits = fits_budget(seq_lens, key_cache.shape[2], **limits)
+        keeps = ~torch.as_tensor(fits, device=length.device).reshape(())
+        keeps = keeps & (query.shape[2] == 1)
+        is_next = (scored_at[0] > 0) & (scored_at[1] == length - 1)
+        is_reused = keeps & continues & is_next & (length % select_every != 0)
+        last_scored = torch.where(is_reused, scored_at[0], torch.where(keeps, length, -1))
+        scored_at.copy_(torch.stack([last_scored, length]))
+        stored = (is_reused, page_scores) if query.shape[2] == 1 else None
+    arguments = (query, *caches, seq_lens, attn_mask, channel_scale)
+    results = sparse_decode(*arguments, stored=stored, **settings)
+    return *results, updated, is_reused
 
 
 def share_mask(attn_mask):
@@ -336,6 +405,8 @@ def _seq_len_B11(seq_lens, max_seq_len):
 
 def _page_rows(keys, summary, channel_scale, sketch_bits):
     """What is kept of pages [B, K, P, page_size, D]: [B, K, P, ...]."""
+    if summary == "meanstd":
+        return reference_means.page_rows(keys)
     if summary == "sketch":
         return reference_sketch.page_rows(keys, channel_scale, sketch_bits)
     bounds = _page_min_max(keys)
@@ -390,8 +461,8 @@ def _floor_to_power_of_two(x):
 
 
 def _bounds_of(page_summary, head_dim, summary):
-    """Minimum and maximum side by side [B, K, P, W], and what they are multiplied with."""
-    if summary == "minmax":
+    """Both halves of the rows side by side [B, K, P, W], and what they are multiplied with."""
+    if summary in FLOAT_SUMMARIES:
         return page_summary.flatten(-2), None
     bounds = page_summary[..., : 2 * head_dim].view(torch.int8)
     page_scale = page_summary[..., 2 * head_dim : 2 * head_dim + 4].contiguous()

@@ -11,6 +11,7 @@ channel_scale [B, K, 3, D]: centre of the channel, scale of the means, scale of 
 import torch
 
 from quest_compile.ops.limits import SKETCH_TILE
+from quest_compile.ops.reference_means import root, sum_in_order
 
 _MAX_KEY = 1e11
 _SCALE_RANGE = 1e-12, 1e12
@@ -36,13 +37,13 @@ def page_rows(keys, channel_scale, sketch_bits):
     # weighted: between those that lengths in the key and in units of the scales would have.
     size = _sum_channels(residual * residual * (1.0 / scale))
     is_positive = residual >= 0
-    token_scale = _root(size / _sum_channels(scale))
+    token_scale = root(size / _sum_channels(scale))
     planes = [is_positive]
     if sketch_bits == 2:
         # Four even levels one deviation apart, which fits a normal distribution.
         is_outer = residual.abs() >= token_scale[..., None] * scale
         planes.append(is_outer == is_positive)
-        token_scale = _root(size / _sum_channels(scale * torch.where(is_outer, 2.25, 0.25)))
+        token_scale = root(size / _sum_channels(scale * torch.where(is_outer, 2.25, 0.25)))
     unit = (token_scale.amax(-1, keepdim=True) / 254.0).clamp(min=1e-30)
     code = torch.where(is_finite, (token_scale / unit).round(), _NOT_FINITE)
     values = [mean_code.to(torch.int8), code.to(torch.uint8), page_scale, unit]
@@ -58,12 +59,12 @@ def channel_scales(keys, is_counted):
 
     def average(values):
         values = values.where(is_counted[..., None], 0)
-        return _sum_in_order(values.unbind(2)) / count
+        return sum_in_order(values.unbind(2)) / count
 
     centre = average(mean)
     spread = average((mean - centre[:, :, None]).abs())
     inverse = _inverse_count(is_finite)
-    deviation = average(_sum_in_order((residual.abs() * inverse).unbind(-2)))
+    deviation = average(sum_in_order((residual.abs() * inverse).unbind(-2)))
     return torch.stack([centre, _bounded(spread), _bounded(deviation)], 2)
 
 
@@ -122,7 +123,7 @@ def _split(keys):
     keys = keys.float()
     is_finite = keys.isfinite().all(-1)
     keys = keys.where(is_finite[..., None], 0).clamp(-_MAX_KEY, _MAX_KEY)
-    mean = _sum_in_order((keys * _inverse_count(is_finite)).unbind(-2))
+    mean = sum_in_order((keys * _inverse_count(is_finite)).unbind(-2))
     residual = (keys - mean[..., None, :]).where(is_finite[..., None], 0)
     return mean, residual, is_finite
 
@@ -133,23 +134,11 @@ def _inverse_count(is_finite):
 
 def _sum_channels(x):
     """Over the last dimension: 8 sums side by side, then in pairs."""
-    sums = _sum_in_order(x.unflatten(-1, (-1, 8)).unbind(-2))
+    sums = sum_in_order(x.unflatten(-1, (-1, 8)).unbind(-2))
     while sums.shape[-1] > 1:
         low, high = sums.chunk(2, -1)
         sums = low + high
     return sums[..., 0]
-
-
-def _root(x):
-    """Rounded once, which sqrt in float32 is not on every machine."""
-    return x.double().sqrt().float()
-
-
-def _sum_in_order(values):
-    total = torch.zeros_like(values[0])
-    for value in values:
-        total = total + value
-    return total
 
 
 def _bounded(scale):

@@ -11,17 +11,31 @@ from quest_compile.ops.native import announce_reference
 registration.define(
     "select_pages",
     "(Tensor scores, Tensor seq_lens, Tensor? attn_mask=None, *, int page_budget, "
-    "int page_size=16, int num_sink_pages=1, int num_recent_pages=2) -> Tensor",
+    "int page_size=16, int num_sink_pages=1, int num_recent_pages=2, float budget_fraction=1.0, "
+    "float top_p=1.0, float score_scale=1.0) -> Tensor",
 )
 
 
 def _check(
-    scores, seq_lens, attn_mask, *, page_budget, page_size=16, num_sink_pages=1, num_recent_pages=2
+    scores,
+    seq_lens,
+    attn_mask,
+    *,
+    page_budget,
+    page_size=16,
+    num_sink_pages=1,
+    num_recent_pages=2,
+    budget_fraction=1.0,
+    top_p=1.0,
+    score_scale=1.0,
 ):
     require.tensors(scores=scores, seq_lens=seq_lens)
     checks.page_size(page_size)
     require.integer("page_budget", page_budget, 1)
     checks.page_budget("page_budget", page_budget, num_sink_pages, num_recent_pages)
+    checks.share("budget_fraction", budget_fraction)
+    checks.share("top_p", top_p)
+    checks.finite("score_scale", score_scale)
     require.rank("scores", scores, 3, "[batch, num_select_heads, num_pages]")
     require.dtype("scores", scores, torch.float32)
     require.that(
@@ -83,6 +97,9 @@ def select_pages(
     page_size: int = 16,
     num_sink_pages: int = 1,
     num_recent_pages: int = 2,
+    budget_fraction: float = 1.0,
+    top_p: float = 1.0,
+    score_scale: float = 1.0,
 ) -> Tensor:
     """The pages to attend: sinks, recents, then the highest scores; ties go to the lowest index.
 
@@ -95,6 +112,12 @@ def select_pages(
         page_size: positions per page.
         num_sink_pages: the first pages with a position to attend are selected.
         num_recent_pages: so are the last pages in use, the open page being the last of them.
+        budget_fraction: above 0 and up to 1: a row selects at most this share of its pages in use,
+            rounded up, but no less than the sinks, the recents and one more page.
+        top_p: above 0 and below 1: of the pages that are not sinks or recents only the best, until
+            those have this share of the softmax over the scores of all of them; page_budget caps
+            what is selected. 1: page_budget alone decides.
+        score_scale: what makes logits of scores, for top_p.
 
     Returns:
         int32 [batch, num_select_heads, page_budget], ascending, -1 in unused slots behind.
@@ -107,6 +130,9 @@ def select_pages(
         "page_size": page_size,
         "num_sink_pages": num_sink_pages,
         "num_recent_pages": num_recent_pages,
+        "budget_fraction": budget_fraction,
+        "top_p": top_p,
+        "score_scale": score_scale,
     }
     _check(scores, seq_lens, attn_mask, **settings)
     return _select_pages(scores, seq_lens, attn_mask, **settings)

@@ -21,7 +21,7 @@ registration.define(
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
     "Tensor? attn_mask=None, Tensor? channel_scale=None, *, int budget, int page_size=16, "
     'int num_sink_pages=1, int num_recent_pages=2, str group_reduce="sum", str summary="minmax", '
-    "int sketch_bits=1, float? scale=None) -> Tensor",
+    "int sketch_bits=1, float? scale=None, float budget_fraction=1.0, float top_p=1.0) -> Tensor",
 )
 
 
@@ -42,11 +42,15 @@ def _check(
     summary="minmax",
     sketch_bits=1,
     scale=None,
+    budget_fraction=1.0,
+    top_p=1.0,
 ):
     checks.page_size(page_size)
     checks.group_reduce(group_reduce)
     require.integer("budget", budget, 1)
     checks.page_budget("budget", budget // page_size, num_sink_pages, num_recent_pages)
+    checks.share("budget_fraction", budget_fraction)
+    checks.share("top_p", top_p)
     checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
     checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size, sketch_bits)
 
@@ -110,6 +114,8 @@ def sparse_decode(
     summary: str = "minmax",
     sketch_bits: int = 1,
     scale: float | None = None,
+    budget_fraction: float = 1.0,
+    top_p: float = 1.0,
 ) -> Tensor:
     """Attention of each query over the pages that matter for it (arXiv 2406.10774).
 
@@ -121,21 +127,29 @@ def sparse_decode(
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of the keys,
-            minimum and maximum of the keys of each page, or with another summary uint8
-            [batch, num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
+            minimum and maximum (or mean and standard deviation) of the keys of each page, or with
+            summary="minmax_int8" or "sketch" uint8 [batch, num_kv_heads, num_pages,
+            bytes_per_page]; only complete pages are read.
         seq_lens: int32 or int64 [batch] or [1], valid positions, those of the queries included.
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
             Without one, several queries are causal: query i of q_len stands at position
             seq_len - q_len + i and attends up to it.
-        channel_scale: float32, what update_page_summary wrote; with summary="minmax" none.
+        channel_scale: float32, what update_page_summary wrote; with summary="minmax" or "meanstd"
+            none.
         budget: tokens that a query attends at most, the open page included; rounded down to pages.
             A row of at most that many tokens gets the result of dense_decode, bit for bit.
         page_size: positions per page.
         group_reduce: over the query heads that share a KV head: "sum" or "max" of their page
             scores, or "none": every query head selects for itself.
-        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
+        summary: what page_summary holds, "minmax", "minmax_int8", "meanstd" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
         scale: of query.key; 1 / sqrt(head_dim) by default.
+        budget_fraction: above 0 and up to 1: a row attends at most this share of its pages in use,
+            rounded up, but no less than the sinks, the recents and one more page. A row that has no
+            more pages than that is dense as well.
+        top_p: above 0 and below 1: of the pages that are not sinks or recents only the best, until
+            those have this share of the softmax over the page scores; budget caps them. 1: budget
+            alone decides.
 
     Returns:
         [batch, num_q_heads, q_len, value_dim] in the dtype of query.
@@ -153,6 +167,8 @@ def sparse_decode(
         "summary": summary,
         "sketch_bits": sketch_bits,
         "scale": scale,
+        "budget_fraction": budget_fraction,
+        "top_p": top_p,
     }
     _check(*arguments, **settings)
     return _sparse_decode(*arguments, **settings)

@@ -30,8 +30,23 @@ def test_too_little_shared_memory_is_an_error():
         EMULATED.dense_decode(*inputs.dense())
 
 
+@pytest.mark.parametrize("summary", ["sketch", "meanstd"])
 @pytest.mark.parametrize("name", ["sparse_decode", "sparse_decode_step"])
-def test_sketch_is_refused(name):
+def test_summary_is_refused(name, summary):
     arguments, settings = call_of(name, make_inputs(Case()))
-    with pytest.raises(RuntimeError, match="summary: no CUDA kernel reads 'sketch'"):
-        getattr(EMULATED, name)(*arguments, **{**settings, "summary": "sketch"})
+    with pytest.raises(RuntimeError, match=f"summary: no CUDA kernel reads '{summary}'"):
+        getattr(EMULATED, name)(*arguments, **{**settings, "summary": summary})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *((name, {"top_p": 0.5}) for name in ("select_pages", "sparse_decode")),
+        *((name, {"budget_fraction": 0.5}) for name in ("select_pages", "sparse_decode")),
+        ("sparse_decode_step", {"select_every": 2}),
+    ],
+)
+def test_selection_is_refused(name, setting):
+    arguments, settings = call_of(name, make_inputs(Case()))
+    with pytest.raises(RuntimeError, match=f"{next(iter(setting))}: no CUDA kernel takes"):
+        getattr(EMULATED, name)(*arguments, **settings, **setting)

@@ -10,7 +10,7 @@ import torch
 from hostile import Case, make_inputs
 
 from quest_compile import ops
-from quest_compile.ops import cuda_providers, limits, native, reference
+from quest_compile.ops import cuda_providers, native, reference
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,24 @@ def test_what_triton_does_not_take_goes_to_torch_and_is_said_once(why, inputs, m
     assert len([text for text in slow if why in text and "quest::score_pages" in text]) == 1
 
 
-def test_triton_takes_every_summary():
+@pytest.mark.parametrize(
+    "setting",
+    [{"summary": "meanstd"}, {"top_p": 0.9}, {"budget_fraction": 0.5}, {"select_every": 4}],
+    ids=str,
+)
+def test_ways_to_select_that_are_not_for_triton(setting):
     pytest.importorskip("triton")
     from quest_compile.ops.triton import operators
 
-    for summary in limits.SUMMARIES:
+    (name,) = setting
+    assert name in operators.why_not({"budget": 64, **setting})
+    assert not operators.why_not({"top_p": 1.0, "budget_fraction": 1.0, "select_every": 1})
+
+
+def test_summaries_that_triton_takes():
+    pytest.importorskip("triton")
+    from quest_compile.ops.triton import operators
+
+    for summary in ("minmax", "minmax_int8", "sketch"):
         assert not operators.why_not({"summary": summary, "budget": 64})
     assert operators.why_not({"summary": "of a later version"})

@@ -40,7 +40,7 @@ def test_equals_score_select_attend(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_selects_as_the_reference_in_float64(case):
     inputs = make_inputs(case)
-    _, ((_, pages),) = in_float64(reference.sparse_decode, *inputs.sparse(), **inputs.settings())
+    _, ((_, pages, _),) = in_float64(reference.sparse_decode, *inputs.sparse(), **inputs.settings())
     if pages is not None:
         is_sparse = ~fits(inputs)
         assert torch.equal(inputs.pages(inputs.scores())[is_sparse], pages[is_sparse])
@@ -50,7 +50,9 @@ def test_selects_as_the_reference_in_float64(case):
 def test_reference_in_float64_is_exact(case):
     """The oracle itself, against attention over the pages that it selected."""
     inputs = make_inputs(case)
-    out, ((_, pages),) = in_float64(reference.sparse_decode, *inputs.sparse(), **inputs.settings())
+    out, ((_, pages, _),) = in_float64(
+        reference.sparse_decode, *inputs.sparse(), **inputs.settings()
+    )
     is_attended = inputs.live[:, :, None]
     if pages is not None:
         is_listed = listed_positions(inputs, pages)

@@ -4,6 +4,9 @@
 // pages
 //    below. 2. The smallest threshold that no more than page_budget keys exceed, by bisection. 3.
 //    The pages above it, and as many as there is room for of those at it, lowest index first.
+//
+// top_p counts, before that, how many of the best pages that are not forced have that share of the
+// weights, which are integers: sums of them depend on no order.
 #include "cpu/kernels/vec.h"
 #include "params.h"
 
@@ -42,6 +45,69 @@ void force_pages(const SelectParams& p) {
   for (int32_t page = first_recent > 0 ? first_recent : 0; page < p.num_pages; ++page) {
     if (keys[page] != kDead) keys[page] = kForced;
   }
+}
+
+bool is_candidate(int32_t key) { return key != kForced && key != kDead; }
+
+// 2^30 * 2^-x for x >= 0, without a rounding that could differ from machine to machine: x in units
+// of 2^-16, and a polynomial in integers, within 4e-6 (quest_compile/ops/reference_selection.py).
+int32_t weight_of(float x) {
+  x = x > 0 ? x : 0;  // NaN, too
+  const int32_t units = static_cast<int32_t>((x < 31 ? x : 31) * 65536);
+  const int64_t rest = 65536 - (units & 65535);
+  int64_t power = 7270536;
+  power = 27946717 + (power * rest >> 16);
+  power = 129584418 + (power * rest >> 16);
+  power = 372069241 + (power * rest >> 16);
+  power = (1 << 29) + (power * rest >> 16);
+  return static_cast<int32_t>(power >> (units >> 16));
+}
+
+// Returns the sum. NaN has the weight of the best score.
+int64_t weigh_pages(const SelectParams& p) {
+  float best = -kInfinity;
+  for (int32_t page = 0; page < p.num_pages; ++page) {
+    if (is_candidate(p.keys[page]) && p.scores[page] > best) best = p.scores[page];
+  }
+  int64_t total = 0;
+  for (int32_t page = 0; page < p.num_pages; ++page) {
+    const float score = p.scores[page];
+    const bool is_best = score == best || score != score;
+    const float distance = is_best ? 0 : (best - score) * p.log2_scale;
+    p.weights[page] = is_candidate(p.keys[page]) ? weight_of(distance) : 0;
+    total += p.weights[page];
+  }
+  return total;
+}
+
+int64_t weight_above(const SelectParams& p, int64_t threshold) {
+  int64_t sum = 0;
+  for (int32_t page = 0; page < p.num_pages; ++page) {
+    if (p.keys[page] > threshold) sum += p.weights[page];
+  }
+  return sum;
+}
+
+// How many pages are forced or have less than top_p of all weight before them, best first.
+int32_t count_top_p(const SelectParams& p, int32_t num_keys) {
+  const int64_t total = weigh_pages(p);
+  if (total == 0) return count_greater(p.keys, num_keys, kForced - 1);
+  const double wanted = p.top_p * static_cast<double>(total);
+  // The lowest key with less than that above it. Forced pages weigh nothing.
+  int64_t low = kDead, high = kForced;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) >> 1;
+    (static_cast<double>(weight_above(p, middle)) < wanted ? high : low) = middle;
+  }
+  const int32_t key = static_cast<int32_t>(high);
+  int64_t above = weight_above(p, key);
+  int32_t count = count_greater(p.keys, num_keys, key);
+  for (int32_t page = 0; page < p.num_pages; ++page) {
+    if (p.keys[page] != key || !(static_cast<double>(above) < wanted)) continue;
+    above += p.weights[page];
+    ++count;
+  }
+  return count;
 }
 
 // The smallest threshold exceeded by at most `budget` keys.
@@ -87,9 +153,14 @@ int32_t select_pages(const SelectParams& p) {
   }
   force_pages(p);
   const int32_t num_keys = (p.num_pages + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
-  const int32_t threshold = find_threshold(p.keys, num_keys, p.page_budget);
+  int32_t budget = p.page_budget;
+  if (p.top_p < 1) {
+    const int32_t count = count_top_p(p, num_keys);
+    budget = count < budget ? count : budget;
+  }
+  const int32_t threshold = find_threshold(p.keys, num_keys, budget);
   const int32_t above = count_greater(p.keys, num_keys, threshold);
-  const int32_t num_ties = threshold == kDead ? 0 : p.page_budget - above;
+  const int32_t num_ties = threshold == kDead ? 0 : budget - above;
   return write_pages(p.keys, p.num_pages, threshold, num_ties, p.page_indices);
 }
 

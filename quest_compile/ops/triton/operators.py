@@ -46,7 +46,7 @@ def score_pages(
 
 def select_pages(
     scores, seq_lens, attn_mask=None, *, page_budget, page_size=16, num_sink_pages=1,
-    num_recent_pages=2
+    num_recent_pages=2, budget_fraction=1.0, top_p=1.0, score_scale=1.0
 ):  # fmt: skip
     mask = Mask.of(attn_mask, scores.shape[2] * page_size)
     lengths = Lengths(seq_lens, seq_lens.stride(0) if len(seq_lens) > 1 else 0, 0, 0)
@@ -78,7 +78,7 @@ def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, sca
 def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
-    summary="minmax", sketch_bits=1, scale=None
+    summary="minmax", sketch_bits=1, scale=None, budget_fraction=1.0, top_p=1.0
 ):  # fmt: skip
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
@@ -89,8 +89,9 @@ def sparse_decode(
 
 def sparse_decode_step(
     query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
-    attn_mask=None, channel_scale=None, *, budget, page_size=16, num_sink_pages=1,
-    num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1, scale=None
+    attn_mask=None, channel_scale=None, page_scores=None, scored_at=None, *, budget, page_size=16,
+    num_sink_pages=1, num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1,
+    scale=None, budget_fraction=1.0, top_p=1.0, select_every=1
 ):  # fmt: skip
     update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
@@ -157,4 +158,9 @@ def _sparse_decode(
 def why_not(settings: dict) -> str:
     """What of a call's settings these kernels do not take; empty where they take all."""
     summary = settings.get("summary", "minmax")
-    return "" if summary in _SUMMARIES else f"summary={summary!r} (Triton kernels)"
+    if summary not in _SUMMARIES:
+        return f"summary={summary!r} (Triton kernels)"
+    for name in ("budget_fraction", "top_p", "select_every"):
+        if settings.get(name, 1) != 1:
+            return f"{name}={settings[name]!r} (Triton kernels)"
+    return ""

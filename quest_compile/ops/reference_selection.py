@@ -1,0 +1,59 @@
+"""How many pages a row selects, in plain torch: shares of the pages in use, and of the softmax.
+
+Both are decided by arithmetic that every device does alike: a product of doubles, and weights that
+are integers, so that their sums depend on no order. Shape suffixes: those of reference.py.
+"""
+
+import math
+
+import torch
+
+_LOG2_E = 1.4426950408889634
+# 2^(29 + x) for x in (0, 1], by powers of x; together 2^30.
+_COEFFICIENTS = (1 << 29, 372069241, 129584418, 27946717, 7270536)
+_UNITS = 1 << 16
+
+
+def page_budget_of(
+    num_pages, *, page_budget, num_sink_pages=1, num_recent_pages=2, budget_fraction=1.0
+):  # fmt: skip
+    """Pages that a row with ``num_pages`` in use (int, or int64 tensor) selects at most."""
+    smallest = num_sink_pages + num_recent_pages + 1
+    if isinstance(num_pages, int):
+        return min(page_budget, max(smallest, math.ceil(budget_fraction * num_pages)))
+    share = (num_pages.double() * budget_fraction).ceil().long()
+    return share.clamp(min=smallest).clamp(max=page_budget)
+
+
+def score_scale_of(group_size, head_dim, *, group_reduce="sum", summary="minmax", scale=None):
+    """What makes logits of page scores: those of "sum" are of the mean query of the group."""
+    if summary == "sketch":
+        return 1.0
+    scale = head_dim**-0.5 if scale is None else scale
+    return scale / group_size if group_reduce == "sum" else scale
+
+
+def is_in_top_p(score_BSP, is_candidate_BSP, top_p, score_scale):
+    """Of pages in descending order of score: has it less than top_p of all weight before it?
+
+    The weight of a candidate is 2^30 * exp(score_scale * (score - best)), a whole number; NaN has
+    that of the best.
+    """
+    is_ranked_BSP = is_candidate_BSP & ~score_BSP.isnan()
+    best_BS1 = score_BSP.where(is_ranked_BSP, -torch.inf).amax(-1, keepdim=True)
+    distance_BSP = (best_BS1 - score_BSP) * (score_scale * _LOG2_E)
+    is_best_BSP = (score_BSP == best_BS1) | score_BSP.isnan()
+    weight_BSP = _weight_of(distance_BSP.where(~is_best_BSP, 0)).where(is_candidate_BSP, 0)
+    before_BSP = weight_BSP.cumsum(-1) - weight_BSP
+    total_BS1 = weight_BSP.sum(-1, keepdim=True)
+    return before_BSP.double() < total_BS1.double() * top_p
+
+
+def _weight_of(distance):
+    """2^30 * 2^-distance, in integers but for the rounding of distance down to units of 2^-16."""
+    units = (distance.where(distance > 0, 0).clamp(max=31) * _UNITS).long()
+    rest = _UNITS - units % _UNITS
+    power = torch.zeros_like(units)
+    for coefficient in reversed(_COEFFICIENTS):
+        power = coefficient + (power * rest // _UNITS)
+    return power >> (units // _UNITS)
