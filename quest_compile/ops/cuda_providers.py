@@ -117,12 +117,10 @@ def _why() -> str:
 
 
 def triton_operator(name: str) -> Callable[..., Any]:
-    """The operator on Triton kernels; what they do not take goes to plain torch, and is said."""
+    """The operator on Triton kernels; where they do not load plain torch serves, and is said."""
 
     def call(*arguments: Any, **settings: Any) -> Any:
         kernels, why = _import_triton_kernels()
-        if kernels is not None:
-            why = kernels.why_not(settings)
         if why:
             subject = f"cuda {name} {why}"
             announce_slow(subject, f"no kernel for quest::{name} on CUDA takes this: {why}.")

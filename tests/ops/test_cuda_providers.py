@@ -73,12 +73,8 @@ def test_unknown_value_of_the_variable_is_named():
 class Kernels:
     """In place of the module of the Triton launchers."""
 
-    def __init__(self, why=""):
-        self.why = why
+    def __init__(self):
         self.calls = []
-
-    def why_not(self, settings):
-        return self.why
 
     def score_pages(self, *arguments, **settings):
         self.calls.append(arguments)
@@ -110,10 +106,9 @@ def test_kernels_get_checked_arguments_in_full(inputs, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("why", ["it does not load", "a setting"])
-def test_what_triton_does_not_take_goes_to_torch_and_is_said_once(why, inputs, monkeypatch):
-    found = (None, why) if "load" in why else (Kernels(why), "")
-    monkeypatch.setattr(cuda_providers, "_import_triton_kernels", lambda: found)
+def test_where_triton_does_not_load_torch_serves_and_that_is_said_once(inputs, monkeypatch):
+    why = "it does not load"
+    monkeypatch.setattr(cuda_providers, "_import_triton_kernels", lambda: (None, why))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -122,26 +117,3 @@ def test_what_triton_does_not_take_goes_to_torch_and_is_said_once(why, inputs, m
     assert torch.equal(scores, expected)
     slow = [str(w.message) for w in caught if issubclass(w.category, ops.NativeLibraryWarning)]
     assert len([text for text in slow if why in text and "quest::score_pages" in text]) == 1
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [{"summary": "meanstd"}, {"top_p": 0.9}, {"budget_fraction": 0.5}, {"select_every": 4}],
-    ids=str,
-)
-def test_ways_to_select_that_are_not_for_triton(setting):
-    pytest.importorskip("triton")
-    from quest_compile.ops.triton import operators
-
-    (name,) = setting
-    assert name in operators.why_not({"budget": 64, **setting})
-    assert not operators.why_not({"top_p": 1.0, "budget_fraction": 1.0, "select_every": 1})
-
-
-def test_summaries_that_triton_takes():
-    pytest.importorskip("triton")
-    from quest_compile.ops.triton import operators
-
-    for summary in ("minmax", "minmax_int8", "sketch"):
-        assert not operators.why_not({"summary": summary, "budget": 64})
-    assert operators.why_not({"summary": "of a later version"})

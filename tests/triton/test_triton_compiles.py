@@ -21,8 +21,6 @@ from quest_compile.ops.triton import operators
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32",
          torch.int64: "i64", torch.uint8: "u8", torch.uint32: "u32"}
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
-# Rows of summaries are the same bits everywhere: no product is added before it is rounded.
-NOT_CONTRACTED = ("scale_and_weigh", "seal_and_score")
 launches = []
 
 
@@ -56,7 +54,7 @@ def source_of(function, args, kwargs):
 
 
 def call(dtype, head_dim, heads, kv_heads, context, group_reduce="sum", has_mask=True, q_len=1,
-         budget=2048, summary="minmax", sketch_bits=1):
+         budget=2048, summary="minmax", sketch_bits=1, **shares):
     keys = torch.empty(1, kv_heads, context, head_dim, dtype=dtype)
     query = torch.empty(1, heads, q_len, head_dim, dtype=dtype)
     pages, scale = ops.empty_page_summary(keys, 16, summary, sketch_bits)
@@ -65,7 +63,7 @@ def call(dtype, head_dim, heads, kv_heads, context, group_reduce="sum", has_mask
     lengths, sealed = torch.tensor([context]), torch.zeros(2, dtype=torch.int64)
     positions = torch.arange(q_len)
     operators.sparse_decode_step(query, keys, keys, positions, pages, sealed, lengths, mask,
-                                 scale, budget=budget, group_reduce=group_reduce, **kind)
+                                 scale, budget=budget, group_reduce=group_reduce, **kind, **shares)
     operators.dense_decode(query, keys, keys, lengths, mask)
     if q_len == 1:
         operators.update_page_summary(keys, positions, pages, sealed, scale, **kind)
@@ -90,7 +88,8 @@ for function, args, kwargs in launches:
             file.flush()
             usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name],
                                             text=True)
-        if function.__name__ in NOT_CONTRACTED and not kwargs["SCORE"]:
+        if not kwargs.get("enable_fp_fusion", True) and not kwargs.get("SCORE", False):
+            # Rows of summaries are the same bits everywhere: products are rounded, then added.
             assert "fma" not in kernel.asm["ptx"], function.__name__
         print("KERNEL", function.__name__, capability, kernel.metadata.shared,
               usage.split("REG:")[1].split()[0], usage.split("STACK:")[1].split()[0])
@@ -104,6 +103,8 @@ _NIGHTLY = [
     _LLAMA_3_8B | {"heads": 8, "q_len": 4},
     _LLAMA_3_8B | {"context": 131072, "kv_heads": 1, "heads": 16},
     _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "has_mask": False},
+    _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "top_p": 0.9},
+    _LLAMA_3_8B | {"summary": "meanstd", "dtype": "float32", "head_dim": 256, "heads": 16},
     _LLAMA_3_8B | {"summary": "minmax_int8", "head_dim": 96, "group_reduce": "none"},
     _LLAMA_3_8B | {"summary": "sketch", "group_reduce": "max", "q_len": 4},
     _LLAMA_3_8B | {"summary": "sketch", "dtype": "float32", "head_dim": 256, "heads": 16},
@@ -140,11 +141,13 @@ def test_launches_of_llama_3_8b_compile(target):
 
 
 @pytest.mark.parametrize("target", [80, 90], ids=["sm_80", "sm_90"])
-def test_launches_of_summaries_with_scales_compile(target):
+def test_launches_of_other_summaries_and_shares_compile(target):
     int8, sketch = ({"summary": summary} for summary in ("minmax_int8", "sketch"))
-    calls = [_LLAMA_3_8B | int8, _LLAMA_3_8B | sketch | {"sketch_bits": 2}]
+    means = {"summary": "meanstd", "budget_fraction": 0.1, "top_p": 0.9}
+    calls = [_LLAMA_3_8B | kind for kind in (int8, sketch | {"sketch_bits": 2}, means)]
     found = compile_launches(calls, [target])
-    names = ("scale_and_weigh", "seal_and_score", "select", "attend")
+    names = ("scale_and_weigh", "seal_and_score", "select", "attend", "update_and_score",
+             "record_update")  # fmt: skip
     assert found == {(name, target) for name in names}
 
 

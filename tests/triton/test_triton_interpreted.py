@@ -36,9 +36,11 @@ _ALL = (
     "test_minmax_int8.py",
     "test_sketch.py",
     "test_sketch_calls.py",
+    "test_meanstd.py",
+    "test_selection_shares.py",
 )
-# Summaries with scales of channels: these have cases that are small enough.
-_SCALED = "../triton/scaled_summaries.py"
+# What has cases of its own, that are small enough.
+_SMALL = ("scaled_summaries.py", "ways_to_select.py")
 
 
 def run_interpreted(files, chosen, **variables):
@@ -64,8 +66,9 @@ def test_operators_in_the_interpreter(names):
     run_interpreted(names, _QUICK[names])
 
 
-def test_summaries_with_scales_in_the_interpreter():
-    run_interpreted([_SCALED], "test")
+@pytest.mark.parametrize("name", _SMALL)
+def test_small_cases_in_the_interpreter(name):
+    run_interpreted([f"../triton/{name}"], "test")
 
 
 @pytest.mark.nightly

@@ -1,14 +1,15 @@
 """The operators of ``quest_compile.ops`` on Triton kernels; arguments are checked by the caller.
 
 A sparse step is three launches: update and score, select, attend; one more where summaries have
-scales of channels. Nothing waits for the device, and every size follows from shapes, so that a CUDA
-graph can hold all of it.
+scales of channels; with select_every one that decides, and updates and scores apart. Nothing waits
+for the device, and every size follows from shapes, so that a CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from quest_compile.ops import reference_selection
 from quest_compile.ops.triton.attention import attend_rows
 from quest_compile.ops.triton.launch import Lengths, Mask
 from quest_compile.ops.triton.scaled_scoring import (
@@ -16,17 +17,22 @@ from quest_compile.ops.triton.scaled_scoring import (
     score_scaled_rows,
     update_scaled,
 )
-from quest_compile.ops.triton.scoring import Update, score_rows, update_alone
-from quest_compile.ops.triton.selection import select_rows
-
-_SUMMARIES = ("minmax", "minmax_int8", "sketch")
+from quest_compile.ops.triton.scoring import (
+    Update,
+    record,
+    score_rows,
+    start_update,
+    update_alone,
+)
+from quest_compile.ops.triton.selection import fitting_pages, select_rows
+from quest_compile.ops.triton.stored_scores import StoredScores
 
 
 def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size, summary)
     _update(update, _scaled(page_summary, channel_scale, summary, sketch_bits, page_size))
 
 
@@ -37,7 +43,7 @@ def score_pages(
     lengths = Lengths.of(seq_lens, query, None)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     if scaled is None:
-        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce)
+        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce, summary)
     else:
         mask = Mask.of(attn_mask, page_summary.shape[2] * page_size)
         scores = score_scaled_rows(query, scaled, lengths, mask, None, group_reduce, scale)
@@ -52,7 +58,7 @@ def select_pages(
     lengths = Lengths(seq_lens, seq_lens.stride(0) if len(seq_lens) > 1 else 0, 0, 0)
     pages, _ = select_rows(
         scores.contiguous()[:, None], lengths, mask, page_budget, page_size, num_sink_pages,
-        num_recent_pages
+        num_recent_pages, budget_fraction=budget_fraction, top_p=top_p, score_scale=score_scale
     )  # fmt: skip
     return pages.flatten(0, 1)
 
@@ -82,8 +88,9 @@ def sparse_decode(
 ):  # fmt: skip
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
-        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, scaled, budget,
-        page_size, num_sink_pages, num_recent_pages, group_reduce, scale
+        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, scaled, summary,
+        budget, page_size, num_sink_pages, num_recent_pages, group_reduce, scale, budget_fraction,
+        top_p, None
     )  # fmt: skip
 
 
@@ -93,11 +100,12 @@ def sparse_decode_step(
     num_sink_pages=1, num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1,
     scale=None, budget_fraction=1.0, top_p=1.0, select_every=1
 ):  # fmt: skip
-    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size, summary)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
-        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, scaled, budget,
-        page_size, num_sink_pages, num_recent_pages, group_reduce, scale
+        query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, scaled, summary,
+        budget, page_size, num_sink_pages, num_recent_pages, group_reduce, scale, budget_fraction,
+        top_p, (page_scores, scored_at, select_every)
     )  # fmt: skip
 
 
@@ -120,26 +128,43 @@ def _update(update: Update, scaled: ScaledSummary | None) -> None:
 
 def _sparse_decode(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, page_summary: Tensor, seq_lens: Tensor,
-    attn_mask: Tensor | None, update: Update | None, scaled: ScaledSummary | None, budget: int,
-    page_size: int, num_sink_pages: int, num_recent_pages: int, group_reduce: str,
-    scale: float | None
+    attn_mask: Tensor | None, update: Update | None, scaled: ScaledSummary | None, summary: str,
+    budget: int, page_size: int, num_sink_pages: int, num_recent_pages: int, group_reduce: str,
+    scale: float | None, budget_fraction: float, top_p: float, kept: tuple | None
 ) -> Tensor:  # fmt: skip
+    """``kept``: page_scores, scored_at and select_every of a step."""
     max_seq_len, page_budget = key_cache.shape[2], budget // page_size
-    budget_tokens = page_budget * page_size
+    budget_tokens = page_size * fitting_pages(
+        page_budget, num_sink_pages, num_recent_pages, budget_fraction
+    )
     lengths, mask = Lengths.of(seq_lens, query, attn_mask), Mask.of(attn_mask, max_seq_len)
+    stored = None
+    if kept is not None and kept[2] > 1:
+        stored = StoredScores(*kept, seq_lens, budget_tokens)
+    if stored is not None and (max_seq_len <= budget_tokens or query.shape[2] > 1):
+        stored.end_run()
+        stored = None
     if max_seq_len <= budget_tokens:
         if update is not None:
             _update(update, scaled)
         return attend_rows(query, key_cache, value_cache, lengths, mask, scale)[0]
     if scaled is None:
+        scores, is_reused = None, None
+        if stored is not None and update is not None:
+            start_update(update)
+            scores = stored.page_scores[:, None]
+            is_reused = stored.decide(update, update.stale, is_scaled=False)
+            record(update)
+            update = None
         scores = score_rows(
-            query, page_summary, lengths, update, page_size, group_reduce, budget_tokens,
-            max_seq_len
+            query, page_summary, lengths, update, page_size, group_reduce, summary, budget_tokens,
+            max_seq_len, scores, is_reused
         )  # fmt: skip
     else:
         scores = score_scaled_rows(
-            query, scaled, lengths, mask, update, group_reduce, scale, budget_tokens, max_seq_len
-        )
+            query, scaled, lengths, mask, update, group_reduce, scale, budget_tokens, max_seq_len,
+            stored
+        )  # fmt: skip
     is_per_query_head = scores.shape[2] > key_cache.shape[1]
     num_lists = query.shape[1] if is_per_query_head or mask.num_heads > 1 else key_cache.shape[1]
     # What the first launches of scaled summaries leave to no later one.
@@ -147,20 +172,13 @@ def _sparse_decode(
     pages, counters = select_rows(
         scores, lengths, mask, page_budget, page_size, num_sink_pages, num_recent_pages,
         budget_tokens=budget_tokens, max_seq_len=max_seq_len, update=unfinished,
-        num_counters=num_lists
+        num_counters=num_lists, budget_fraction=budget_fraction, top_p=top_p,
+        score_scale=reference_selection.score_scale_of(
+            query.shape[1] // key_cache.shape[1], query.shape[3], group_reduce=group_reduce,
+            summary=summary, scale=scale
+        )
     )  # fmt: skip
     return attend_rows(
         query, key_cache, value_cache, lengths, mask, scale, pages, page_size, budget_tokens,
         counters
     )[0]  # fmt: skip
-
-
-def why_not(settings: dict) -> str:
-    """What of a call's settings these kernels do not take; empty where they take all."""
-    summary = settings.get("summary", "minmax")
-    if summary not in _SUMMARIES:
-        return f"summary={summary!r} (Triton kernels)"
-    for name in ("budget_fraction", "top_p", "select_every"):
-        if settings.get(name, 1) != 1:
-            return f"{name}={settings[name]!r} (Triton kernels)"
-    return ""

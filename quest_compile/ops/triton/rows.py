@@ -1,4 +1,4 @@
-"""Device functions that several kernels share: lengths of rows, minimum and maximum of pages.
+"""Device functions that several kernels share: lengths of rows, rows of pages in the dtype of keys.
 
 A row is one query of one batch row. Kernels are launched over what the cache can hold; how much of
 it is in use is read on the device.
@@ -39,19 +39,54 @@ def page_min_max(
 
 
 @triton.jit
-def bits_of(x, dtype: tl.constexpr):
-    """Of float32 values that are exact in ``dtype``."""
-    x = x.to(dtype)
-    if dtype == tl.float32:
-        return x.to(tl.int32, bitcast=True)
+def page_mean_std(
+    key_ptr, pages, is_wanted, stride_t, d, D: tl.constexpr, PAGE_SIZE: tl.constexpr
+):  # fmt: skip
+    """float32 [pages, d] twice, bit by bit as reference_means.py: compiled without contraction."""
+    is_read = is_wanted[:, None] & (d < D)[None, :]
+    pointers = key_ptr + (pages * PAGE_SIZE)[:, None] * stride_t + d[None, :]
+    first = tl.load(pointers, mask=is_read, other=0.0).to(tl.float32)
+    shift = tl.zeros(first.shape, tl.float32)
+    for token in range(PAGE_SIZE):
+        x = tl.load(pointers + token * stride_t, mask=is_read, other=0.0).to(tl.float32)
+        shift += (x - first) * (1.0 / PAGE_SIZE)
+    variance = tl.zeros(first.shape, tl.float32)
+    for token in range(PAGE_SIZE):
+        x = tl.load(pointers + token * stride_t, mask=is_read, other=0.0).to(tl.float32)
+        rest = (x - first) - shift
+        variance += rest * rest
+    return first + shift, tl.sqrt_rn(variance * (1.0 / PAGE_SIZE))
+
+
+@triton.jit
+def page_row(
+    key_ptr, pages, is_wanted, stride_t, d, D: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    SUMMARY: tl.constexpr, UNROLL: tl.constexpr
+):  # fmt: skip
+    """Both halves of the rows, float32 [pages, d]."""
+    if SUMMARY == "meanstd":
+        return page_mean_std(key_ptr, pages, is_wanted, stride_t, d, D, PAGE_SIZE)
     else:
-        return x.to(tl.int16, bitcast=True)
+        return page_min_max(key_ptr, pages, is_wanted, stride_t, d, D, PAGE_SIZE, UNROLL)
+
+
+@triton.jit
+def bits_of(x, dtype: tl.constexpr):
+    """Of float32 values rounded to ``dtype``, to the nearest; every NaN is the same one."""
+    bits = x.to(tl.uint32, bitcast=True)
+    if dtype == tl.float32:
+        return tl.where(x != x, 0x7FC00000, bits.to(tl.int32, bitcast=True))
+    elif dtype == tl.bfloat16:
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(x != x, 0x7FC0, rounded.to(tl.int32)).to(tl.int16)
+    else:
+        return tl.where(x != x, 0x7E00, x.to(dtype).to(tl.int16, bitcast=True)).to(tl.int16)
 
 
 @triton.jit
 def is_stale(
     key_ptr, summary_ptr, start, first_written, key_stride_t, summary_stride_p, D: tl.constexpr,
-    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr
+    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr
 ):  # fmt: skip
     """int32: do some of the pages before ``start`` have other keys than when they were sealed?"""
     d = tl.arange(0, D_PAD)
@@ -60,31 +95,33 @@ def is_stale(
     pages = tl.where(sample == 0, start - 1, spread % tl.maximum(start, 1))
     pages = tl.maximum(pages, 0)
     is_wanted = (sample >= 0) & (start > 0)
-    low, high = page_min_max(key_ptr, pages, is_wanted, key_stride_t, d, D, PAGE_SIZE, 8)
+    low, high = page_row(key_ptr, pages, is_wanted, key_stride_t, d, D, PAGE_SIZE, SUMMARY, 8)
     pointers = summary_ptr + pages[:, None] * summary_stride_p + d[None, :]
     is_read = is_wanted[:, None] & (d < D)[None, :]
     dtype: tl.constexpr = summary_ptr.dtype.element_ty
-    old_low = tl.load(pointers, mask=is_read, other=0.0)
-    old_high = tl.load(pointers + D, mask=is_read, other=0.0)
-    differs = bits_of(low, dtype) != bits_of(old_low, dtype)
-    differs |= bits_of(high, dtype) != bits_of(old_high, dtype)
+    bits: tl.constexpr = tl.int32 if dtype == tl.float32 else tl.int16
+    old_low = tl.load(pointers, mask=is_read, other=0.0).to(bits, bitcast=True)
+    old_high = tl.load(pointers + D, mask=is_read, other=0.0).to(bits, bitcast=True)
+    differs = (bits_of(low, dtype) != old_low) | (bits_of(high, dtype) != old_high)
     return tl.max(tl.max((differs & is_read).to(tl.int32), axis=1), axis=0)
 
 
 @triton.jit
 def seal(
     key_ptr, summary_ptr, pages, is_new, key_stride_t, summary_stride_p, is_stored, D: tl.constexpr,
-    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr
+    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr
 ):  # fmt: skip
     """Summarise these pages; write the summaries where ``is_stored``."""
     d = tl.arange(0, D_PAD)
-    low, high = page_min_max(key_ptr, pages, is_new, key_stride_t, d, D, PAGE_SIZE, 4)
+    low, high = page_row(key_ptr, pages, is_new, key_stride_t, d, D, PAGE_SIZE, SUMMARY, 4)
     pointers = summary_ptr + pages[:, None] * summary_stride_p + d[None, :]
     is_written = (is_new & is_stored)[:, None] & (d < D)[None, :]
     dtype: tl.constexpr = summary_ptr.dtype.element_ty
-    tl.store(pointers, low.to(dtype), mask=is_written)
-    tl.store(pointers + D, high.to(dtype), mask=is_written)
-    return low, high
+    low = bits_of(low, dtype).to(dtype, bitcast=True)
+    high = bits_of(high, dtype).to(dtype, bitcast=True)
+    tl.store(pointers, low, mask=is_written)
+    tl.store(pointers + D, high, mask=is_written)
+    return low.to(tl.float32), high.to(tl.float32)
 
 
 @triton.jit
@@ -92,7 +129,7 @@ def finish_update(
     key_ptr, summary_ptr, last_ptr, sealed_ptr, stale_ptr, b, k, is_first_of_head, is_first,
     key_stride_b, key_stride_h, key_stride_t, summary_stride_b, summary_stride_h, summary_stride_p,
     num_kv_heads, max_seq_len, HAS_NEXT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, PAGE_TILE: tl.constexpr
+    PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr, PAGE_TILE: tl.constexpr
 ):  # fmt: skip
     """What update_and_score leaves to a later launch, when nothing reads the old state any more:
     num_sealed, and the summaries of heads that were found stale."""
@@ -111,5 +148,5 @@ def finish_update(
                     key_ptr + b * key_stride_b + k * key_stride_h,
                     summary_ptr + b * summary_stride_b + k * summary_stride_h,
                     pages, pages < num_complete, key_stride_t, summary_stride_p, True,
-                    D, D_PAD, PAGE_SIZE,
+                    D, D_PAD, PAGE_SIZE, SUMMARY,
                 )  # fmt: skip
