@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/attend_warp.h"
+#include "cuda/finish.h"
 #include "cuda/select.h"
 
 namespace quest {
@@ -56,7 +57,6 @@ QUEST_BOTH int64_t attend_shared_bytes(const AttendCall& p) {
   if (p.attended == Attended::kSelected && in_stages < kMaxSharedOrder * 4) {
     in_stages = kMaxSharedOrder * 4;
   }
-  if (p.finish.update.positions && in_stages < kFinishSharedBytes) in_stages = kFinishSharedBytes;
   return sizeof(AttendMemory) + 16 + Warp::kQueryBytes + kMaxSharedList * 4 +
          Warp::kNumWarps * (partial + Warp::kScratchBytes) + partial + in_stages + 256;
 }
@@ -481,7 +481,7 @@ attend_kernel(QUEST_PARAM AttendCall p) {
   sync_cta();
   const int head = work.kv_head * p.rows.group_size;
   if (work.row % p.rows.q_len == 0 && work.first_head == head) {
-    finish_head<T>(p.finish, work.row / p.rows.q_len, work.kv_head, memory, shared.select.values);
+    finish_head(p.finish, work.row / p.rows.q_len, work.kv_head, shared.select.values);
   }
   if (cta_x() == 0) finish_update(p.finish, shared.select.values);
 }

@@ -56,6 +56,8 @@ QUEST_DEVICE float natural_log(float x) { return logf(x); }
 QUEST_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 QUEST_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 QUEST_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+QUEST_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+QUEST_DEVICE int nearest_int(float x) { return __float2int_rn(x); }
 QUEST_DEVICE float round_down(float x) { return floorf(x); }
 QUEST_DEVICE float round_up(float x) { return ceilf(x); }
 QUEST_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
@@ -69,6 +71,12 @@ QUEST_DEVICE uint32_t shared_address(const void* p) {
 QUEST_DEVICE void copy_async(void* shared, const void* global, bool is_live) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(is_live ? 16 : 0)
+               : "memory");
+}
+// 8 bytes; both addresses are multiples of 8.
+QUEST_DEVICE void copy_half_async(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)),
+               "l"(global)
                : "memory");
 }
 QUEST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -118,6 +126,23 @@ QUEST_DEVICE void multiply_matrices<Float16>(float (&c)[4], const uint32_t (&a)[
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// c[16, 8] += the number of bits that a[16, 128] and b[128, 8] share, in the layout of
+// mma.m16n8k128: words of 32 bits of rows lane / 4 and lane / 4 + 8, of column lane / 4.
+QUEST_DEVICE void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+// sum + the products of 4 signed bytes each.
+QUEST_DEVICE int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
+  return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
+}
+// Bytes 0 and 2 of a and of b; bytes 1 and 3.
+QUEST_DEVICE uint32_t even_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x6420); }
+QUEST_DEVICE uint32_t odd_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7531); }
 
 // Launches `kernel` with `bytes` of shared memory; the result is a cudaError_t.
 template <class Params>

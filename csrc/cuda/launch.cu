@@ -37,17 +37,6 @@ int launch_score(const ScoreCall& call, void* stream) {
   }
 }
 
-int launch_finish(const FinishCall& call, void* stream) {
-  switch (call.summaries.dtype) {
-    case DType::kFloat32:
-      return launch_finish_float32(call, stream);
-    case DType::kBFloat16:
-      return launch_finish_bfloat16(call, stream);
-    default:
-      return launch_finish_float16(call, stream);
-  }
-}
-
 int launch_attend(const AttendCall& call, int64_t num_works, void* stream) {
   switch (call.dtype) {
     case DType::kFloat32:
@@ -79,7 +68,10 @@ int max_heads(DType dtype) {
   return dtype == DType::kFloat32 ? ScalarWarp<64>::kHeads : MatrixWarp<BFloat16, 64>::kHeads;
 }
 
-int64_t score_bytes(const ScoreCall& call) { return score_shared_bytes(call); }
+int64_t score_bytes(const ScoreCall& call) {
+  return call.summaries.rows.format.kind == SummaryKind::kSketch ? sketch_scorer_bytes(call)
+                                                                 : page_scorer_bytes(call);
+}
 
 }  // namespace cuda
 }  // namespace quest

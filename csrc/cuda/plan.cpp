@@ -7,6 +7,10 @@ namespace cuda {
 namespace {
 
 constexpr int32_t kMaxStages = 3;
+// A CTA of two on an SM of sm_90.
+constexpr int64_t kHalfSharedBytes = 112 << 10;
+// The best first.
+constexpr SketchSteps kSketchSteps[] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
 
 bool is_multiple(int64_t x, int64_t unit) { return x % unit == 0; }
 
@@ -44,18 +48,22 @@ int32_t choose_splits(int64_t num_works, int32_t num_units, const Device& device
   return best;
 }
 
+// As many rows at a time as let two CTAs run on an SM, or else as few as it takes.
+void choose_steps(ScoreCall& call, const Device& device) {
+  const int64_t half = std::min(device.shared_bytes, kHalfSharedBytes);
+  for (const SketchSteps& steps : kSketchSteps) {
+    call.sketch = steps;
+    if (!call.query.data && steps.pages_per_step > 1) continue;
+    if (score_bytes(call) <= half) return;
+  }
+}
+
 }  // namespace
 
 void set_lens(Rows& rows, const Tensor& seq_lens) {
   rows.seq_lens = seq_lens.const_data_ptr();
   rows.seq_lens_stride = seq_lens.size(0) == 1 ? 0 : seq_lens.stride(0);
   rows.has_long_lens = seq_lens.scalar_type() == ScalarType::Long;
-}
-
-SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
-  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
-  QUEST_CHECK(format.kind != SummaryKind::kSketch, "summary: no CUDA kernel reads 'sketch'");
-  return format;
 }
 
 Rows make_rows(const Attention& a, const Tensor& seq_lens) {
@@ -78,8 +86,8 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   Summaries s = {};
   s.dtype = dtype;
   s.rows = rows;
-  // int8 rows are read 8 bytes at a time.
-  const int64_t bytes = rows.format.kind == SummaryKind::kMinMaxInt8 ? 8 : 16;
+  // Rows of bytes are read 8 of them at a time.
+  const int64_t bytes = rows.format.kind == SummaryKind::kMinMax ? 16 : 8;
   const int64_t unit = bytes / rows.element_size;
   s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), bytes) &&
                        is_multiple(rows.batch_stride, unit) &&
@@ -92,7 +100,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   return s;
 }
 
-Update make_update(const UpdateArguments& u, int32_t* stale_starts) {
+Update make_update(const UpdateArguments& u, Workspace& workspace) {
   Update update = {};
   update.positions = u.positions;
   update.num_positions = u.num_positions;
@@ -102,7 +110,10 @@ Update make_update(const UpdateArguments& u, int32_t* stale_starts) {
   update.key_cache = u.key_cache;
   update.has_aligned_keys = is_aligned(u.key_cache, element_size(u.dtype));
   update.max_seq_len = u.max_seq_len;
-  update.stale_starts = stale_starts;
+  const int64_t num_heads = u.batch * u.num_kv_heads;
+  update.stale_starts = workspace.take<int32_t>(num_heads);
+  update.late_rows = workspace.take<char>(num_heads * kNumSamples * u.page_summary.row_bytes);
+  update.late_scales = workspace.take<float>(num_heads * u.page_summary.scale_size);
   return update;
 }
 
@@ -152,7 +163,8 @@ int64_t plan_attend(AttendCall& call, const Device& device) {
   return num_works;
 }
 
-int32_t plan_parts(const ScoreCall& call, const Device& device) {
+void plan_score(ScoreCall& call, const Device& device) {
+  if (call.summaries.rows.format.kind == SummaryKind::kSketch) choose_steps(call, device);
   QUEST_CHECK(score_bytes(call) <= device.shared_bytes, "query: the weights of ",
               call.rows.group_size,
               " heads that share a KV head do not fit the shared memory of the GPU");
@@ -161,7 +173,7 @@ int32_t plan_parts(const ScoreCall& call, const Device& device) {
   // Scores of 32 pages are about the least that is worth one.
   const int64_t least = call.query.data ? 32 : 8;
   const int64_t most = std::max<int64_t>(1, ceil_div(call.summaries.num_pages, least));
-  return static_cast<int32_t>(
+  call.num_parts = static_cast<int32_t>(
       std::clamp<int64_t>(device.num_sms / std::max<int64_t>(heads, 1), 1, most));
 }
 

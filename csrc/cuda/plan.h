@@ -8,22 +8,17 @@
 namespace quest {
 namespace cuda {
 
-// Errors as check_summary_format, and for what no CUDA kernel reads.
-SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size);
 Rows make_rows(const Attention& a, const Tensor& seq_lens);
 void set_lens(Rows& rows, const Tensor& seq_lens);
 Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size, int64_t num_pages,
                          int64_t head_dim, int64_t batch);
-// stale_starts [batch, num_kv_heads] int32 is taken from `workspace`, which has to live as long as
-// the launches.
-Update make_update(const UpdateArguments& u, int32_t* stale_starts);
 
 // A call that attends everything; `out` as new_output makes it.
 AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor& out);
 // Sets what follows from the sizes of the call and the device. Returns the number of works.
 int64_t plan_attend(AttendCall& call, const Device& device);
-// CTAs that share the pages of a (row, KV head) in launch_score.
-int32_t plan_parts(const ScoreCall& call, const Device& device);
+// Sets how the CTAs of launch_score share the pages of a (row, KV head) and read them.
+void plan_score(ScoreCall& call, const Device& device);
 
 // Memory of the kernels, from torch's allocator: it may be given back once they are launched.
 class Workspace {
@@ -41,6 +36,9 @@ class Workspace {
   const Tensor& like_;
   std::vector<Tensor> tensors_;
 };
+
+// What an update leaves to the next kernel is in `workspace`.
+Update make_update(const UpdateArguments& u, Workspace& workspace);
 
 // Scratch of a planned call. Arrivals are taken but not cleared.
 void take_scratch(AttendCall& call, int64_t num_works, Workspace& workspace);

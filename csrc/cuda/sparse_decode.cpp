@@ -32,8 +32,9 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   score.rows = attend.rows;
   score.group_reduce = arguments.group_reduce;
   score.budget = budget;
+  score.scale = a.scale;
   if (update) {
-    score.update = make_update(*update, workspace.take<int32_t>(shape.batch * shape.num_kv_heads));
+    score.update = make_update(*update, workspace);
     attend.finish = {score.summaries, score.update};
   }
   if (selects) {
@@ -53,7 +54,7 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   take_scratch(attend, num_works, workspace);
   if (has_first) {
     score.arrivals = attend.arrivals;
-    score.num_parts = plan_parts(score, on.device());
+    plan_score(score, on.device());
     check_launch(launch_score(score, on.stream()), "sparse_decode (scores)");
   } else if (attend.arrivals) {
     const int64_t bytes = num_works * static_cast<int64_t>(sizeof(int32_t));
@@ -70,7 +71,7 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
                      StringHandle summary, int64_t sketch_bits, std::optional<double> scale) {
-  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   return decode(
       check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,
@@ -84,7 +85,7 @@ Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Te
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
                           int64_t sketch_bits, std::optional<double> scale) {
-  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   const SparseArguments arguments =
       check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale,

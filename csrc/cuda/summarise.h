@@ -7,7 +7,6 @@
 namespace quest {
 namespace cuda {
 
-constexpr int kNumSamples = 4;
 constexpr int kMaxRowBytes = 2 * kMaxHeadDim * 4;
 
 QUEST_DEVICE int64_t floor_to_power_of_two(int64_t x) {
@@ -51,7 +50,7 @@ QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span&
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
   const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
-  return s.rows.format.kind == SummaryKind::kMinMaxInt8 && !is_scaled ? 0 : start;
+  return s.rows.format.kind != SummaryKind::kMinMax && !is_scaled ? 0 : start;
 }
 
 // The pages that are looked at for changes made by others: sample i of those before `start`.
@@ -62,11 +61,11 @@ QUEST_DEVICE int64_t sample_of(const Span& span, int64_t start, int i) {
   return (spread + (i - 1) * 40503) % start;
 }
 
-QUEST_DEVICE bool is_sample(const Span& span, int64_t start, int64_t page) {
-  for (int i = 0; i < kNumSamples; ++i) {
-    if (sample_of(span, start, i) == page) return true;
-  }
-  return false;
+// The first sample that is this page; kNumSamples: none is.
+QUEST_DEVICE int sample_index(const Span& span, int64_t start, int64_t page) {
+  int i = 0;
+  while (i < kNumSamples && sample_of(span, start, i) != page) ++i;
+  return i;
 }
 
 QUEST_DEVICE char* row_of(const Summaries& s, int batch_row, int kv_head, int64_t page) {
@@ -77,7 +76,12 @@ QUEST_DEVICE char* row_of(const Summaries& s, int batch_row, int kv_head, int64_
 
 QUEST_DEVICE float* channel_scale_of(const Summaries& s, int batch_row, int kv_head) {
   return s.rows.channel_scale +
-         (static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head) * s.head_dim;
+         (static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head) * s.rows.scale_size;
+}
+
+// Where sample i of a head is kept until the next kernel.
+QUEST_DEVICE char* late_row(const Summaries& s, const Update& u, int64_t head, int i) {
+  return u.late_rows + (head * kNumSamples + i) * s.rows.row_bytes;
 }
 
 // Lanes that share a row of `count` pieces: a power of two.

@@ -10,7 +10,7 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
                          StringHandle summary, int64_t sketch_bits) {
   const UpdateArguments u =
       check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale,
-                   check_format(summary, sketch_bits, page_size));
+                   check_summary_format(summary, sketch_bits, page_size));
   count(Counter::kUpdateCalls, 1);
   const int64_t num_heads = u.batch * u.num_kv_heads;
   if (num_heads == 0) return;
@@ -19,10 +19,10 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   ScoreCall call = {};
   call.summaries = make_summaries(u.page_summary, u.dtype, page_size,
                                   ceil_div(u.max_seq_len, page_size), u.head_dim, u.batch);
-  call.update = make_update(u, workspace.take<int32_t>(num_heads));
+  call.update = make_update(u, workspace);
   call.rows.batch = static_cast<int32_t>(u.batch);
   call.rows.q_len = 1;
-  call.num_parts = plan_parts(call, on.device());
+  plan_score(call, on.device());
   check_launch(launch_score(call, on.stream()), "update_page_summary");
   check_launch(launch_finish({call.summaries, call.update}, on.stream()), "update_page_summary");
 }

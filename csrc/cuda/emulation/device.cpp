@@ -24,6 +24,7 @@ enum class Waits { kNot, kWarp, kCta, kDone };
 struct Copy {
   char* to;
   const char* from;
+  int bytes;
   bool is_live;
 };
 
@@ -150,7 +151,13 @@ unsigned ballot(bool x) {
 void copy_async(void* shared, const void* global, bool is_live) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) abort();
   fiber().groups.back().push_back(
-      {static_cast<char*>(shared), static_cast<const char*>(global), is_live});
+      {static_cast<char*>(shared), static_cast<const char*>(global), 16, is_live});
+}
+
+void copy_half_async(void* shared, const void* global) {
+  if (reinterpret_cast<uintptr_t>(shared) % 8 || reinterpret_cast<uintptr_t>(global) % 8) abort();
+  fiber().groups.back().push_back(
+      {static_cast<char*>(shared), static_cast<const char*>(global), 8, true});
 }
 
 void commit_copies() { fiber().groups.emplace_back(); }
@@ -160,7 +167,7 @@ void wait_for_copies_but(int num_pending) {
   const int num_done = static_cast<int>(groups.size()) - 1 - num_pending;
   for (int i = 0; i < num_done; ++i) {
     for (const Copy& copy : groups[i]) {
-      copy.is_live ? memcpy(copy.to, copy.from, 16) : memset(copy.to, 0, 16);
+      copy.is_live ? memcpy(copy.to, copy.from, copy.bytes) : memset(copy.to, 0, copy.bytes);
     }
   }
   if (num_done > 0) groups.erase(groups.begin(), groups.begin() + num_done);
@@ -218,6 +225,23 @@ void multiply_matrices_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
       sum += static_cast<double>(x) * y;
     }
     c[i] = static_cast<float>(sum);
+  }
+}
+
+void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  const uint32_t mine[3] = {a0, a1, b};
+  const LaneWords* lanes = exchange(mine, sizeof(mine));
+  const int lane = current % kLanes;
+  const auto word = [&](int from, int i) {
+    uint32_t words[3];
+    memcpy(words, &lanes[from], sizeof(words));
+    return words[i];
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 4; ++k) {
+      c[i] += __builtin_popcount(word(row * 4 + k, i / 2) & word(column * 4 + k, 2));
+    }
   }
 }
 

@@ -70,6 +70,8 @@ inline float natural_log(float x) { return logf(x); }
 inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 inline float multiply(float a, float b) { return a * b; }
 inline float divide(float a, float b) { return a / b; }
+inline float square_root(float x) { return sqrtf(x); }
+inline int nearest_int(float x) { return static_cast<int>(rintf(x)); }
 inline float round_down(float x) { return floorf(x); }
 inline float round_up(float x) { return ceilf(x); }
 template <class To, class From>
@@ -91,6 +93,7 @@ inline uint16_t float_to_bfloat(float x) {
 }
 
 void copy_async(void* shared, const void* global, bool is_live);
+void copy_half_async(void* shared, const void* global);
 void commit_copies();
 void wait_for_copies_but(int num_pending);
 template <int kPending>
@@ -113,6 +116,18 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
         return as_float(static_cast<uint32_t>(bits) << 16);
       });
 }
+
+void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
+inline int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
+  for (int i = 0; i < 4; ++i) {
+    sum += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+  }
+  return sum;
+}
+inline uint32_t even_bytes(uint32_t a, uint32_t b) {
+  return (a & 0xff) | (a >> 8 & 0xff00) | (b & 0xff) << 16 | (b >> 16 & 0xff) << 24;
+}
+inline uint32_t odd_bytes(uint32_t a, uint32_t b) { return even_bytes(a >> 8, b >> 8); }
 
 // 0, or 1 if a barrier was not reached by all, or more shared memory was asked for than there is.
 int run_grid(int64_t grid_x, int64_t grid_y, int64_t bytes, const std::function<void()>& body);
