@@ -75,8 +75,7 @@ QUEST_DEVICE void copy_async(void* shared, const void* global, bool is_live) {
 }
 // 8 bytes; both addresses are multiples of 8.
 QUEST_DEVICE void copy_half_async(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)),
-               "l"(global)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
 }
 QUEST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

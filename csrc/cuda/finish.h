@@ -7,8 +7,7 @@ namespace quest {
 namespace cuda {
 
 // Writes what kernel 1 left to be written for a (batch row, KV head), by a whole CTA.
-QUEST_DEVICE void finish_head(const FinishCall& p, int batch_row, int kv_head,
-                              WarpValues& values) {
+QUEST_DEVICE void finish_head(const FinishCall& p, int batch_row, int kv_head, WarpValues& values) {
   const Summaries& s = p.summaries;
   const int64_t head = static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head;
   const int64_t start = p.update.stale_starts[head];

@@ -7,8 +7,8 @@ namespace cuda {
 namespace {
 
 constexpr int32_t kMaxStages = 3;
-// A CTA of two on an SM of sm_90.
-constexpr int64_t kHalfSharedBytes = 112 << 10;
+// Of kernel 1 with sketches: what is left of an SM is cache for keys.
+constexpr int64_t kSketchBytes = 112 << 10;
 // The best first.
 constexpr SketchSteps kSketchSteps[] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
 
@@ -48,13 +48,13 @@ int32_t choose_splits(int64_t num_works, int32_t num_units, const Device& device
   return best;
 }
 
-// As many rows at a time as let two CTAs run on an SM, or else as few as it takes.
+// As many rows at a time as the shared memory allows.
 void choose_steps(ScoreCall& call, const Device& device) {
-  const int64_t half = std::min(device.shared_bytes, kHalfSharedBytes);
+  const int64_t most = std::min(device.shared_bytes, kSketchBytes);
   for (const SketchSteps& steps : kSketchSteps) {
     call.sketch = steps;
     if (!call.query.data && steps.pages_per_step > 1) continue;
-    if (score_bytes(call) <= half) return;
+    if (score_bytes(call) <= most) return;
   }
 }
 

@@ -56,7 +56,6 @@ constexpr int kLoneRows = sizeof(R) == 4 ? 4 : 8;
 template <class T, class R>
 class PageScorer {
  public:
-  static constexpr int kCtas = 1;  // of an SM
   QUEST_BOTH static int channel_floats(int head_dim) { return head_dim; }
 
   QUEST_DEVICE PageScorer(const ScoreCall& p, int row, int kv_head, SharedMemory& memory)

@@ -8,7 +8,7 @@ namespace cuda {
 
 // Kernel 1 (calls.h). Grid: (row, KV head), part.
 template <class Scorer>
-QUEST_KERNEL(kThreads, Scorer::kCtas)
+QUEST_KERNEL(kThreads, 1)
 score_kernel(QUEST_PARAM ScoreCall p) {
   SharedMemory memory;
   WarpValues& values = *memory.take<WarpValues>(1);

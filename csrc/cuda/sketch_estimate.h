@@ -34,7 +34,7 @@ class SketchEstimator {
   // `live` says whether this lane's token counts. The result is of page index_of_result.
   template <int kPairs>
   QUEST_DEVICE float score(const SketchQuery& query, const char* rows, int count,
-                                 uint32_t live) const {
+                           uint32_t live) const {
     const int last = count - 1;
     const auto slot = [&](int index) { return rows + minimum(index, last) * slot_bytes_; };
     int means[kPairs];
@@ -48,8 +48,7 @@ class SketchEstimator {
       float top = -kInfinity, sum = 0;
 #pragma unroll 1
       for (int first = 0; first < s_.page_size; first += kSketchTile) {
-        const int bits =
-            count_bits(query, slot(2 * pair), slot(2 * pair + 1), first);
+        const int bits = count_bits(query, slot(2 * pair), slot(2 * pair + 1), first);
         const int t = first + token_;
         const int code = t < s_.page_size ? static_cast<uint8_t>(mine[layout_.codes + t]) : 0;
         float x = multiply(multiply(static_cast<float>(bits), step), static_cast<float>(code));
@@ -70,7 +69,6 @@ class SketchEstimator {
     return reduce<kPairs>(query, slot, means, tops, sums);
   }
 
-
  private:
   struct Scales {
     float mean;  // below zero: a token is not finite
@@ -79,7 +77,6 @@ class SketchEstimator {
   QUEST_DEVICE Scales scales_of(const char* row) const {
     return *reinterpret_cast<const Scales*>(row + layout_.scales);
   }
-
 
   // Of this lane's page of each pair: this lane's part of codes . weights.
   template <int kPairs, class Slot>
@@ -93,8 +90,8 @@ class SketchEstimator {
       const Vector weights = *reinterpret_cast<const Vector*>(query.mean + 4 * piece);
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
-        const HalfVector codes = *reinterpret_cast<const HalfVector*>(
-            slot(2 * pair + second_) + layout_.mean + 8 * piece);
+        const HalfVector codes = *reinterpret_cast<const HalfVector*>(slot(2 * pair + second_) +
+                                                                      layout_.mean + 8 * piece);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           high[pair] = dot_bytes(codes.words[i], weights.words[i], high[pair]);
@@ -135,9 +132,9 @@ class SketchEstimator {
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
-          const int(&low)[4] = shared[j][0], (&high)[4] = shared[j][1];
-          const int sum = low[2 * odd] + 2 * low[2 * odd + 1] + 256 * high[2 * odd] +
-                          last * high[2 * odd + 1];
+          const int (&low)[4] = shared[j][0], (&high)[4] = shared[j][1];
+          const int sum =
+              low[2 * odd] + 2 * low[2 * odd + 1] + 256 * high[2 * odd] + last * high[2 * odd + 1];
           sums[2 * j + odd] = 2 * sums[2 * j + odd] + factor * sum;
         }
       }

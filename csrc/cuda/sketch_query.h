@@ -52,8 +52,7 @@ class SketchQueries {
                             const SketchChannels& channels) {
     constexpr float kLog2E = 1.44269504088896341f;
     constexpr int kMaxWords = kMaxHeadDim / 32;
-    const float factor =
-        divide(multiply(p_.scale, kLog2E), static_cast<float>(num_heads));
+    const float factor = divide(multiply(p_.scale, kLog2E), static_cast<float>(num_heads));
     float of_bits[kMaxWords], of_mean[kMaxWords];
     float offset = 0, most_of_bits = 0, most_of_mean = 0;
     bool is_finite = true;

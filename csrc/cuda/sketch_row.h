@@ -122,7 +122,8 @@ class SketchPage {
       largest = fmaxf(largest, write_tile(channels, first, row, layout));
     }
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+      largest = fmaxf(largest, shuffle_xor(largest, lanes));
     sync_warp();
     const float unit = fmaxf(divide(largest, 254.0f), 1e-30f);
     for (int t = lane_index(); t < s_.page_size; t += 32) {
@@ -201,7 +202,8 @@ class SketchPage {
       largest = fmaxf(largest, fabsf(values_[d]));
     }
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+      largest = fmaxf(largest, shuffle_xor(largest, lanes));
     float scale = fmaxf(divide(largest, 127.0f), 1e-15f);
     for (int d = lane_index(); d < s_.head_dim; d += 32) {
       const int code = nearest_int(divide(values_[d], scale));

@@ -23,7 +23,6 @@ inline int64_t sketch_scorer_bytes(const ScoreCall& p) {
 template <class T>
 class SketchScorer {
  public:
-  static constexpr int kCtas = 2;  // of an SM
   QUEST_BOTH static int channel_floats(int head_dim) { return sketch_channel_floats(head_dim); }
 
   QUEST_DEVICE SketchScorer(const ScoreCall& p, int row, int kv_head, SharedMemory& memory)
@@ -193,8 +192,7 @@ class SketchScorer {
 #pragma unroll 1
     for (int i = 0; i < num_queries; ++i) {
       if (is_own && i > 0) live = find_live<kPairs>(range, page, count, head + i, 1);
-      const float score =
-          estimator_.template score<kPairs>(queries_.load(i), rows, count, live);
+      const float score = estimator_.template score<kPairs>(queries_.load(i), rows, count, live);
       // NaN stays the maximum.
       best = score > best || score != score ? score : best;
       if (is_none) write<kPairs>(range, page, count, is_new, live, i, score);
@@ -212,7 +210,8 @@ class SketchScorer {
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       const unsigned lanes = ballot((live >> 8 * pair & 0xff) != 0);
-      if (pair == SketchEstimator::pair_of_result<kPairs>()) is_live = (lanes & 0x33333333u << 2 * estimator_.second()) != 0;
+      if (pair == SketchEstimator::pair_of_result<kPairs>())
+        is_live = (lanes & 0x33333333u << 2 * estimator_.second()) != 0;
     }
     const bool is_sealed = page >= range.start && page < range.num_sealed;
     if (index >= count || (is_sealed && !is_new)) return;
