@@ -27,7 +27,7 @@ def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, 
     rows: dict[tuple[str, str], float] = {}
     for case in _CASES:
         for kernels, source in (sources or sources_of(device)).items():
-            for name, error in _run_case(source, device, *case):
+            for name, error in _run_case(source, device, kernels != "triton", *case):
                 key = (kernels, name)
                 rows[key] = max(rows.get(key, 0.0), error)
     return [
@@ -50,8 +50,9 @@ def sources_of(device: str) -> dict[str, Any]:
 
 
 def _run_case(
-    source: Any, device: str, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool
-) -> list[tuple[str, float]]:
+    source: Any, device: str, takes_sketches: bool, dtype: torch.dtype, head_dim: int,
+    group_size: int, has_mask: bool
+) -> list[tuple[str, float]]:  # fmt: skip
     lengths, capacity, num_kv_heads = (203, 64, 1), 219, 2
     torch.manual_seed(head_dim + group_size)
     shape = (len(lengths), num_kv_heads, capacity, head_dim)
@@ -105,6 +106,45 @@ def _run_case(
     )
     found.append(("sparse_decode_step", _error(out, expected_out)))
     found.append(("sparse_decode_step state", _error(state[0], expected_state[0])))
+    if takes_sketches:
+        caches = (query, summary_keys, values)
+        found += _run_sketches(source, caches, written, seq_lens, mask, 1 + has_mask)
+    return found
+
+
+def _run_sketches(
+    source: Any, caches: tuple[torch.Tensor, ...], written: torch.Tensor, seq_lens: torch.Tensor,
+    mask: torch.Tensor | None, sketch_bits: int
+) -> list[tuple[str, float]]:  # fmt: skip
+    query, keys, _ = caches
+    kind: dict[str, Any] = {"summary": "sketch", "sketch_bits": sketch_bits}
+    empty = ops.empty_page_summary(keys, **kind)
+    num_sealed = torch.zeros(2, dtype=torch.int64, device=keys.device)
+    num_pages = int(written + 1) // _PAGE_SIZE
+
+    def new_state() -> list[torch.Tensor]:
+        return [x.clone() for x in (empty[0].zero_(), num_sealed, empty[1])]
+
+    def num_wrong(state: list[torch.Tensor]) -> float:
+        wrong = (state[0] != expected[0])[:, :, :num_pages].sum() + (state[2] != expected[2]).sum()
+        return float(wrong)
+
+    expected, state = new_state(), new_state()
+    reference.update_page_summary(keys, written, *expected, **kind)
+    source.update_page_summary(keys, written, *state, **kind)
+    found = [("update_page_summary, sketch", num_wrong(state))]
+    rows, _, scale = expected
+    scores = source.score_pages(query, rows, seq_lens, scale, attn_mask=mask, **kind)
+    right = reference.score_pages(query, rows, seq_lens, scale, attn_mask=mask, **kind)
+    found.append(("score_pages, sketch", _error(scores, right)))
+    pages = reference.select_pages(scores, seq_lens, mask, page_budget=_BUDGET // _PAGE_SIZE)
+    right, _ = reference.attend_pages(*caches, pages, seq_lens, mask)
+    state = new_state()
+    out = source.sparse_decode_step(
+        *caches, written, *state[:2], seq_lens, mask, state[2], budget=_BUDGET, **kind
+    )
+    found.append(("sparse_decode_step, sketch", _error(out, right)))
+    found.append(("sparse_decode_step state, sketch", num_wrong(state)))
     return found
 
 

@@ -45,7 +45,7 @@ def test_rest_of_the_batch_changes_no_bit(name, case):
         assert_same_bits(actual, [x[rows] for x in expected])
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_summaries_have_the_bits_of_the_cpu(case, summary):
     states = []
@@ -81,7 +81,7 @@ def test_a_sparse_step_is_two_kernels_and_nothing_else():
     assert len(names) == 2, names
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
 def test_a_captured_step_follows_the_lengths_in_device_memory(summary):
     """Decoding over page ends, the budget and a rollback, by replays of one graph."""
     case = Case(torch.bfloat16, 128, 128, 2, 4, lengths=(300, 300), max_seq_len=2048)
