@@ -58,19 +58,18 @@ def own_methods(workload: Workload, device: str) -> list[Method]:
             lens = (x.seq_lens, x.attn_mask, x.channel_scale)
             return f.sparse_decode_step(*caches, *state, *lens, budget=budget, summary="sketch")
 
+        def sketch_scores(x: Inputs, f: Any = f) -> Any:
+            return _sketch_scores(f, x)
+
         found += [
             ("sparse_decode_step", kernels, score + attend, step),
             ("dense_decode", kernels, dense, all_positions),
             ("score_pages", kernels, score, stage_score),
             ("select_pages", kernels, 4 * _num_scores(workload), stage_select),
             ("attend_pages", kernels, attend, stage_attend),
+            ("sparse_decode_step, sketch", kernels, workload.sketch_bytes + attend, sketch_step),
+            ("score_pages, sketch", kernels, workload.sketch_bytes, sketch_scores),
         ]
-        if kernels != "triton":
-            bytes_ = workload.sketch_bytes
-            found += [
-                ("sparse_decode_step, sketch", kernels, bytes_ + attend, sketch_step),
-                ("score_pages, sketch", kernels, bytes_, lambda x, f=f: _sketch_scores(f, x)),
-            ]
     return found
 
 
