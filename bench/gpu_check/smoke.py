@@ -113,17 +113,17 @@ def _run_case(
 
 
 def _run_sketches(
-    source: Any, caches: tuple[torch.Tensor, ...], written: torch.Tensor, seq_lens: torch.Tensor,
-    mask: torch.Tensor | None, sketch_bits: int
+    source: Any, caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor], written: torch.Tensor,
+    seq_lens: torch.Tensor, mask: torch.Tensor | None, sketch_bits: int
 ) -> list[tuple[str, float]]:  # fmt: skip
     query, keys, _ = caches
     kind: dict[str, Any] = {"summary": "sketch", "sketch_bits": sketch_bits}
-    empty = ops.empty_page_summary(keys, **kind)
+    empty: Any = ops.empty_page_summary(keys, **kind)
     num_sealed = torch.zeros(2, dtype=torch.int64, device=keys.device)
     num_pages = int(written + 1) // _PAGE_SIZE
 
     def new_state() -> list[torch.Tensor]:
-        return [x.clone() for x in (empty[0].zero_(), num_sealed, empty[1])]
+        return [torch.zeros_like(empty[0]), num_sealed.clone(), torch.zeros_like(empty[1])]
 
     def num_wrong(state: list[torch.Tensor]) -> float:
         wrong = (state[0] != expected[0])[:, :, :num_pages].sum() + (state[2] != expected[2]).sum()
