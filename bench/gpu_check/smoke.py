@@ -27,7 +27,7 @@ def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, 
     rows: dict[tuple[str, str], float] = {}
     for case in _CASES:
         for kernels, source in (sources or sources_of(device)).items():
-            for name, error in _run_case(source, device, kernels != "triton", *case):
+            for name, error in _run_case(source, device, *case):
                 key = (kernels, name)
                 rows[key] = max(rows.get(key, 0.0), error)
     return [
@@ -50,9 +50,8 @@ def sources_of(device: str) -> dict[str, Any]:
 
 
 def _run_case(
-    source: Any, device: str, takes_sketches: bool, dtype: torch.dtype, head_dim: int,
-    group_size: int, has_mask: bool
-) -> list[tuple[str, float]]:  # fmt: skip
+    source: Any, device: str, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool
+) -> list[tuple[str, float]]:
     lengths, capacity, num_kv_heads = (203, 64, 1), 219, 2
     torch.manual_seed(head_dim + group_size)
     shape = (len(lengths), num_kv_heads, capacity, head_dim)
@@ -106,9 +105,8 @@ def _run_case(
     )
     found.append(("sparse_decode_step", _error(out, expected_out)))
     found.append(("sparse_decode_step state", _error(state[0], expected_state[0])))
-    if takes_sketches:
-        caches = (query, summary_keys, values)
-        found += _run_sketches(source, caches, written, seq_lens, mask, 1 + has_mask)
+    caches = (query, summary_keys, values)
+    found += _run_sketches(source, caches, written, seq_lens, mask, 1 + has_mask)
     return found
 
 
