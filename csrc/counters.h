@@ -13,6 +13,7 @@ enum class Counter {
   kSummariesRebuilt,
   kSparseCalls,
   kSparseCallsCovered,
+  kClusterCalls,
   kDenseCalls,
   kSparseRows,
   kTokensAttended,

@@ -140,6 +140,15 @@ struct AttendCall {
   FinishCall finish;  // update.positions nullptr: nothing to finish
 };
 
+// Both kernels in one, for rows of one query: a cluster of `size` CTAs per (row, KV head). Not used
+// are order, arrivals and stale_starts of `score`; order, partials, arrivals and finish of
+// `attend`.
+struct ClusterCall {
+  ScoreCall score;    // num_parts: size
+  AttendCall attend;  // num_splits: CTAs of a work
+  int32_t size;
+};
+
 // Lists up to this long stay in shared memory.
 constexpr int32_t kMaxSharedList = 2048;
 // So do the orders of so many pages.
@@ -152,6 +161,8 @@ constexpr int32_t kTileTokens = 16;
 constexpr int32_t kUnitTokens = kTileTokens * kWarps;
 constexpr int32_t kMaxUnits = 64;
 constexpr int32_t kShortTokens = 4096;
+constexpr int32_t kMaxClusterSize = 16;
+constexpr int32_t kMinClusterSize = 4;
 
 #ifdef __CUDACC__
 #define QUEST_BOTH __host__ __device__ inline

@@ -27,10 +27,7 @@ QUEST_DEVICE void finish_head(const FinishCall& p, int batch_row, int kv_head, W
 // Of the whole update, by one CTA.
 QUEST_DEVICE void finish_update(const FinishCall& p, WarpValues& values) {
   const Span span = read_positions(p.update, p.summaries, values);
-  if (thread_index() > 0) return;
-  int64_t* next = p.update.next_position;
-  *p.update.num_sealed = span.num_sealed;
-  if (next && *next >= 0) *next = span.end;
+  if (thread_index() == 0) store_state(p.update, span);
 }
 
 }  // namespace cuda

@@ -100,7 +100,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   return s;
 }
 
-Update make_update(const UpdateArguments& u, Workspace& workspace) {
+Update make_update(const UpdateArguments& u) {
   Update update = {};
   update.positions = u.positions;
   update.num_positions = u.num_positions;
@@ -110,10 +110,6 @@ Update make_update(const UpdateArguments& u, Workspace& workspace) {
   update.key_cache = u.key_cache;
   update.has_aligned_keys = is_aligned(u.key_cache, element_size(u.dtype));
   update.max_seq_len = u.max_seq_len;
-  const int64_t num_heads = u.batch * u.num_kv_heads;
-  update.stale_starts = workspace.take<int32_t>(num_heads);
-  update.late_rows = workspace.take<char>(num_heads * kNumSamples * u.page_summary.row_bytes);
-  update.late_scales = workspace.take<float>(num_heads * u.page_summary.scale_size);
   return update;
 }
 
@@ -136,6 +132,15 @@ AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor&
   return call;
 }
 
+bool choose_stages(AttendCall& call, const Device& device,
+                   const std::function<int64_t()>& shared_bytes) {
+  const int64_t tiles_per_warp = ceil_div(ceil_div(max_tokens(call), call.num_splits),
+                                          static_cast<int64_t>(attend_step(call)));
+  call.num_stages = static_cast<int32_t>(std::clamp<int64_t>(tiles_per_warp, 1, kMaxStages));
+  while (call.num_stages > 0 && shared_bytes() > device.shared_bytes) --call.num_stages;
+  return call.num_stages > 0;
+}
+
 int64_t plan_attend(AttendCall& call, const Device& device) {
   const int64_t num_tokens = max_tokens(call);
   call.max_units = most_units(num_tokens);
@@ -156,10 +161,7 @@ int64_t plan_attend(AttendCall& call, const Device& device) {
   const int64_t num_works = static_cast<int64_t>(call.rows.batch) * call.rows.q_len *
                             call.rows.num_kv_heads * call.selects_per_group * call.tiles_per_select;
   call.num_splits = choose_splits(num_works, call.max_units, device);
-  const int64_t tiles_per_warp =
-      ceil_div(ceil_div(num_tokens, call.num_splits), static_cast<int64_t>(attend_step(call)));
-  int32_t stages = static_cast<int32_t>(std::clamp<int64_t>(tiles_per_warp, 1, kMaxStages));
-  while (shared_bytes(stages) > device.shared_bytes) --stages;
+  choose_stages(call, device, [&] { return attend_bytes(call); });
   return num_works;
 }
 
@@ -175,6 +177,13 @@ void plan_score(ScoreCall& call, const Device& device) {
   const int64_t most = std::max<int64_t>(1, ceil_div(call.summaries.num_pages, least));
   call.num_parts = static_cast<int32_t>(
       std::clamp<int64_t>(device.num_sms / std::max<int64_t>(heads, 1), 1, most));
+}
+
+void take_scratch(Update& update, const Summaries& summaries, Workspace& workspace) {
+  const int64_t num_heads = static_cast<int64_t>(summaries.batch) * summaries.num_kv_heads;
+  update.stale_starts = workspace.take<int32_t>(num_heads);
+  update.late_rows = workspace.take<char>(num_heads * kNumSamples * summaries.rows.row_bytes);
+  update.late_scales = workspace.take<float>(num_heads * summaries.rows.scale_size);
 }
 
 void take_scratch(AttendCall& call, int64_t num_works, Workspace& workspace) {

@@ -42,6 +42,13 @@ struct PageRange {
   int64_t num_sealed;
   float* channel_scale;  // in shared memory, or nullptr
   int len;
+  // Of page `first`, for the first select head of the KV head; from one select head to the next.
+  int32_t* order;
+  int64_t order_stride;
+
+  QUEST_DEVICE int32_t& order_of_page(int select, int64_t page) const {
+    return order[select * order_stride + page - first];
+  }
 };
 
 // Query heads that a row of a summary is scored for at a time.
@@ -236,15 +243,15 @@ class PageScorer {
   // For all lanes of a warp. first_head, num_heads: of the group, whose choice this is.
   QUEST_DEVICE void write(const PageRange& range, bool wanted, int64_t page, int first_head,
                           int num_heads, float score) const {
-    const int64_t index = score_index(p_, row_, kv_head_, first_head, page);
     if (p_.scores) {
+      const int64_t index = score_index(p_, row_, kv_head_, first_head, page);
       if (wanted && lane_ == 0) p_.scores[index] = score;
       return;
     }
     const int head = kv_head_ * p_.rows.group_size + first_head;
     const bool live = is_live(p_.rows, row_, head, num_heads, wanted ? page : s_.num_pages,
                               s_.page_size, range.len, lane_, width_);
-    if (wanted && lane_ == 0) p_.order[index] = order_of(score, live);
+    if (wanted && lane_ == 0) range.order_of_page(first_head, page) = order_of(score, live);
   }
 
   const ScoreCall& p_;
@@ -259,7 +266,7 @@ class PageScorer {
   int lane_;
 };
 
-inline int64_t page_scorer_bytes(const ScoreCall& p) {
+QUEST_BOTH int64_t page_scorer_bytes(const ScoreCall& p) {
   return (num_weight_rows(p) * 2 + 1) * p.summaries.head_dim * 4 + kWarps * kMaxRowBytes + 256;
 }
 

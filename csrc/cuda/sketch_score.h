@@ -217,11 +217,10 @@ class SketchScorer {
     if (index >= count || (is_sealed && !is_new)) return;
     if ((kPairs == 1 ? estimator_.token() : lane_index() & 5) != 0) return;
     if (page >= range.num_complete) score = -kInfinity;
-    const int64_t place = score_index(p_, row_, kv_head_, select, page);
     if (p_.scores) {
-      p_.scores[place] = score;
+      p_.scores[score_index(p_, row_, kv_head_, select, page)] = score;
     } else {
-      p_.order[place] = order_of(score, is_live);
+      range.order_of_page(select, page) = order_of(score, is_live);
     }
   }
 

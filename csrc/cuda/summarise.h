@@ -41,16 +41,39 @@ QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues
   return span;
 }
 
+// While a cluster_kernel runs, the upper bits of num_sealed count the clusters that have read the
+// state: it is the memory that is known to be zero there before the launch.
+constexpr int kSealedBits = 48;
+QUEST_DEVICE int64_t without_arrivals(int64_t num_sealed) {
+  return static_cast<int64_t>(static_cast<uint64_t>(num_sealed) << (64 - kSealedBits)) >>
+         (64 - kSealedBits);
+}
+
 // What of the state is still valid.
 QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span& span) {
   if (u.next_position && *u.next_position >= 0 && *u.next_position != span.first) return 0;
-  const int64_t sealed = maximum<int64_t>(*u.num_sealed, 0);
+  const int64_t sealed = maximum<int64_t>(without_arrivals(*u.num_sealed), 0);
   const int64_t start = minimum(sealed, span.first / s.page_size);
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
   const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
   return s.rows.format.kind != SummaryKind::kMinMax && !is_scaled ? 0 : start;
+}
+
+QUEST_DEVICE void store_state(const Update& u, const Span& span) {
+  int64_t* next = u.next_position;
+  *u.num_sealed = span.num_sealed;
+  if (next && *next >= 0) *next = span.end;
+}
+
+// By one thread of each of so many clusters, once they have read the state: the last one writes it.
+QUEST_DEVICE void arrive_at_state(const Update& u, const Span& span, int64_t num_clusters) {
+  fence_device();
+  const int64_t before = atomic_add(u.num_sealed, int64_t{1} << kSealedBits);
+  if ((before - without_arrivals(before)) >> kSealedBits != num_clusters - 1) return;
+  fence_device();
+  store_state(u, span);
 }
 
 // The pages that are looked at for changes made by others: sample i of those before `start`.

@@ -19,7 +19,8 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   ScoreCall call = {};
   call.summaries = make_summaries(u.page_summary, u.dtype, page_size,
                                   ceil_div(u.max_seq_len, page_size), u.head_dim, u.batch);
-  call.update = make_update(u, workspace);
+  call.update = make_update(u);
+  take_scratch(call.update, call.summaries, workspace);
   call.rows.batch = static_cast<int32_t>(u.batch);
   call.rows.q_len = 1;
   plan_score(call, on.device());

@@ -14,6 +14,7 @@ _NAMES = (
     "summaries_rebuilt",
     "sparse_calls",
     "sparse_calls_covered",
+    "cluster_calls",
     "dense_calls",
     "sparse_rows",
     "tokens_attended",
@@ -35,6 +36,7 @@ def counters() -> dict[str, int]:
         summaries_rebuilt: rows and KV heads in which a foreign write was found.
         sparse_calls: calls of sparse_decode with a row that did not fit the budget.
         sparse_calls_covered: the other calls of sparse_decode.
+        cluster_calls: of all these, those in one CUDA kernel, by clusters of CTAs.
         dense_calls: calls of dense_decode.
         sparse_rows: rows, queries and query heads that did not fit the budget.
         tokens_attended: positions below seq_len in the pages that those selected.

@@ -19,7 +19,8 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
-enum class Waits { kNot, kWarp, kCta, kDone };
+enum class Waits { kNot, kWarp, kCta, kCluster, kDone };
+constexpr int kNumWaits = 5;
 
 struct Copy {
   char* to;
@@ -32,18 +33,22 @@ struct Fiber {
   Stack stack;
   Waits waits = Waits::kNot;
   int exchanges = 0;
+  int cluster_barriers = 0;
   std::vector<std::vector<Copy>> groups;  // the last one is not committed yet
 };
 
 struct Cta {
   int64_t x = 0, y = 0;
+  Waits waits = Waits::kNot;  // kNot, kCluster or kDone
   std::vector<char> shared;
   std::vector<Fiber> fibers = std::vector<Fiber>(kThreads);
   LaneWords words[2][kWarps][kLanes];
 };
 
 Settings settings;
+std::vector<Cta*> cluster;  // by rank
 Cta* cta = nullptr;
+bool reads_what_has_ended = false;
 int current = 0;
 Stack scheduler;
 const std::function<void()>* body = nullptr;
@@ -63,14 +68,14 @@ void run_fiber() {
   pause(Waits::kDone);
 }
 
-// Lets every thread of a warp run to a barrier of the CTA or to its end; false: it never gets
-// there.
+// Lets every thread of a warp run to a barrier of the CTA or the cluster, or to its end; false: it
+// never gets there.
 bool run_warp(int warp) {
   int lanes[kLanes];
   std::iota(lanes, lanes + kLanes, warp * kLanes);
   if (settings.seed) std::shuffle(lanes, lanes + kLanes, order);
   for (;;) {
-    int count[4] = {0, 0, 0, 0};
+    int count[kNumWaits] = {};
     for (int lane : lanes) {
       current = lane;
       if (fiber().waits == Waits::kNot) switch_stack(scheduler, fiber().stack, false);
@@ -82,17 +87,32 @@ bool run_warp(int warp) {
   }
 }
 
-bool run_cta() {
-  for (Fiber& each : cta->fibers) {
-    if (!each.stack.memory) {
-      each.stack.size = kStackBytes;
-      each.stack.memory = static_cast<char*>(aligned_alloc(64, kStackBytes));
+void release(Cta& each) {
+  each.waits = Waits::kNot;
+  for (Fiber& fiber : each.fibers) fiber.waits = Waits::kNot;
+}
+
+void begin(Cta& each, int64_t x, int64_t y, int64_t shared_bytes) {
+  each.x = x;
+  each.y = y;
+  // As much as was asked for, so that a sanitizer sees what is beyond; NaN in every format.
+  std::vector<char>().swap(each.shared);
+  each.shared.assign(shared_bytes, static_cast<char>(0xff));
+  for (Fiber& fiber : each.fibers) {
+    if (!fiber.stack.memory) {
+      fiber.stack.size = kStackBytes;
+      fiber.stack.memory = static_cast<char*>(aligned_alloc(64, kStackBytes));
     }
-    prepare(each.stack, run_fiber);
-    each.waits = Waits::kNot;
-    each.exchanges = 0;
-    each.groups.assign(1, {});
+    prepare(fiber.stack, run_fiber);
+    fiber.exchanges = 0;
+    fiber.cluster_barriers = 0;
+    fiber.groups.assign(1, {});
   }
+  release(each);
+}
+
+// Lets a CTA run to a barrier of the cluster or to its end; false: not all threads get there.
+bool run_cta() {
   int warps[kWarps];
   std::iota(warps, warps + kWarps, 0);
   for (;;) {
@@ -100,11 +120,33 @@ bool run_cta() {
     for (int warp : warps) {
       if (!run_warp(warp)) return false;
     }
-    const auto is_done = [](const Fiber& each) { return each.waits == Waits::kDone; };
-    const auto num_done = std::count_if(cta->fibers.begin(), cta->fibers.end(), is_done);
-    if (num_done == kThreads) return true;
-    if (num_done > 0) return false;
-    for (Fiber& each : cta->fibers) each.waits = Waits::kNot;
+    const Waits waits = cta->fibers[0].waits;
+    for (const Fiber& each : cta->fibers) {
+      if (each.waits != waits) return false;
+    }
+    release(*cta);
+    if (waits == Waits::kCta) continue;
+    cta->waits = waits;
+    return true;
+  }
+}
+
+// All CTAs of a cluster are there at once, but one of them runs at a time: to the next barrier that
+// they share, so that whatever another one should have done before is missing.
+bool run_cluster() {
+  std::vector<Cta*> ctas = cluster;
+  for (;;) {
+    if (settings.seed) std::shuffle(ctas.begin(), ctas.end(), order);
+    for (Cta* each : ctas) {
+      cta = each;
+      if (!run_cta()) return false;
+    }
+    const Waits waits = ctas[0]->waits;
+    for (Cta* each : ctas) {
+      if (each->waits != waits) return false;
+    }
+    if (waits == Waits::kDone) return true;
+    for (Cta* each : ctas) release(*each);
   }
 }
 
@@ -118,6 +160,16 @@ int cta_y() { return static_cast<int>(cta->y); }
 char* shared_memory() { return cta->shared.data(); }
 
 void sync_cta() { pause(Waits::kCta); }
+void sync_cluster() {
+  const bool is_missing = fiber().cluster_barriers++ == settings.missing_barrier;
+  pause(is_missing ? Waits::kCta : Waits::kCluster);
+}
+
+const void* of_peer(const void* mine, int rank) {
+  Cta& peer = *cluster.at(rank);
+  reads_what_has_ended = reads_what_has_ended || peer.waits == Waits::kDone;
+  return peer.shared.data() + (static_cast<const char*>(mine) - cta->shared.data());
+}
 void sync_warp() { pause(Waits::kWarp); }
 
 bool any_in_cta(bool x) {
@@ -245,34 +297,48 @@ void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
   }
 }
 
-int run_grid(int64_t grid_x, int64_t grid_y, int64_t bytes, const std::function<void()>& kernel) {
-  static Cta the_cta;
+int run_grid(int64_t grid_x, int64_t grid_y, int cluster_size, int64_t bytes,
+             const std::function<void()>& kernel) {
+  static std::vector<Cta> ctas(kMaxClusterSize);
   if (bytes > settings.shared_bytes) return 1;
   ++settings.num_launches;
-  cta = &the_cta;
   body = &kernel;
   order.seed(settings.seed);
-  std::vector<int64_t> ctas(grid_x * grid_y);
-  std::iota(ctas.begin(), ctas.end(), 0);
-  if (settings.seed) std::shuffle(ctas.begin(), ctas.end(), order);
-  for (int64_t i : ctas) {
-    cta->x = i % grid_x;
-    cta->y = i / grid_x;
-    // As much as was asked for, so that a sanitizer sees what is beyond; NaN in every format.
-    std::vector<char>().swap(cta->shared);
-    cta->shared.assign(bytes, static_cast<char>(0xff));
-    if (!run_cta()) return 2;
+  reads_what_has_ended = false;
+  cluster.clear();
+  for (int rank = 0; rank < cluster_size; ++rank) cluster.push_back(&ctas[rank]);
+  std::vector<int64_t> clusters(grid_x * grid_y / cluster_size);
+  std::iota(clusters.begin(), clusters.end(), 0);
+  if (settings.seed) std::shuffle(clusters.begin(), clusters.end(), order);
+  for (int64_t i : clusters) {
+    for (int rank = 0; rank < cluster_size; ++rank) {
+      const int64_t index = i * cluster_size + rank;
+      begin(ctas[rank], index % grid_x, index / grid_x, bytes);
+    }
+    if (!run_cluster()) return 2;
+    if (reads_what_has_ended) return 3;
   }
   return 0;
 }
 
 int get_device(int, Device* device) {
-  *device = {settings.num_sms, settings.shared_bytes, false};
+  *device = {0, settings.num_sms, settings.shared_bytes, true};
   return 0;
 }
 
 const char* error_text(int error) {
-  return error == 1 ? "too much shared memory" : "not all threads reach a barrier";
+  switch (error) {
+    case 1:
+      return "too much shared memory";
+    case 2:
+      return "not all threads reach a barrier";
+    default:
+      return "shared memory of a CTA that has ended is read";
+  }
+}
+
+int emulated_clusters(int size, int64_t bytes) {
+  return bytes > settings.shared_bytes ? 0 : settings.num_sms / size;
 }
 
 int clear(void* memory, int64_t bytes, void*) {
