@@ -163,6 +163,7 @@ constexpr int32_t kMaxUnits = 64;
 constexpr int32_t kShortTokens = 4096;
 constexpr int32_t kMaxClusterSize = 16;
 constexpr int32_t kMinClusterSize = 4;
+constexpr int32_t kMaxClusters = 1 << 14;
 
 #ifdef __CUDACC__
 #define QUEST_BOTH __host__ __device__ inline

@@ -18,6 +18,7 @@ MOST_REGISTERS = {
     "PageScorer": 255,
     "SketchScorer": 255,
     "select_kernel": 255,
+    "cluster_kernel": 255,
 }
 FEW_REGISTERS = 128
 NUM_INSTANCES = {
@@ -26,6 +27,7 @@ NUM_INSTANCES = {
     "SketchScorer": 3,
     "finish_kernel": 1,
     "select_kernel": 1,
+    "cluster_kernel": 9,
 }
 MOST_BYTES = 50e6
 
