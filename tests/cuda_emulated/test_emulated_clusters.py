@@ -39,10 +39,21 @@ from quest_compile import ops
 few_cases = pytest.mark.parametrize("case", FEW_CASES, ids=str)
 summaries = pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
 
+SEVERAL_UNITS = Case(torch.bfloat16, lengths=(500,), max_seq_len=512, budget_pages=16)
+
 
 @pytest.fixture(autouse=True)
 def clusters(emulated):
     configure(8, form="cluster")
+
+
+@pytest.fixture
+def device(request):
+    """Of the operator tests that run here too."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec and callspec.params.get("summary") == "sketch":
+        pytest.skip("sketches go to two kernels: see test_sketches_go_to_two_kernels")
+    return "cpu"
 
 
 def stepped(case, summary="minmax", **gpu):
@@ -94,7 +105,7 @@ def assert_found(inputs, state, expected, missing):
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_emulation_finds_that_a_barrier_is_missing(missing):
     """After the scores, after attention, and before a CTA may end."""
-    inputs = make_inputs(Case(torch.bfloat16, lengths=(500,), max_seq_len=512))
+    inputs = make_inputs(SEVERAL_UNITS)
     state, again = (state_of(inputs, "minmax_int8") for _ in range(2))
     out = step(inputs, inputs.seq_lens - 1, state, summary="minmax_int8")
     assert_found(inputs, again, [out, *state], missing)
@@ -103,7 +114,7 @@ def test_emulation_finds_that_a_barrier_is_missing(missing):
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 def test_emulation_finds_that_a_barrier_is_missing_behind_a_foreign_write(missing):
     """Besides those: after the vote on the samples, before they are repaired."""
-    inputs = make_inputs(Case(torch.bfloat16, lengths=(500,), max_seq_len=512))
+    inputs = make_inputs(SEVERAL_UNITS)
     state = state_of(inputs, "minmax_int8", 0, -1)
     step(inputs, inputs.seq_lens - 1, state, summary="minmax_int8")
     inputs.key_cache[:, 1] *= -3
@@ -165,6 +176,11 @@ def test_several_queries_go_to_two_kernels():
     configure(8, form="cluster")
     step(inputs, torch.tensor([297, 298, 299]), state)
     assert configure() == 2
+
+
+def test_sketches_go_to_two_kernels():
+    case = Case(torch.bfloat16, 16, 16, lengths=(100,))
+    assert stepped(case, "sketch", num_sms=8, form="cluster")[2] == 2
 
 
 def test_a_form_that_does_not_exist_is_an_error():

@@ -35,9 +35,8 @@ def test_kernels_touch_no_memory_that_is_not_theirs():
         "ASAN_OPTIONS": "detect_leaks=0",
     }
     folder = Path(__file__).parent
-    files = [
-        str(folder / f"test_emulated_{name}.py") for name in ("operators", "kernels", "sketches")
-    ]
+    names = ("operators", "kernels", "sketches", "clusters")
+    files = [str(folder / f"test_emulated_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", *files, "-k", CHOSEN]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
