@@ -68,9 +68,11 @@ std::string set_decode_form(StringHandle name) {
 bool plan_cluster(ClusterCall& call, const Device& device) {
   const DecodeForm form = wanted_form;
   const AttendCall& attend = call.attend;
-  const bool is_possible = device.has_clusters && attend.attended == Attended::kSelected &&
-                           call.score.summaries.rows.format.kind != SummaryKind::kSketch &&
-                           attend.rows.q_len == 1 && attend.num_pages <= kMaxSharedOrder &&
+  const SummaryKind kind = call.score.summaries.rows.format.kind;
+  const bool has_bounds = kind == SummaryKind::kMinMax || kind == SummaryKind::kMinMaxInt8;
+  const bool is_possible = device.has_clusters && has_bounds &&
+                           attend.attended == Attended::kSelected && attend.rows.q_len == 1 &&
+                           attend.num_pages <= kMaxSharedOrder &&
                            attend.choice.page_budget <= kMaxSharedList;
   const int64_t num_clusters = static_cast<int64_t>(attend.rows.batch) * attend.rows.num_kv_heads;
   if (!is_possible || num_clusters > kMaxClusters || form == DecodeForm::kTwoKernels) return false;
