@@ -1,10 +1,11 @@
 // Every operator of the native library. Schemas are in Python (quest_compile/ops), except those of
-// the two ops that exist in this library only.
+// the ops that exist in this library only.
 #include "counters.h"
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
 #ifdef QUEST_HAVE_CUDA
 #include "cuda/ops.h"
+#include "cuda/plan.h"
 #endif
 
 namespace quest {
@@ -22,11 +23,17 @@ std::string native_info() {
 STABLE_TORCH_LIBRARY_FRAGMENT(quest, m) {
   m.def("native_counters(bool reset) -> int[]");
   m.def("native_info() -> str");
+#ifdef QUEST_HAVE_CUDA
+  m.def("native_decode_form(str form) -> str");
+#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(quest, CompositeExplicitAutograd, m) {
   m.impl("native_counters", TORCH_BOX(&quest::native_counters));
   m.impl("native_info", TORCH_BOX(&quest::native_info));
+#ifdef QUEST_HAVE_CUDA
+  m.impl("native_decode_form", TORCH_BOX(&quest::cuda::set_decode_form));
+#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(quest, CPU, m) {

@@ -80,8 +80,6 @@ void check_page_size(int64_t page_size) {
               "page_size: expected a multiple of 8 from 8 to 128, got ", page_size);
 }
 
-namespace {
-
 // Not std::string: up to torch 2.15 the conversion of the stable ABI to it leaks.
 std::string take_string(StringHandle text) {
   const char* data = nullptr;
@@ -90,8 +88,6 @@ std::string take_string(StringHandle text) {
   TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
   return copy;
 }
-
-}  // namespace
 
 SummaryKind check_summary_kind(StringHandle text) {
   const std::string name = take_string(text);

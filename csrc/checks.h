@@ -49,6 +49,8 @@ DType check_float_dtype(const Tensor& tensor, const char* name);
 void check_head_dim(int64_t dim, const char* name);
 // Errors unless a multiple of 8 from 8 to 128.
 void check_page_size(int64_t page_size);
+// `text` is freed.
+std::string take_string(StringHandle text);
 // `text` is freed. Errors unless "sum", "max" or "none".
 GroupReduce check_group_reduce(StringHandle text);
 // `text` is freed. Errors unless "minmax", "minmax_int8", "meanstd" or "sketch".

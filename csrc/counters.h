@@ -14,6 +14,7 @@ enum class Counter {
   kSparseCalls,
   kSparseCallsCovered,
   kSparseCallsUnscored,
+  kClusterCalls,
   kDenseCalls,
   kSparseRows,
   kTokensAttended,

@@ -52,14 +52,29 @@ def own_methods(workload: Workload, device: str) -> list[Method]:
             caches = (x.query, x.key_cache, x.value_cache)
             return f.dense_decode(*caches, x.seq_lens, x.attn_mask)
 
+        def sketch_step(x: Inputs, f: Any = f) -> Any:
+            caches = (x.query, x.key_cache, x.value_cache)
+            state = (x.cache_position, x.sketches, x.num_sealed)
+            lens = (x.seq_lens, x.attn_mask, x.channel_scale)
+            return f.sparse_decode_step(*caches, *state, *lens, budget=budget, summary="sketch")
+
+        def sketch_scores(x: Inputs, f: Any = f) -> Any:
+            return _sketch_scores(f, x)
+
         found += [
             ("sparse_decode_step", kernels, score + attend, step),
             ("dense_decode", kernels, dense, all_positions),
             ("score_pages", kernels, score, stage_score),
             ("select_pages", kernels, 4 * _num_scores(workload), stage_select),
             ("attend_pages", kernels, attend, stage_attend),
+            ("sparse_decode_step, sketch", kernels, workload.sketch_bytes + attend, sketch_step),
+            ("score_pages, sketch", kernels, workload.sketch_bytes, sketch_scores),
         ]
     return found
+
+
+def _sketch_scores(f: Any, x: Inputs) -> Any:
+    return f.score_pages(x.query, x.sketches, x.seq_lens, x.channel_scale, summary="sketch")
 
 
 def _num_scores(workload: Workload) -> int:
@@ -120,7 +135,18 @@ def _expected(x: Inputs, workload: Workload) -> dict[str, torch.Tensor]:
     sparse = dense
     if workload.context > workload.budget:
         sparse, _ = reference.attend_pages(query, keys, values, x.pages[row], x.seq_lens)
-    return {"dense": dense, "sparse": sparse, "scores": x.scores, "pages": x.pages}
+    chosen = dense
+    sketches = (x.query[row], x.sketches[row], x.seq_lens, x.channel_scale[row])
+    scores = reference.score_pages(*sketches, summary="sketch")
+    if workload.context > workload.budget:
+        # Scores near each other may change places: the pages are those of the kernel.
+        own = _sketch_scores(ops, x)
+        pages = ops.select_pages(own, x.seq_lens, page_budget=workload.budget // 16)
+        chosen, _ = reference.attend_pages(query, keys, values, pages[row], x.seq_lens)
+    return {
+        "dense": dense, "sparse": sparse, "scores": x.scores, "pages": x.pages,
+        "sketch": chosen, "sketch scores": scores
+    }  # fmt: skip
 
 
 def _error_of(
@@ -128,8 +154,9 @@ def _error_of(
 ) -> str:
     """Why this method is not timed; empty if it is right."""
     kinds = {"sparse_decode_step": "sparse", "attend_pages": "sparse", "score_pages": "scores",
-             "select_pages": "pages"}  # fmt: skip
-    wanted = expected[kinds.get(name.split(",")[0], "dense")]
+             "select_pages": "pages", "sparse_decode_step, sketch": "sketch",
+             "score_pages, sketch": "sketch scores"}  # fmt: skip
+    wanted = expected[kinds.get(name) or kinds.get(name.split(",")[0], "dense")]
     try:
         out = call(x)
         out = out[0] if isinstance(out, tuple) else out

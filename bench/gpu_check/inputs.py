@@ -10,6 +10,7 @@ import torch
 from quest_compile import ops
 from quest_compile.bench.gpu_check.timing import ROTATED_BYTES
 from quest_compile.bench.shapes import SHAPES, Layer
+from quest_compile.ops.limits import row_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Workload:
         return self.dense_bytes // 16
 
     @property
+    def sketch_bytes(self) -> int:
+        num_pages = self.batch * self.layer.num_kv_heads * self.context // 16
+        return num_pages * row_bytes("sketch", self.layer.head_dim, 16, 1)
+
+    @property
     def attend_bytes(self) -> int:
         return self.dense_bytes * min(self.budget, self.context) // self.context
 
@@ -52,6 +58,8 @@ class Inputs:
     value_cache: torch.Tensor
     cache_position: torch.Tensor
     page_summary: torch.Tensor
+    sketches: torch.Tensor
+    channel_scale: torch.Tensor
     num_sealed: torch.Tensor
     seq_lens: torch.Tensor
     attn_mask: torch.Tensor
@@ -81,9 +89,11 @@ def _make(workload: Workload, device: str, seed: int) -> Inputs:
     query = torch.randn(batch, layer.num_q_heads, 1, layer.head_dim, **options)
     seq_lens = torch.tensor([context], device=device)
     summary = ops.build_page_summary(keys, seq_lens)
+    sketches, channel_scale = ops.build_page_summary(keys, seq_lens, summary="sketch")
     scores = ops.score_pages(query, summary, seq_lens)
     pages = ops.select_pages(scores, seq_lens, page_budget=workload.budget // 16)
     return Inputs(
-        query, keys, values, seq_lens - 1, summary, (seq_lens // 16).long(), seq_lens,
+        query, keys, values, seq_lens - 1, summary, sketches, channel_scale,
+        (seq_lens // 16).long(), seq_lens,
         torch.ones(1, 1, 1, context, dtype=torch.bool, device=device), scores, pages
     )  # fmt: skip

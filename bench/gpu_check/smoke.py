@@ -105,6 +105,44 @@ def _run_case(
     )
     found.append(("sparse_decode_step", _error(out, expected_out)))
     found.append(("sparse_decode_step state", _error(state[0], expected_state[0])))
+    caches = (query, summary_keys, values)
+    found += _run_sketches(source, caches, written, seq_lens, mask, 1 + has_mask)
+    return found
+
+
+def _run_sketches(
+    source: Any, caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor], written: torch.Tensor,
+    seq_lens: torch.Tensor, mask: torch.Tensor | None, sketch_bits: int
+) -> list[tuple[str, float]]:  # fmt: skip
+    query, keys, _ = caches
+    kind: dict[str, Any] = {"summary": "sketch", "sketch_bits": sketch_bits}
+    empty: Any = ops.empty_page_summary(keys, **kind)
+    num_sealed = torch.zeros(2, dtype=torch.int64, device=keys.device)
+    num_pages = int(written + 1) // _PAGE_SIZE
+
+    def new_state() -> list[torch.Tensor]:
+        return [torch.zeros_like(empty[0]), num_sealed.clone(), torch.zeros_like(empty[1])]
+
+    def num_wrong(state: list[torch.Tensor]) -> float:
+        wrong = (state[0] != expected[0])[:, :, :num_pages].sum() + (state[2] != expected[2]).sum()
+        return float(wrong)
+
+    expected, state = new_state(), new_state()
+    reference.update_page_summary(keys, written, *expected, **kind)
+    source.update_page_summary(keys, written, *state, **kind)
+    found = [("update_page_summary, sketch", num_wrong(state))]
+    rows, _, scale = expected
+    scores = source.score_pages(query, rows, seq_lens, scale, attn_mask=mask, **kind)
+    right = reference.score_pages(query, rows, seq_lens, scale, attn_mask=mask, **kind)
+    found.append(("score_pages, sketch", _error(scores, right)))
+    pages = reference.select_pages(scores, seq_lens, mask, page_budget=_BUDGET // _PAGE_SIZE)
+    right, _ = reference.attend_pages(*caches, pages, seq_lens, mask)
+    state = new_state()
+    out = source.sparse_decode_step(
+        *caches, written, *state[:2], seq_lens, mask, state[2], budget=_BUDGET, **kind
+    )
+    found.append(("sparse_decode_step, sketch", _error(out, right)))
+    found.append(("sparse_decode_step state, sketch", num_wrong(state)))
     return found
 
 

@@ -10,6 +10,7 @@ from quest_compile.bench import flashinfer_peer
 from quest_compile.bench.gpu_check import checks
 from quest_compile.bench.gpu_check.attention import run_attention
 from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
+from quest_compile.bench.gpu_check.forms import run_forms
 from quest_compile.bench.gpu_check.inputs import Workload
 from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step
@@ -23,6 +24,7 @@ _REST = [
     for shape in (_8B, _7B)
     for context in (4, 8, 32, 128)
 ]
+_SMALL = [Workload(_8B, context * _K, batch) for batch in (1, 2, 4) for context in (8, 32, 128)]
 
 
 def steps_of(device: str) -> list[Step]:
@@ -49,10 +51,11 @@ def steps_of(device: str) -> list[Step]:
         step("results", "Every operator against plain torch", 30, checks.results),
         step("tests", "GPU tests", 100, checks.tests),
         step("attention", "Attention, main shapes", 60, run_attention, main, peers_of),
+        step("forms", "One kernel by clusters, or two", 20, run_forms, _SMALL),
         step("end-to-end", "End to end, 8B shape", 120, run_end_to_end, whole),
         step("sanitizer", "compute-sanitizer", 40, checks.sanitizer),
         step("attention-more", "Attention, other shapes", 20, run_attention, rest, peers_of),
-        step("end-to-end-more", "End to end, other contexts", 60, run_end_to_end, more),
+        step("end-to-end-more", "End to end, other contexts", 40, run_end_to_end, more),
         step("flashinfer", "FlashInfer", 40, checks.flashinfer),
     ]
 

@@ -1,103 +1,11 @@
-// Split-KV attention: works, units of them, splits, and the merging of partial results. What is
-// summed with what depends on the tokens of a work alone (unit_size), so the bits do too.
+// Split-KV attention: units, splits, and the merging of partial results. What is summed with what
+// depends on the tokens of a work alone (unit_size), so the bits do too.
 #pragma once
 
-#include "cuda/attend_warp.h"
-#include "cuda/select.h"
+#include "cuda/attend_work.h"
 
 namespace quest {
 namespace cuda {
-
-// A state of the softmax of one head and channel.
-struct Folded {
-  float maximum;
-  float sum;
-  float value;
-
-  QUEST_DEVICE void add(float other_maximum, float other_sum, float other_value) {
-    const float top = fmaxf(maximum, other_maximum);
-    const float shift = top == -kInfinity ? 0 : top;
-    const float mine = power_of_2(maximum - shift), theirs = power_of_2(other_maximum - shift);
-    sum = multiply_add(sum, mine, multiply(other_sum, theirs));
-    value = multiply_add(value, mine, multiply(other_value, theirs));
-    maximum = top;
-  }
-};
-
-// Of one unit or of all before some unit: maxima [heads], sums [heads], values [heads, value_dim].
-struct Partial {
-  float* maxima;
-  float* sums;
-  float* values;
-};
-
-QUEST_DEVICE Partial partial_at(float* memory, int num_heads, int value_dim, int64_t index) {
-  float* p = memory + index * num_heads * (value_dim + 2);
-  return {p, p + num_heads, p + 2 * num_heads};
-}
-
-struct AttendMemory {
-  SelectMemory select;
-  int32_t is_last;
-};
-
-template <class Warp>
-QUEST_BOTH int64_t stage_bytes() {
-  return Warp::kNumWarps * 2ll * kTileTokens * Warp::kRowBytes;
-}
-
-// Shared memory: AttendMemory, query, list, merging space, base, then the stages, where the order
-// of the pages is kept as long as nothing is attended.
-template <class Warp>
-QUEST_BOTH int64_t attend_shared_bytes(const AttendCall& p) {
-  const int64_t heads = p.heads_per_tile, value_dim = p.rows.value_dim;
-  const int64_t partial = heads * (value_dim + 2) * 4 + 16;
-  int64_t in_stages = p.num_stages * stage_bytes<Warp>();
-  if (p.attended == Attended::kSelected && in_stages < kMaxSharedOrder * 4) {
-    in_stages = kMaxSharedOrder * 4;
-  }
-  if (p.finish.update.positions && in_stages < kFinishSharedBytes) in_stages = kFinishSharedBytes;
-  return sizeof(AttendMemory) + 16 + Warp::kQueryBytes + kMaxSharedList * 4 +
-         Warp::kNumWarps * (partial + Warp::kScratchBytes) + partial + in_stages + 256;
-}
-
-// The positions of a work: the slots of its list of pages, or all below len.
-struct Tokens {
-  const int32_t* pages;  // nullptr: slot i is position i
-  int page_size;
-  int num_slots;
-  int len;
-  const uint8_t* mask;  // nullptr: all
-  int64_t mask_stride;
-
-  QUEST_DEVICE int position(int slot) const {
-    return pages ? pages[slot / page_size] * page_size + slot % page_size : slot;
-  }
-  QUEST_DEVICE bool is_live(int position) const {
-    return position < len && (!mask || mask[position * mask_stride]);
-  }
-};
-
-// Which work a CTA has a share of.
-struct Work {
-  int row;
-  int select_head;  // within the row
-  int first_head;   // of the tile
-  int num_heads;
-  int kv_head;
-};
-
-QUEST_DEVICE Work work_of(const AttendCall& p, int index) {
-  Work w;
-  const int tile = index % p.tiles_per_select, select = index / p.tiles_per_select;
-  const int num_selects = p.rows.num_kv_heads * p.selects_per_group;
-  w.row = select / num_selects;
-  w.select_head = select % num_selects;
-  w.first_head = w.select_head * p.heads_per_select + tile * p.heads_per_tile;
-  w.num_heads = minimum(p.heads_per_tile, p.heads_per_select - tile * p.heads_per_tile);
-  w.kv_head = w.select_head / p.selects_per_group;
-  return w;
-}
 
 template <class T, class Warp>
 class Attender {
@@ -116,37 +24,97 @@ class Attender {
     stage_ = stages_ + warp_index() * (2 * kTileTokens * Warp::kRowBytes);
   }
 
-  QUEST_DEVICE void run() {
-    const int len = row_len(p_.rows, work_.row, shared_.select.values);
-    find_tokens(len);
-    const int size = unit_size(tokens_.num_slots);
-    const int num_units = maximum(1, (tokens_.num_slots + size - 1) / size);
-    const int share = (num_units + p_.num_splits - 1) / p_.num_splits;
-    const int num_active = (num_units + share - 1) / share;
-    const int first = cta_y() * share, last = minimum(first + share, num_units);
-    if (first >= num_units) return;
+  // Finds the tokens of the work and this CTA's share of their units. `order`: what the pages are
+  // chosen by, a function of their number and of shared memory [kMaxSharedOrder].
+  template <class Order>
+  QUEST_DEVICE void find_share(int len, const Order& order) {
+    find_tokens(len, order);
+    size_ = unit_size(tokens_.num_slots);
+    num_units_ = maximum(1, (tokens_.num_slots + size_ - 1) / size_);
+    share_ = (num_units_ + p_.num_splits - 1) / p_.num_splits;
+    first_ = work_.split * share_;
+    last_ = minimum(first_ + share_, num_units_);
+  }
+  QUEST_DEVICE bool has_share() const { return first_ < num_units_; }
+  QUEST_DEVICE int first_unit() const { return first_; }
+  // CTAs that have one.
+  QUEST_DEVICE int num_active() const { return (num_units_ + share_ - 1) / share_; }
+
+  // Attends the share. The first CTA keeps what it finds, the others leave a partial per unit:
+  // that of unit i is number first + i of `partials`.
+  QUEST_DEVICE void attend(float* partials, int64_t first) {
+    partials_ = partials;
+    first_partial_ = first;
     load_query();
-    attend_units(size, first, last);
-    finish(num_units, share, num_active, first);
+    attend_units();
   }
 
+  // Where `partials` are those of all CTAs, in device memory: the CTA that comes last goes on from
+  // what the first one has, in the order of the units.
+  QUEST_DEVICE void finish() {
+    const int count = work_.num_heads * p_.rows.value_dim;
+    if (num_active() == 1) {
+      for (int i = thread_index(); i < count; i += kThreads) write_out(element(base_, i), i);
+      return;
+    }
+    const Partial start = unit_partial(0);
+    if (first_ == 0) {
+      for (int i = thread_index(); i < count; i += kThreads) start.values[i] = base_.values[i];
+      for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
+        start.maxima[h] = base_.maxima[h];
+        start.sums[h] = base_.sums[h];
+      }
+    }
+    fence_device();
+    sync_cta();
+    if (thread_index() == 0) {
+      int32_t* arrivals = p_.arrivals + work_.index;
+      shared_.is_last = atomic_add(arrivals, 1) == num_active() - 1;
+      if (shared_.is_last) *arrivals = 0;
+    }
+    sync_cta();
+    if (!shared_.is_last) return;
+    fence_device();
+    for (int i = thread_index(); i < count; i += kThreads) {
+      fold_units(i, [&](int unit) { return element(unit_partial(unit), i); });
+    }
+  }
+
+#ifdef QUEST_HAS_CLUSTERS
+  // Where each CTA of the work has its partials in shared memory, the first of them on rank
+  // `first_rank` of the cluster, and all of them are done: every CTA makes its part of the output.
+  QUEST_DEVICE void finish_in_cluster(float* partials, int first_rank) {
+    const int value_dim = p_.rows.value_dim, count = work_.num_heads * value_dim;
+    const auto element_of = [&](const Partial& partial, int i, int rank) -> Folded {
+      return {load_peer(partial.maxima + i / value_dim, rank),
+              load_peer(partial.sums + i / value_dim, rank), load_peer(partial.values + i, rank)};
+    };
+    const int first = (warp_index() * p_.num_splits + work_.split) * 32 + lane_index();
+    for (int i = first; i < count; i += p_.num_splits * kThreads) {
+      fold_units(i, [&](int unit) {
+        if (unit == 0) return element_of(base_, i, first_rank);
+        const Partial partial = partial_at(partials, p_.heads_per_tile, value_dim, unit % share_);
+        return element_of(partial, i, first_rank + unit / share_);
+      });
+    }
+  }
+#endif
+
  private:
-  QUEST_DEVICE void find_tokens(int len) {
+  template <class Order>
+  QUEST_DEVICE void find_tokens(int len, const Order& order) {
     tokens_ = {nullptr, p_.choice.page_size, len, len, nullptr, p_.rows.mask.token_stride};
     if (p_.rows.mask.data) tokens_.mask = mask_of(p_.rows, work_.row, work_.first_head);
     const int64_t budget = static_cast<int64_t>(p_.choice.page_budget) * p_.choice.page_size;
     if (p_.attended == Attended::kAll) return;
     if (p_.attended == Attended::kSelected && len <= budget) return;
     const int capacity = p_.attended == Attended::kSelected ? p_.choice.page_budget : p_.num_slots;
-    int32_t* list = p_.lists ? p_.lists + static_cast<int64_t>(cta_x()) * capacity : list_;
+    int32_t* list = p_.lists ? p_.lists + static_cast<int64_t>(work_.index) * capacity : list_;
     int count = 0;
     if (p_.attended == Attended::kSelected) {
       const int num_pages = (len + p_.choice.page_size - 1) / p_.choice.page_size;
-      const int64_t num_selects = p_.rows.num_kv_heads * p_.selects_per_group;
-      const int32_t* order =
-          p_.order + (work_.row * num_selects + work_.select_head) * p_.num_pages;
-      PageSelector selector(p_.choice, order, num_pages, shared_.select,
-                            reinterpret_cast<int32_t*>(stages_));
+      PageSelector selector(p_.choice, order(num_pages, reinterpret_cast<int32_t*>(stages_)),
+                            num_pages, shared_.select);
       count = selector.select(list);
       tokens_.num_slots = count * p_.choice.page_size;
       // The last page may be cut short by the end of the row.
@@ -223,24 +191,24 @@ class Attender {
   };
   static constexpr int kStep = Warp::kNumWarps * kTileTokens;
   QUEST_DEVICE static bool attends() { return warp_index() < Warp::kNumWarps; }
-  QUEST_DEVICE int unit_end(int unit, int size) const {
-    return minimum((unit + 1) * size, tokens_.num_slots);
+  QUEST_DEVICE int unit_end(int unit) const {
+    return minimum((unit + 1) * size_, tokens_.num_slots);
   }
-  // This warp's first tile at or behind `place`; unit is `last` if there is none.
-  QUEST_DEVICE Place tile_from(Place place, int size, int last) const {
-    while (place.unit < last && place.slot >= unit_end(place.unit, size)) {
+  // This warp's first tile at or behind `place`; unit is last_ if there is none.
+  QUEST_DEVICE Place tile_from(Place place) const {
+    while (place.unit < last_ && place.slot >= unit_end(place.unit)) {
       ++place.unit;
-      place.slot = place.unit * size + warp_index() * kTileTokens;
+      place.slot = place.unit * size_ + warp_index() * kTileTokens;
     }
     return place;
   }
 
   // Copies of the keys and values of a tile begin; returns which of its tokens are live.
-  QUEST_DEVICE unsigned fetch(const Place& place, int size, char* keys) {
+  QUEST_DEVICE unsigned fetch(const Place& place, char* keys) {
     const int lane = lane_index(), slot = place.slot + lane % kTileTokens;
     int position = 0;
     bool is_live = false;
-    if (slot < unit_end(place.unit, size)) {
+    if (slot < unit_end(place.unit)) {
       position = tokens_.position(slot);
       is_live = tokens_.is_live(position);
     }
@@ -279,18 +247,18 @@ class Attender {
     }
   }
 
-  QUEST_DEVICE void attend_units(int size, int first, int last) {
+  QUEST_DEVICE void attend_units() {
     Warp warp(query_, scratch_, p_.rows.head_dim, p_.rows.value_dim, p_.scale_log2);
-    const Place start = {attends() ? first : last, first * size + warp_index() * kTileTokens};
-    Place ahead = tile_from(start, size, last), now = ahead;
+    const Place start = {attends() ? first_ : last_, first_ * size_ + warp_index() * kTileTokens};
+    Place ahead = tile_from(start), now = ahead;
     // Of the tiles under way, 16 bits each, the next one first.
     uint64_t live = 0;
 #pragma unroll 1
     for (int s = 0; s < p_.num_stages; ++s) {
-      live |= static_cast<uint64_t>(fetch_next(ahead, size, last, s)) << 16 * s;
+      live |= static_cast<uint64_t>(fetch_next(ahead, s)) << 16 * s;
     }
     int stage = 0;
-    for (int unit = first; unit < last; ++unit) {
+    for (int unit = first_; unit < last_; ++unit) {
       while (now.unit == unit) {
         wait();
         sync_warp();
@@ -300,12 +268,12 @@ class Attender {
           warp.attend(keys, keys + kTileTokens * Warp::kRowBytes, mine, work_.num_heads);
         }
         sync_warp();
-        const uint64_t fetched = fetch_next(ahead, size, last, stage);
+        const uint64_t fetched = fetch_next(ahead, stage);
         live = live >> 16 | fetched << 16 * (p_.num_stages - 1);
         stage = stage + 1 == p_.num_stages ? 0 : stage + 1;
-        now = tile_from({now.unit, now.slot + kStep}, size, last);
+        now = tile_from({now.unit, now.slot + kStep});
       }
-      merge(warp, unit, first == 0);
+      merge(warp, unit, first_ == 0);
       warp.reset();
     }
     wait_for_copies<0>();
@@ -314,11 +282,11 @@ class Attender {
   QUEST_DEVICE char* stage_at(int stage) const {
     return stage_ + stage * static_cast<int>(stage_bytes<Warp>());
   }
-  QUEST_DEVICE unsigned fetch_next(Place& ahead, int size, int last, int stage) {
+  QUEST_DEVICE unsigned fetch_next(Place& ahead, int stage) {
     unsigned live = 0;
-    if (ahead.unit < last) {
-      live = fetch(ahead, size, stage_at(stage));
-      ahead = tile_from({ahead.unit, ahead.slot + kStep}, size, last);
+    if (ahead.unit < last_) {
+      live = fetch(ahead, stage_at(stage));
+      ahead = tile_from({ahead.unit, ahead.slot + kStep});
     }
     commit_copies();
     return live;
@@ -396,47 +364,25 @@ class Attender {
   }
 
   QUEST_DEVICE Partial unit_partial(int unit) const {
-    const int64_t index = static_cast<int64_t>(cta_x()) * p_.max_units + unit;
-    return partial_at(p_.partials, p_.heads_per_tile, p_.rows.value_dim, index);
+    return partial_at(partials_, p_.heads_per_tile, p_.rows.value_dim, first_partial_ + unit);
   }
 
-  // The CTA that comes last goes on from what the first one has, in the order of the units.
-  QUEST_DEVICE void finish(int num_units, int share, int num_active, int first) {
-    const int value_dim = p_.rows.value_dim, count = work_.num_heads * value_dim;
-    if (num_active == 1) {
-      for (int i = thread_index(); i < count; i += kThreads) {
-        const int head = i / value_dim;
-        write_out({base_.maxima[head], base_.sums[head], base_.values[i]}, i);
-      }
-      return;
-    }
-    const Partial start = unit_partial(0);
-    if (first == 0) {
-      for (int i = thread_index(); i < count; i += kThreads) start.values[i] = base_.values[i];
-      for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
-        start.maxima[h] = base_.maxima[h];
-        start.sums[h] = base_.sums[h];
-      }
-    }
-    fence_device();
-    sync_cta();
-    if (thread_index() == 0) {
-      shared_.is_last = atomic_add(&p_.arrivals[cta_x()], 1) == num_active - 1;
-      if (shared_.is_last) p_.arrivals[cta_x()] = 0;
-    }
-    sync_cta();
-    if (!shared_.is_last) return;
-    fence_device();
-    for (int i = thread_index(); i < count; i += kThreads) {
-      const int head = i / value_dim;
-      Folded folded = {start.maxima[head], start.sums[head], start.values[i]};
+  // Of channel i % value_dim of head i / value_dim.
+  QUEST_DEVICE Folded element(const Partial& partial, int i) const {
+    const int head = i / p_.rows.value_dim;
+    return {partial.maxima[head], partial.sums[head], partial.values[i]};
+  }
+
+  // part(unit): such an element of a unit; of unit 0: of all units of the first CTA.
+  template <class Part>
+  QUEST_DEVICE void fold_units(int i, const Part& part) {
+    Folded folded = part(0);
 #pragma unroll 4
-      for (int unit = share; unit < num_units; ++unit) {
-        const Partial part = unit_partial(unit);
-        folded.add(part.maxima[head], part.sums[head], part.values[i]);
-      }
-      write_out(folded, i);
+    for (int unit = share_; unit < num_units_; ++unit) {
+      const Folded next = part(unit);
+      folded.add(next.maximum, next.sum, next.value);
     }
+    write_out(folded, i);
   }
 
   QUEST_DEVICE void write_out(const Folded& folded, int i) {
@@ -465,26 +411,14 @@ class Attender {
   Tokens tokens_;
   const T* keys_;
   const T* values_;
+  int size_;       // tokens of a unit
+  int num_units_;  // of the work
+  int share_;      // that a CTA has, at most
+  int first_;      // this one's
+  int last_;
+  float* partials_;
+  int64_t first_partial_;
 };
-
-// Kernel 2 (calls.h). Grid: work, split.
-template <class T, class Warp>
-QUEST_KERNEL(kThreads, 1)
-attend_kernel(QUEST_PARAM AttendCall p) {
-  SharedMemory memory;
-  AttendMemory& shared = *memory.take<AttendMemory>(1);
-  const Work work = work_of(p, cta_x());
-  Attender<T, Warp> attender(p, work, shared, memory);
-  attender.run();
-  if (!p.finish.update.positions || cta_y() > 0) return;
-  // One CTA of each (batch row, KV head).
-  sync_cta();
-  const int head = work.kv_head * p.rows.group_size;
-  if (work.row % p.rows.q_len == 0 && work.first_head == head) {
-    finish_head<T>(p.finish, work.row / p.rows.q_len, work.kv_head, memory, shared.select.values);
-  }
-  if (cta_x() == 0) finish_update(p.finish, shared.select.values);
-}
 
 }  // namespace cuda
 }  // namespace quest

@@ -1,7 +1,7 @@
 // The instances of kernel 2 of one dtype: which one serves a call.
 #pragma once
 
-#include "cuda/attend.h"
+#include "cuda/attend_kernel.h"
 #include "cuda/launch.h"
 
 namespace quest {

@@ -23,6 +23,9 @@ struct Rows {
   Mask mask;
 };
 
+// Pages that are looked at for changes made by others.
+constexpr int32_t kNumSamples = 4;
+
 // A write to the key cache, and what has to follow it.
 struct Update {
   const int64_t* positions;  // [num_positions], nullptr: there was no write
@@ -36,6 +39,8 @@ struct Update {
   // [batch, num_kv_heads], out: 0, or the number of leading pages among which somebody else's write
   // was found. Sampled pages and scales of such heads are written by the kernel that comes next.
   int32_t* stale_starts;
+  char* late_rows;     // [batch, num_kv_heads, kNumSamples, row]
+  float* late_scales;  // [batch, num_kv_heads, scale_size]
 };
 
 struct Summaries {
@@ -49,6 +54,12 @@ struct Summaries {
   int32_t num_kv_heads;
 };
 
+// How kernel 1 reads sketches: per warp, as many rows at a time, in so many stages.
+struct SketchSteps {
+  int32_t pages_per_step;
+  int32_t num_stages;
+};
+
 // Kernel 1: brings page summaries up to date and scores pages. One CTA: a share of the pages of one
 // (row, KV head); with no query, of one (batch row, KV head).
 struct ScoreCall {
@@ -59,6 +70,8 @@ struct ScoreCall {
   Query query;  // data nullptr: no scores are wanted
   // Rows of at most so many positions are not scored.
   int64_t budget;
+  float scale;         // of query.key, for sketches
+  SketchSteps sketch;  // of sketches
   // One of the two, [rows, num_select_heads, num_pages]: scores of all pages, -inf where there is
   // none, or what select_pages orders pages by (order_of) of the pages in use.
   float* scores;
@@ -127,6 +140,15 @@ struct AttendCall {
   FinishCall finish;  // update.positions nullptr: nothing to finish
 };
 
+// Both kernels in one, for rows of one query: a cluster of `size` CTAs per (row, KV head). Not used
+// are order, arrivals and stale_starts of `score`; order, partials, arrivals and finish of
+// `attend`.
+struct ClusterCall {
+  ScoreCall score;    // num_parts: size
+  AttendCall attend;  // num_splits: CTAs of a work
+  int32_t size;
+};
+
 // Lists up to this long stay in shared memory.
 constexpr int32_t kMaxSharedList = 2048;
 // So do the orders of so many pages.
@@ -139,6 +161,9 @@ constexpr int32_t kTileTokens = 16;
 constexpr int32_t kUnitTokens = kTileTokens * kWarps;
 constexpr int32_t kMaxUnits = 64;
 constexpr int32_t kShortTokens = 4096;
+constexpr int32_t kMaxClusterSize = 16;
+constexpr int32_t kMinClusterSize = 4;
+constexpr int32_t kMaxClusters = 1 << 14;
 
 #ifdef __CUDACC__
 #define QUEST_BOTH __host__ __device__ inline

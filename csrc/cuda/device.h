@@ -14,6 +14,11 @@
 #define QUEST_KERNEL(threads, ctas) __global__ void __launch_bounds__(threads, ctas)
 #define QUEST_PARAM const __grid_constant__
 
+// Thread-block clusters.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define QUEST_HAS_CLUSTERS
+#endif
+
 namespace quest {
 namespace cuda {
 
@@ -47,6 +52,9 @@ QUEST_DEVICE unsigned ballot(bool x) { return __ballot_sync(kAllLanes, x); }
 QUEST_DEVICE int leading_zeros(unsigned x) { return __clz(x); }
 
 QUEST_DEVICE int32_t atomic_add(int32_t* p, int32_t x) { return atomicAdd(p, x); }
+QUEST_DEVICE int64_t atomic_add(int64_t* p, int64_t x) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
+}
 QUEST_DEVICE int32_t atomic_max(int32_t* p, int32_t x) { return atomicMax(p, x); }
 // What this thread wrote before is seen by whoever sees what it writes after.
 QUEST_DEVICE void fence_device() { __threadfence(); }
@@ -56,6 +64,8 @@ QUEST_DEVICE float natural_log(float x) { return logf(x); }
 QUEST_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 QUEST_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 QUEST_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+QUEST_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+QUEST_DEVICE int nearest_int(float x) { return __float2int_rn(x); }
 QUEST_DEVICE float round_down(float x) { return floorf(x); }
 QUEST_DEVICE float round_up(float x) { return ceilf(x); }
 QUEST_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
@@ -65,10 +75,50 @@ QUEST_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+#ifdef QUEST_HAS_CLUSTERS
+// For all threads of all CTAs of a cluster: what they wrote before is seen by all after.
+QUEST_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// The address of what CTA `rank` of the cluster has where this one has *mine.
+QUEST_DEVICE uint32_t peer_address(const void* mine, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(mine)), "r"(rank));
+  return address;
+}
+// T: of 4 or 16 bytes. Between barriers of the cluster that come after the write and before the
+// CTA `rank` ends.
+template <class T>
+QUEST_DEVICE T load_peer(const T* mine, int rank) {
+  const uint32_t address = peer_address(mine, rank);
+  uint32_t words[sizeof(T) / 4];
+  if constexpr (sizeof(T) == 16) {
+    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    static_assert(sizeof(T) == 4, "");
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(words[0]) : "r"(address) : "memory");
+  }
+  T x;
+  memcpy(&x, words, sizeof(T));
+  return x;
+}
+#endif
+
 // 16 bytes to shared memory, zeros if not `is_live`; both addresses are multiples of 16.
 QUEST_DEVICE void copy_async(void* shared, const void* global, bool is_live) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(is_live ? 16 : 0)
+               : "memory");
+}
+// 8 bytes; both addresses are multiples of 8.
+QUEST_DEVICE void copy_half_async(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
 }
 QUEST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -119,6 +169,23 @@ QUEST_DEVICE void multiply_matrices<Float16>(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c[16, 8] += the number of bits that a[16, 128] and b[128, 8] share, in the layout of
+// mma.m16n8k128: words of 32 bits of rows lane / 4 and lane / 4 + 8, of column lane / 4.
+QUEST_DEVICE void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+// sum + the products of 4 signed bytes each.
+QUEST_DEVICE int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
+  return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
+}
+// Bytes 0 and 2 of a and of b; bytes 1 and 3.
+QUEST_DEVICE uint32_t even_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x6420); }
+QUEST_DEVICE uint32_t odd_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7531); }
+
 // Launches `kernel` with `bytes` of shared memory; the result is a cudaError_t.
 template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int num_threads,
@@ -131,6 +198,58 @@ int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int num
   void* arguments[] = {const_cast<Params*>(&params)};
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(num_threads), arguments,
                           bytes, static_cast<cudaStream_t>(stream));
+}
+
+// Calls f with the launch of so many clusters of `size` CTAs; the results are values of
+// cudaError_t.
+template <class Params, class F>
+int with_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int num_threads,
+                  int64_t bytes, const F& f) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(bytes));
+  if (error == cudaSuccess && size > 8) {
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(size);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(num_clusters * size));
+  config.blockDim = dim3(num_threads);
+  config.dynamicSmemBytes = bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return f(function, config);
+}
+
+template <class Params>
+int launch_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int num_threads,
+                    int64_t bytes, const Params& params, void* stream) {
+  return with_clusters(kernel, num_clusters, size, num_threads, bytes,
+                       [&](const void* function, cudaLaunchConfig_t& config) -> int {
+                         config.stream = static_cast<cudaStream_t>(stream);
+                         void* arguments[] = {const_cast<Params*>(&params)};
+                         return cudaLaunchKernelExC(&config, function, arguments);
+                       });
+}
+
+// How many such clusters run at a time; 0: none of this size.
+template <class Params>
+int active_clusters(void (*kernel)(const Params), int size, int num_threads, int64_t bytes,
+                    int* count) {
+  *count = 0;
+  return with_clusters(kernel, 1, size, num_threads, bytes,
+                       [&](const void* function, const cudaLaunchConfig_t& config) -> int {
+                         const cudaError_t error =
+                             cudaOccupancyMaxActiveClusters(count, function, &config);
+                         if (error != cudaErrorInvalidClusterSize) return error;
+                         cudaGetLastError();
+                         *count = 0;
+                         return cudaSuccess;
+                       });
 }
 
 }  // namespace cuda

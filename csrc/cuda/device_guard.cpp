@@ -26,7 +26,7 @@ Device properties(int index) {
   static std::mutex mutex;
   static std::vector<Device> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (static_cast<size_t>(index) >= known.size()) known.resize(index + 1, Device{0, 0, false});
+  if (static_cast<size_t>(index) >= known.size()) known.resize(index + 1, Device{});
   if (known[index].num_sms == 0) {
     check_launch(get_device(index, &known[index]), "device properties");
   }

@@ -1,4 +1,5 @@
 #include "cuda/attend_dispatch.h"
+#include "cuda/cluster_dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/score_dispatch.h"
 
@@ -15,7 +16,7 @@ int get_device(int index, Device* device) {
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
   }
-  *device = {sms, bytes, major >= 9};
+  *device = {index, sms, bytes, major >= 9};
   return error;
 }
 
@@ -37,17 +38,6 @@ int launch_score(const ScoreCall& call, void* stream) {
   }
 }
 
-int launch_finish(const FinishCall& call, void* stream) {
-  switch (call.summaries.dtype) {
-    case DType::kFloat32:
-      return launch_finish_float32(call, stream);
-    case DType::kBFloat16:
-      return launch_finish_bfloat16(call, stream);
-    default:
-      return launch_finish_float16(call, stream);
-  }
-}
-
 int launch_attend(const AttendCall& call, int64_t num_works, void* stream) {
   switch (call.dtype) {
     case DType::kFloat32:
@@ -56,6 +46,39 @@ int launch_attend(const AttendCall& call, int64_t num_works, void* stream) {
       return launch_attend_bfloat16(call, num_works, stream);
     default:
       return launch_attend_float16(call, num_works, stream);
+  }
+}
+
+int launch_cluster(const ClusterCall& call, void* stream) {
+  switch (call.attend.dtype) {
+    case DType::kFloat32:
+      return launch_cluster_float32(call, stream);
+    case DType::kBFloat16:
+      return launch_cluster_bfloat16(call, stream);
+    default:
+      return launch_cluster_float16(call, stream);
+  }
+}
+
+int active_clusters(const ClusterCall& call, int* count) {
+  switch (call.attend.dtype) {
+    case DType::kFloat32:
+      return active_clusters_float32(call, count);
+    case DType::kBFloat16:
+      return active_clusters_bfloat16(call, count);
+    default:
+      return active_clusters_float16(call, count);
+  }
+}
+
+int64_t cluster_bytes(const ClusterCall& call) {
+  switch (call.attend.dtype) {
+    case DType::kFloat32:
+      return Float32Clusters::bytes(call);
+    case DType::kBFloat16:
+      return BFloat16Clusters::bytes(call);
+    default:
+      return Float16Clusters::bytes(call);
   }
 }
 
@@ -79,7 +102,10 @@ int max_heads(DType dtype) {
   return dtype == DType::kFloat32 ? ScalarWarp<64>::kHeads : MatrixWarp<BFloat16, 64>::kHeads;
 }
 
-int64_t score_bytes(const ScoreCall& call) { return score_shared_bytes(call); }
+int64_t score_bytes(const ScoreCall& call) {
+  return call.summaries.rows.format.kind == SummaryKind::kSketch ? sketch_scorer_bytes(call)
+                                                                 : page_scorer_bytes(call);
+}
 
 }  // namespace cuda
 }  // namespace quest

@@ -7,6 +7,10 @@ namespace cuda {
 namespace {
 
 constexpr int32_t kMaxStages = 3;
+// Of kernel 1 with sketches: what is left of an SM is cache for keys.
+constexpr int64_t kSketchBytes = 112 << 10;
+// The best first.
+constexpr SketchSteps kSketchSteps[] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
 
 bool is_multiple(int64_t x, int64_t unit) { return x % unit == 0; }
 
@@ -44,6 +48,16 @@ int32_t choose_splits(int64_t num_works, int32_t num_units, const Device& device
   return best;
 }
 
+// As many rows at a time as the shared memory allows.
+void choose_steps(ScoreCall& call, const Device& device) {
+  const int64_t most = std::min(device.shared_bytes, kSketchBytes);
+  for (const SketchSteps& steps : kSketchSteps) {
+    call.sketch = steps;
+    if (!call.query.data && steps.pages_per_step > 1) continue;
+    if (score_bytes(call) <= most) return;
+  }
+}
+
 }  // namespace
 
 void set_lens(Rows& rows, const Tensor& seq_lens) {
@@ -54,7 +68,6 @@ void set_lens(Rows& rows, const Tensor& seq_lens) {
 
 SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
   const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
-  QUEST_CHECK(format.kind != SummaryKind::kSketch, "summary: no CUDA kernel reads 'sketch'");
   QUEST_CHECK(format.kind != SummaryKind::kMeanStd, "summary: no CUDA kernel reads 'meanstd'");
   return format;
 }
@@ -88,8 +101,8 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   Summaries s = {};
   s.dtype = dtype;
   s.rows = rows;
-  // int8 rows are read 8 bytes at a time.
-  const int64_t bytes = rows.format.kind == SummaryKind::kMinMaxInt8 ? 8 : 16;
+  // Rows of bytes are read 8 of them at a time.
+  const int64_t bytes = rows.format.kind == SummaryKind::kMinMax ? 16 : 8;
   const int64_t unit = bytes / rows.element_size;
   s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), bytes) &&
                        is_multiple(rows.batch_stride, unit) &&
@@ -102,7 +115,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   return s;
 }
 
-Update make_update(const UpdateArguments& u, int32_t* stale_starts) {
+Update make_update(const UpdateArguments& u) {
   Update update = {};
   update.positions = u.positions;
   update.num_positions = u.num_positions;
@@ -112,7 +125,6 @@ Update make_update(const UpdateArguments& u, int32_t* stale_starts) {
   update.key_cache = u.key_cache;
   update.has_aligned_keys = is_aligned(u.key_cache, element_size(u.dtype));
   update.max_seq_len = u.max_seq_len;
-  update.stale_starts = stale_starts;
   return update;
 }
 
@@ -135,6 +147,15 @@ AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor&
   return call;
 }
 
+bool choose_stages(AttendCall& call, const Device& device,
+                   const std::function<int64_t()>& shared_bytes) {
+  const int64_t tiles_per_warp = ceil_div(ceil_div(max_tokens(call), call.num_splits),
+                                          static_cast<int64_t>(attend_step(call)));
+  call.num_stages = static_cast<int32_t>(std::clamp<int64_t>(tiles_per_warp, 1, kMaxStages));
+  while (call.num_stages > 0 && shared_bytes() > device.shared_bytes) --call.num_stages;
+  return call.num_stages > 0;
+}
+
 int64_t plan_attend(AttendCall& call, const Device& device) {
   const int64_t num_tokens = max_tokens(call);
   call.max_units = most_units(num_tokens);
@@ -155,14 +176,12 @@ int64_t plan_attend(AttendCall& call, const Device& device) {
   const int64_t num_works = static_cast<int64_t>(call.rows.batch) * call.rows.q_len *
                             call.rows.num_kv_heads * call.selects_per_group * call.tiles_per_select;
   call.num_splits = choose_splits(num_works, call.max_units, device);
-  const int64_t tiles_per_warp =
-      ceil_div(ceil_div(num_tokens, call.num_splits), static_cast<int64_t>(attend_step(call)));
-  int32_t stages = static_cast<int32_t>(std::clamp<int64_t>(tiles_per_warp, 1, kMaxStages));
-  while (shared_bytes(stages) > device.shared_bytes) --stages;
+  choose_stages(call, device, [&] { return attend_bytes(call); });
   return num_works;
 }
 
-int32_t plan_parts(const ScoreCall& call, const Device& device) {
+void plan_score(ScoreCall& call, const Device& device) {
+  if (call.summaries.rows.format.kind == SummaryKind::kSketch) choose_steps(call, device);
   QUEST_CHECK(score_bytes(call) <= device.shared_bytes, "query: the weights of ",
               call.rows.group_size,
               " heads that share a KV head do not fit the shared memory of the GPU");
@@ -171,8 +190,15 @@ int32_t plan_parts(const ScoreCall& call, const Device& device) {
   // Scores of 32 pages are about the least that is worth one.
   const int64_t least = call.query.data ? 32 : 8;
   const int64_t most = std::max<int64_t>(1, ceil_div(call.summaries.num_pages, least));
-  return static_cast<int32_t>(
+  call.num_parts = static_cast<int32_t>(
       std::clamp<int64_t>(device.num_sms / std::max<int64_t>(heads, 1), 1, most));
+}
+
+void take_scratch(Update& update, const Summaries& summaries, Workspace& workspace) {
+  const int64_t num_heads = static_cast<int64_t>(summaries.batch) * summaries.num_kv_heads;
+  update.stale_starts = workspace.take<int32_t>(num_heads);
+  update.late_rows = workspace.take<char>(num_heads * kNumSamples * summaries.rows.row_bytes);
+  update.late_scales = workspace.take<float>(num_heads * summaries.rows.scale_size);
 }
 
 void take_scratch(AttendCall& call, int64_t num_works, Workspace& workspace) {

@@ -2,6 +2,8 @@
 // memory. It depends on shapes and on the device alone, never on values.
 #pragma once
 
+#include <functional>
+
 #include "cuda/device_guard.h"
 #include "operator_arguments.h"
 
@@ -17,16 +19,27 @@ Rows make_rows(const Attention& a, const Tensor& seq_lens);
 void set_lens(Rows& rows, const Tensor& seq_lens);
 Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size, int64_t num_pages,
                          int64_t head_dim, int64_t batch);
-// stale_starts [batch, num_kv_heads] int32 is taken from `workspace`, which has to live as long as
-// the launches.
-Update make_update(const UpdateArguments& u, int32_t* stale_starts);
+// Without scratch.
+Update make_update(const UpdateArguments& u);
 
 // A call that attends everything; `out` as new_output makes it.
 AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor& out);
 // Sets what follows from the sizes of the call and the device. Returns the number of works.
 int64_t plan_attend(AttendCall& call, const Device& device);
-// CTAs that share the pages of a (row, KV head) in launch_score.
-int32_t plan_parts(const ScoreCall& call, const Device& device);
+// Sets how the CTAs of launch_score share the pages of a (row, KV head) and read them.
+void plan_score(ScoreCall& call, const Device& device);
+// Sets num_stages, as many as are useful and fit; false: not even one fits. shared_bytes(): of the
+// kernel with the stages of the call.
+bool choose_stages(AttendCall& call, const Device& device,
+                   const std::function<int64_t()>& shared_bytes);
+
+enum class DecodeForm { kAuto, kTwoKernels, kCluster };
+// How sparse steps run from now on, for tests and benchmarks: "auto", "two_kernels", or "cluster":
+// in one kernel wherever that is possible. Returns what it was.
+std::string set_decode_form(StringHandle form);
+// Makes one kernel of a planned call, if that is better; false: the call is as it was or not
+// usable.
+bool plan_cluster(ClusterCall& call, const Device& device);
 
 // Memory of the kernels, from torch's allocator: it may be given back once they are launched.
 class Workspace {
@@ -45,6 +58,11 @@ class Workspace {
   std::vector<Tensor> tensors_;
 };
 
+// What an update leaves to the next kernel is in `workspace`.
+Update make_update(const UpdateArguments& u, Workspace& workspace);
+
+// What kernel 1 leaves to the next one.
+void take_scratch(Update& update, const Summaries& summaries, Workspace& workspace);
 // Scratch of a planned call. Arrivals are taken but not cleared.
 void take_scratch(AttendCall& call, int64_t num_works, Workspace& workspace);
 

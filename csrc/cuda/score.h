@@ -24,6 +24,33 @@ QUEST_BOTH int num_weight_rows(const ScoreCall& p) {
   return p.group_reduce == GroupReduce::kSum ? 1 : p.rows.group_size;
 }
 
+// Where the score of a page is: `select`, of the select heads of the KV head.
+QUEST_DEVICE int64_t score_index(const ScoreCall& p, int row, int kv_head, int select,
+                                 int64_t page) {
+  const int per_group = p.group_reduce == GroupReduce::kNone ? p.rows.group_size : 1;
+  const int64_t index = static_cast<int64_t>(row) * p.summaries.num_kv_heads + kv_head;
+  return (index * per_group + select) * p.summaries.num_pages + page;
+}
+
+// What there is to do for a row, and a CTA's share of it.
+struct PageRange {
+  int64_t first;
+  int64_t last;
+  bool has_scores;       // or else pages are summarised only
+  int64_t num_complete;  // pages that get a score other than -inf
+  int64_t start;         // pages of [start, num_sealed) are summarised from their keys
+  int64_t num_sealed;
+  float* channel_scale;  // in shared memory, or nullptr
+  int len;
+  // Of page `first`, for the first select head of the KV head; from one select head to the next.
+  int32_t* order;
+  int64_t order_stride;
+
+  QUEST_DEVICE int32_t& order_of_page(int select, int64_t page) const {
+    return order[select * order_stride + page - first];
+  }
+};
+
 // Query heads that a row of a summary is scored for at a time.
 constexpr int kScoreHeads = 4;
 
@@ -36,6 +63,8 @@ constexpr int kLoneRows = sizeof(R) == 4 ? 4 : 8;
 template <class T, class R>
 class PageScorer {
  public:
+  QUEST_BOTH static int channel_floats(int head_dim) { return head_dim; }
+
   QUEST_DEVICE PageScorer(const ScoreCall& p, int row, int kv_head, SharedMemory& memory)
       : p_(p), s_(p.summaries), row_(row), kv_head_(kv_head) {
     batch_row_ = p.rows.q_len > 0 ? row / p.rows.q_len : row;
@@ -66,24 +95,13 @@ class PageScorer {
     sync_cta();
   }
 
-  struct Range {
-    int64_t first;
-    int64_t last;
-    bool has_scores;       // or else pages are summarised only
-    int64_t num_complete;  // pages that get a score other than -inf
-    int64_t start;         // pages of [start, num_sealed) are summarised from their keys
-    int64_t num_sealed;
-    const float* channel_scale;
-    int len;
-  };
-
-  // Stores new summaries of the pages for which stores(page).
-  template <class Stores>
-  QUEST_DEVICE void run(const Range& range, const Stores& stores) {
+  // Stores new summaries where place_of(page) says, which may be nowhere.
+  template <class PlaceOf>
+  QUEST_DEVICE void run(const PageRange& range, const PlaceOf& place_of) {
     for (int64_t page = range.first + warp_index(); page < range.last; page += kWarps) {
       if (page < range.start || page >= range.num_sealed) continue;
       summarise_page<T>(s_, p_.update, batch_row_, kv_head_, page, range.channel_scale, new_row_);
-      if (stores(page)) store_row<T>(s_, new_row_, row_of(s_, batch_row_, kv_head_, page));
+      if (char* stored = place_of(page)) store_row<T>(s_, new_row_, stored);
       if (range.has_scores) {
         const R* row = reinterpret_cast<const R*>(new_row_);
         has_one_row() ? score_pages<1, 1>(range, page, row)
@@ -104,11 +122,17 @@ class PageScorer {
     return differs;
   }
 
+  // channel_scale of int8 rows, from the keys; or what is stored has been copied there.
+  QUEST_DEVICE void scale_channels(int64_t num_pages, float* channel_scale, WarpValues& shared) {
+    cuda::scale_channels<T>(s_, p_.update, batch_row_, kv_head_, num_pages, channel_scale, shared);
+  }
+  QUEST_DEVICE void complete_channels(float*) const { sync_cta(); }
+
  private:
   QUEST_DEVICE bool has_one_row() const { return num_weight_rows(p_) == 1; }
 
   template <int kRows, int kHeads>
-  QUEST_DEVICE void score_stored_pages(const Range& range) {
+  QUEST_DEVICE void score_stored_pages(const PageRange& range) {
     const int per_step = kRows * (32 / width_);
     for (int64_t page = range.first + warp_index() * per_step; page < range.last;
          page += kWarps * per_step) {
@@ -118,7 +142,7 @@ class PageScorer {
 
   // The page whose summary is new_row, or kRows pages per group of lanes from `page` on.
   template <int kRows, int kHeads>
-  QUEST_DEVICE void score_pages(const Range& range, int64_t page, const R* new_row) {
+  QUEST_DEVICE void score_pages(const PageRange& range, int64_t page, const R* new_row) {
     const int group = lane_index() / width_, num_groups = 32 / width_;
     const R* rows[kRows];  // nullptr: no score
     unsigned wanted = 0;
@@ -217,20 +241,17 @@ class PageScorer {
   }
 
   // For all lanes of a warp. first_head, num_heads: of the group, whose choice this is.
-  QUEST_DEVICE void write(const Range& range, bool wanted, int64_t page, int first_head,
+  QUEST_DEVICE void write(const PageRange& range, bool wanted, int64_t page, int first_head,
                           int num_heads, float score) const {
-    const int per_group = p_.group_reduce == GroupReduce::kNone ? p_.rows.group_size : 1;
-    const int64_t select_head =
-        (static_cast<int64_t>(row_) * s_.num_kv_heads + kv_head_) * per_group + first_head;
-    const int64_t index = select_head * s_.num_pages + page;
     if (p_.scores) {
+      const int64_t index = score_index(p_, row_, kv_head_, first_head, page);
       if (wanted && lane_ == 0) p_.scores[index] = score;
       return;
     }
     const int head = kv_head_ * p_.rows.group_size + first_head;
     const bool live = is_live(p_.rows, row_, head, num_heads, wanted ? page : s_.num_pages,
                               s_.page_size, range.len, lane_, width_);
-    if (wanted && lane_ == 0) p_.order[index] = order_of(score, live);
+    if (wanted && lane_ == 0) range.order_of_page(first_head, page) = order_of(score, live);
   }
 
   const ScoreCall& p_;
@@ -245,140 +266,8 @@ class PageScorer {
   int lane_;
 };
 
-inline int64_t score_shared_bytes(const ScoreCall& p) {
+QUEST_BOTH int64_t page_scorer_bytes(const ScoreCall& p) {
   return (num_weight_rows(p) * 2 + 1) * p.summaries.head_dim * 4 + kWarps * kMaxRowBytes + 256;
-}
-
-// Kernel 1 (calls.h). Grid: (row, KV head), part.
-template <class T, class R>
-QUEST_KERNEL(kThreads, 1)
-score_kernel(QUEST_PARAM ScoreCall p) {
-  SharedMemory memory;
-  WarpValues& values = *memory.take<WarpValues>(1);
-  float* channel_scale = memory.take<float>(p.summaries.head_dim);
-  const Summaries& s = p.summaries;
-  const int row = cta_x() / s.num_kv_heads, kv_head = cta_x() % s.num_kv_heads, part = cta_y();
-  const int batch_row = row / p.rows.q_len;
-  const bool is_first_query = row % p.rows.q_len == 0;
-  if (p.arrivals && part == 0) {
-    const int64_t first = static_cast<int64_t>(cta_x()) * p.rows.group_size;
-    for (int h = thread_index(); h < p.rows.group_size; h += kThreads) p.arrivals[first + h] = 0;
-  }
-
-  typename PageScorer<T, R>::Range range = {};
-  Span span = {0, 0, 0, 0};
-  const bool updates = p.update.positions != nullptr;
-  if (updates) {
-    span = read_positions(p.update, s, values);
-    range.start = read_start(p.update, s, span);
-    range.num_sealed = span.num_sealed;
-  }
-  int64_t num_pages = span.num_sealed;
-  if (p.query.data) {
-    range.len = row_len(p.rows, row, values);
-    range.has_scores = range.len > p.budget;
-  }
-  if (range.has_scores) {
-    range.num_complete = range.len / s.page_size;
-    const int64_t num_used = (range.len + s.page_size - 1) / s.page_size;
-    num_pages = maximum<int64_t>(num_pages, p.scores ? s.num_pages : num_used);
-  }
-  // Every CTA gets as many of the pages that there are by now.
-  const int64_t share = (num_pages + p.num_parts - 1) / p.num_parts;
-  range.first = part * share;
-  range.last = minimum(range.first + share, num_pages);
-  const bool reports = updates && is_first_query && part == 0;
-  if (range.first >= range.last && !reports) return;
-
-  const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
-  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
-    range.channel_scale = channel_scale;
-    float* stored = channel_scale_of(s, batch_row, kv_head);
-    if (updates && range.start == 0 && num_scaled > 0) {
-      scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
-      for (int d = thread_index(); reports && d < s.head_dim; d += kThreads) {
-        stored[d] = channel_scale[d];
-      }
-    } else {
-      for (int d = thread_index(); d < s.head_dim; d += kThreads) channel_scale[d] = stored[d];
-      sync_cta();
-    }
-  }
-
-  PageScorer<T, R> scorer(p, row, kv_head, memory);
-  if (range.has_scores) scorer.prepare(range.channel_scale);
-  const int64_t start = range.start;
-  bool is_stale = false;
-  const auto stores = [&](int64_t page) {
-    return is_first_query && !(is_stale && is_sample(span, start, page));
-  };
-  // At first as if nobody else had written the cache: to find that out takes as long.
-#pragma unroll 1
-  for (;;) {
-    scorer.run(range, stores);
-    if (is_stale) return;
-    bool differs = false;
-    if (updates && start > 0 && warp_index() < kNumSamples) {
-      differs = scorer.page_differs(sample_of(span, start, warp_index()), range.channel_scale);
-    }
-    is_stale = any_in_cta(differs);
-    if (reports && thread_index() == 0) {
-      p.update.stale_starts[batch_row * s.num_kv_heads + kv_head] =
-          is_stale ? static_cast<int32_t>(start) : 0;
-    }
-    if (!is_stale) return;
-    // Other CTAs may still look at the samples and at the scales: the next kernel writes those.
-    if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
-      scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
-      if (range.has_scores) scorer.prepare(channel_scale);
-    }
-    range.start = 0;
-  }
-}
-
-// Writes what kernel 1 left to be written for a (batch row, KV head), by a whole CTA.
-template <class T>
-QUEST_DEVICE void finish_head(const FinishCall& p, int batch_row, int kv_head, SharedMemory memory,
-                              WarpValues& values) {
-  const Summaries& s = p.summaries;
-  const int64_t start = p.update.stale_starts[batch_row * s.num_kv_heads + kv_head];
-  if (start == 0) return;
-  float* channel_scale = memory.take<float>(s.head_dim);
-  char* row = memory.take<char>(kWarps * kMaxRowBytes) + warp_index() * kMaxRowBytes;
-  const Span span = read_positions(p.update, s, values);
-  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
-    const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
-    scale_channels<T>(s, p.update, batch_row, kv_head, num_scaled, channel_scale, values);
-    float* stored = channel_scale_of(s, batch_row, kv_head);
-    for (int d = thread_index(); d < s.head_dim; d += kThreads) stored[d] = channel_scale[d];
-  }
-  if (warp_index() < kNumSamples) {
-    const int64_t page = sample_of(span, start, warp_index());
-    summarise_page<T>(s, p.update, batch_row, kv_head, page, channel_scale, row);
-    store_row<T>(s, row, row_of(s, batch_row, kv_head, page));
-  }
-}
-
-// Of the whole update, by one CTA.
-QUEST_DEVICE void finish_update(const FinishCall& p, WarpValues& values) {
-  const Span span = read_positions(p.update, p.summaries, values);
-  if (thread_index() > 0) return;
-  int64_t* next = p.update.next_position;
-  *p.update.num_sealed = span.num_sealed;
-  if (next && *next >= 0) *next = span.end;
-}
-
-constexpr int64_t kFinishSharedBytes = kMaxHeadDim * 4 + kWarps * kMaxRowBytes + 256;
-
-// Behind kernel 1 where nothing is attended. Grid: (batch row, KV head).
-template <class T>
-QUEST_KERNEL(kThreads, 2)
-finish_kernel(QUEST_PARAM FinishCall p) {
-  SharedMemory memory;
-  WarpValues& values = *memory.take<WarpValues>(1);
-  const int num_kv_heads = p.summaries.num_kv_heads;
-  finish_head<T>(p, cta_x() / num_kv_heads, cta_x() % num_kv_heads, memory, values);
-  if (cta_x() == 0) finish_update(p, values);
 }
 
 }  // namespace cuda

@@ -7,9 +7,5 @@ int launch_score_bfloat16(const ScoreCall& p, void* stream) {
   return launch_score_of<BFloat16>(p, stream);
 }
 
-int launch_finish_bfloat16(const FinishCall& p, void* stream) {
-  return launch_finish_of<BFloat16>(p, stream);
-}
-
 }  // namespace cuda
 }  // namespace quest

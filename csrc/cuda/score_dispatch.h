@@ -2,33 +2,32 @@
 #pragma once
 
 #include "cuda/launch.h"
-#include "cuda/score.h"
+#include "cuda/score_kernel.h"
 
 namespace quest {
 namespace cuda {
 
-template <class T>
-int launch_score_of(const ScoreCall& p, void* stream) {
+template <class Scorer>
+int launch_scorer(const ScoreCall& p, int64_t bytes, void* stream) {
   const int64_t grid = static_cast<int64_t>(p.rows.batch) * p.rows.q_len * p.summaries.num_kv_heads;
-  return p.summaries.rows.format.kind == SummaryKind::kMinMaxInt8
-             ? launch(score_kernel<T, Int8>, grid, p.num_parts, kThreads, score_shared_bytes(p), p,
-                      stream)
-             : launch(score_kernel<T, T>, grid, p.num_parts, kThreads, score_shared_bytes(p), p,
-                      stream);
+  return launch(score_kernel<Scorer>, grid, p.num_parts, kThreads, bytes, p, stream);
 }
 
 template <class T>
-int launch_finish_of(const FinishCall& p, void* stream) {
-  const int64_t grid = static_cast<int64_t>(p.summaries.batch) * p.summaries.num_kv_heads;
-  return launch(finish_kernel<T>, grid, 1, kThreads, kFinishSharedBytes, p, stream);
+int launch_score_of(const ScoreCall& p, void* stream) {
+  switch (p.summaries.rows.format.kind) {
+    case SummaryKind::kMinMax:
+      return launch_scorer<PageScorer<T, T>>(p, page_scorer_bytes(p), stream);
+    case SummaryKind::kMinMaxInt8:
+      return launch_scorer<PageScorer<T, Int8>>(p, page_scorer_bytes(p), stream);
+    default:
+      return launch_scorer<SketchScorer<T>>(p, sketch_scorer_bytes(p), stream);
+  }
 }
 
 int launch_score_float32(const ScoreCall& p, void* stream);
 int launch_score_bfloat16(const ScoreCall& p, void* stream);
 int launch_score_float16(const ScoreCall& p, void* stream);
-int launch_finish_float32(const FinishCall& p, void* stream);
-int launch_finish_bfloat16(const FinishCall& p, void* stream);
-int launch_finish_float16(const FinishCall& p, void* stream);
 
 }  // namespace cuda
 }  // namespace quest

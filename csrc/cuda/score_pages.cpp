@@ -27,11 +27,13 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
   call.rows.group_size = static_cast<int32_t>(arguments.group_size);
   call.rows.num_kv_heads = static_cast<int32_t>(arguments.num_kv_heads);
   call.rows.num_q_heads = call.rows.num_kv_heads * call.rows.group_size;
-  call.rows.max_seq_len = arguments.num_pages * page_size;
+  call.rows.max_seq_len = arguments.max_seq_len;
+  call.rows.mask = arguments.mask;
   call.group_reduce = arguments.group_reduce;
   call.query = arguments.query;
+  call.scale = arguments.scale;
   call.scores = static_cast<float*>(scores.mutable_data_ptr());
-  call.num_parts = plan_parts(call, on.device());
+  plan_score(call, on.device());
   check_launch(launch_score(call, on.stream()), "score_pages");
   return scores;
 }

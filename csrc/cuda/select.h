@@ -13,17 +13,20 @@ struct SelectMemory {
   int32_t found[4];
 };
 
+// An order where it is read fast: in `copy` [kMaxSharedOrder], shared memory, if that holds it.
+QUEST_DEVICE const int32_t* copy_order(const int32_t* order, int num_pages, int32_t* copy) {
+  if (num_pages > kMaxSharedOrder) return order;
+  for (int i = thread_index(); i < num_pages; i += kThreads) copy[i] = order[i];
+  return copy;
+}
+
 // Thread i has pages [i * share, (i + 1) * share): what it counts is in their order.
 class PageSelector {
  public:
-  // order [num_pages], of the pages in use; `copy`: [kMaxSharedOrder], shared memory.
+  // order [num_pages], of the pages in use; may be what threads of the CTA have just written.
   QUEST_DEVICE PageSelector(const Choice& choice, const int32_t* order, int num_pages,
-                            SelectMemory& memory, int32_t* copy)
+                            SelectMemory& memory)
       : choice_(choice), order_(order), num_pages_(num_pages), memory_(memory) {
-    if (num_pages <= kMaxSharedOrder) {
-      for (int i = thread_index(); i < num_pages; i += kThreads) copy[i] = order[i];
-      order_ = copy;
-    }
     sync_cta();
     const int share = (num_pages + kThreads - 1) / kThreads;
     begin_ = minimum(thread_index() * share, num_pages);

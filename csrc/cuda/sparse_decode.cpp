@@ -19,7 +19,6 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   Tensor out = new_output(a);
   if (shape.batch == 0) return out;
   const OnDevice on(a.query_owner);
-  Workspace workspace(a.query_owner);
 
   AttendCall attend = make_attend(a, seq_lens, out);
   attend.choice = {static_cast<int32_t>(choice.page_budget), static_cast<int32_t>(choice.page_size),
@@ -32,8 +31,9 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   score.rows = attend.rows;
   score.group_reduce = arguments.group_reduce;
   score.budget = budget;
+  score.scale = a.scale;
   if (update) {
-    score.update = make_update(*update, workspace.take<int32_t>(shape.batch * shape.num_kv_heads));
+    score.update = make_update(*update);
     attend.finish = {score.summaries, score.update};
   }
   if (selects) {
@@ -43,17 +43,30 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
     attend.heads_per_select = static_cast<int32_t>(is_shared ? shape.group_size : 1);
     attend.num_pages = static_cast<int32_t>(num_pages);
     score.query = a.query;
+  }
+  const int64_t num_works = plan_attend(attend, on.device());
+  if (ClusterCall cluster = {score, attend, 0}; plan_cluster(cluster, on.device())) {
+    count(Counter::kClusterCalls, 1);
+    check_launch(launch_cluster(cluster, on.stream()), "sparse_decode (clusters)");
+    return out;
+  }
+
+  Workspace workspace(a.query_owner);
+  if (update) {
+    take_scratch(score.update, score.summaries, workspace);
+    attend.finish.update = score.update;
+  }
+  if (selects) {
     score.order = workspace.take<int32_t>(shape.num_rows() * shape.num_kv_heads *
                                           attend.selects_per_group * num_pages);
     attend.order = score.order;
   }
   const bool has_first = selects || update;
   if (has_first) attend.arrivals = workspace.take<int32_t>(shape.num_rows() * shape.num_q_heads);
-  const int64_t num_works = plan_attend(attend, on.device());
   take_scratch(attend, num_works, workspace);
   if (has_first) {
     score.arrivals = attend.arrivals;
-    score.num_parts = plan_parts(score, on.device());
+    plan_score(score, on.device());
     check_launch(launch_score(score, on.stream()), "sparse_decode (scores)");
   } else if (attend.arrivals) {
     const int64_t bytes = num_works * static_cast<int64_t>(sizeof(int32_t));

@@ -2,72 +2,12 @@
 // the bits are those of csrc/cpu/kernels/summarise.cpp.
 #pragma once
 
-#include "cuda/cta.h"
+#include "cuda/summary_state.h"
 
 namespace quest {
 namespace cuda {
 
-constexpr int kNumSamples = 4;
 constexpr int kMaxRowBytes = 2 * kMaxHeadDim * 4;
-
-QUEST_DEVICE int64_t floor_to_power_of_two(int64_t x) {
-  int64_t power = x > 0;
-  while (power > 0 && power <= x / 2) power *= 2;
-  return power;
-}
-
-// What a write means for the pages.
-struct Span {
-  int64_t first;       // position written
-  int64_t end;         // last position written + 1
-  int64_t num_sealed;  // complete pages
-  int64_t start;       // pages before this one keep their summaries, unless somebody else wrote
-};
-
-// For all threads of the CTA. Positions outside of the cache count as its ends. `start` is 0.
-QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues& shared) {
-  uint32_t top = 0, bottom = 0;  // bottom: of the complements, so that both are maxima
-  for (int64_t i = thread_index(); i < u.num_positions; i += kThreads) {
-    const int64_t x = u.positions[i * u.position_stride];
-    const int64_t last = u.max_seq_len - 1;
-    const uint32_t position = static_cast<uint32_t>(x < 0 ? 0 : x < last ? x : last);
-    top = maximum(top, position);
-    bottom = maximum(bottom, ~position);
-  }
-  Span span;
-  span.first = ~largest(bottom, shared);
-  span.end = static_cast<int64_t>(largest(top, shared)) + 1;
-  span.num_sealed = span.end / s.page_size;
-  span.start = 0;
-  return span;
-}
-
-// What of the state is still valid.
-QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span& span) {
-  if (u.next_position && *u.next_position >= 0 && *u.next_position != span.first) return 0;
-  const int64_t sealed = maximum<int64_t>(*u.num_sealed, 0);
-  const int64_t start = minimum(sealed, span.first / s.page_size);
-  // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
-  // how they came in: again whenever one of them is written, or their number doubles.
-  const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
-  const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
-  return s.rows.format.kind == SummaryKind::kMinMaxInt8 && !is_scaled ? 0 : start;
-}
-
-// The pages that are looked at for changes made by others: sample i of those before `start`.
-QUEST_DEVICE int64_t sample_of(const Span& span, int64_t start, int i) {
-  if (i == 0) return start - 1;
-  const int64_t spread =
-      static_cast<int64_t>(static_cast<uint64_t>(span.first) * 2654435761u % (1ull << 32));
-  return (spread + (i - 1) * 40503) % start;
-}
-
-QUEST_DEVICE bool is_sample(const Span& span, int64_t start, int64_t page) {
-  for (int i = 0; i < kNumSamples; ++i) {
-    if (sample_of(span, start, i) == page) return true;
-  }
-  return false;
-}
 
 QUEST_DEVICE char* row_of(const Summaries& s, int batch_row, int kv_head, int64_t page) {
   const int64_t index =
@@ -77,7 +17,12 @@ QUEST_DEVICE char* row_of(const Summaries& s, int batch_row, int kv_head, int64_
 
 QUEST_DEVICE float* channel_scale_of(const Summaries& s, int batch_row, int kv_head) {
   return s.rows.channel_scale +
-         (static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head) * s.head_dim;
+         (static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head) * s.rows.scale_size;
+}
+
+// Where sample i of a head is kept until the next kernel.
+QUEST_DEVICE char* late_row(const Summaries& s, const Update& u, int64_t head, int i) {
+  return u.late_rows + (head * kNumSamples + i) * s.rows.row_bytes;
 }
 
 // Lanes that share a row of `count` pieces: a power of two.

@@ -19,10 +19,11 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
   ScoreCall call = {};
   call.summaries = make_summaries(u.page_summary, u.dtype, page_size,
                                   ceil_div(u.max_seq_len, page_size), u.head_dim, u.batch);
-  call.update = make_update(u, workspace.take<int32_t>(num_heads));
+  call.update = make_update(u);
+  take_scratch(call.update, call.summaries, workspace);
   call.rows.batch = static_cast<int32_t>(u.batch);
   call.rows.q_len = 1;
-  call.num_parts = plan_parts(call, on.device());
+  plan_score(call, on.device());
   check_launch(launch_score(call, on.stream()), "update_page_summary");
   check_launch(launch_finish({call.summaries, call.update}, on.stream()), "update_page_summary");
 }

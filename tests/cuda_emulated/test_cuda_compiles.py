@@ -13,9 +13,22 @@ from quest_compile import ops
 from quest_compile.ops import native
 
 # One CTA of 256 threads per SM.
-MOST_REGISTERS = {"attend_kernel": 255, "score_kernel": 255, "select_kernel": 255}
+MOST_REGISTERS = {
+    "attend_kernel": 255,
+    "PageScorer": 255,
+    "SketchScorer": 255,
+    "select_kernel": 255,
+    "cluster_kernel": 255,
+}
 FEW_REGISTERS = 128
-NUM_INSTANCES = {"attend_kernel": 9, "score_kernel": 6, "finish_kernel": 3, "select_kernel": 1}
+NUM_INSTANCES = {
+    "attend_kernel": 9,
+    "PageScorer": 6,
+    "SketchScorer": 3,
+    "finish_kernel": 1,
+    "select_kernel": 1,
+    "cluster_kernel": 9,
+}
 MOST_BYTES = 50e6
 
 

@@ -30,12 +30,11 @@ def test_too_little_shared_memory_is_an_error():
         EMULATED.dense_decode(*inputs.dense())
 
 
-@pytest.mark.parametrize("summary", ["sketch", "meanstd"])
 @pytest.mark.parametrize("name", ["sparse_decode", "sparse_decode_step"])
-def test_summary_is_refused(name, summary):
+def test_summary_is_refused(name):
     arguments, settings = call_of(name, make_inputs(Case()))
-    with pytest.raises(RuntimeError, match=f"summary: no CUDA kernel reads '{summary}'"):
-        getattr(EMULATED, name)(*arguments, **{**settings, "summary": summary})
+    with pytest.raises(RuntimeError, match="summary: no CUDA kernel reads 'meanstd'"):
+        getattr(EMULATED, name)(*arguments, **{**settings, "summary": "meanstd"})
 
 
 @pytest.mark.parametrize(

@@ -77,16 +77,17 @@ def test_other_operators_are_one_launch(name):
     assert configure() == 1
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_foreign_writes_are_repaired_whichever_cta_comes_first(seed, summary):
+@pytest.mark.parametrize("form", ["two_kernels", "cluster"])
+def test_foreign_writes_are_repaired_whichever_cta_comes_first(form, seed, summary):
     """CTAs that find out late must not see what others have repaired."""
     case = Case(torch.bfloat16, lengths=(500, 500), max_seq_len=512)
     inputs = make_inputs(case)
     keys = inputs.key_cache
     position = inputs.seq_lens[:1] - 1
     state, expected = (state_of(inputs, summary, 0, -1) for _ in range(2))
-    configure(132, seed=seed)
+    configure(132, seed=seed, form=form)
     step(inputs, position, state, summary=summary)
     keys[1, 0] *= -3
     keys[0, 1, 30 * 16 : 31 * 16] += 5

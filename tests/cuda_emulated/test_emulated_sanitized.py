@@ -11,7 +11,8 @@ import pytest
 # Little, but every kernel, dtype and layout: sanitized fibers are slow.
 CHOSEN = (
     "best_pages or step_is_update or bit_for_bit or foreign or clamped or any_address or "
-    "little_shared or selects_as_the_contract or score_of_the_paper or listed_pages"
+    "little_shared or selects_as_the_contract or score_of_the_paper or listed_pages or "
+    "changes_a_bit or masked_tokens_do_not or many_heads or spread_over"
 )
 
 
@@ -34,7 +35,8 @@ def test_kernels_touch_no_memory_that_is_not_theirs():
         "ASAN_OPTIONS": "detect_leaks=0",
     }
     folder = Path(__file__).parent
-    files = [str(folder / f"test_emulated_{name}.py") for name in ("operators", "kernels")]
+    names = ("operators", "kernels", "sketches", "clusters")
+    files = [str(folder / f"test_emulated_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", *files, "-k", CHOSEN]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

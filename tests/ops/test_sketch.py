@@ -55,7 +55,8 @@ def make_keys(name, dtype, head_dim=64, shape=(2, 3, MAX_SEQ_LEN)):
 
 
 def build(keys, bits=1, length=LENGTH, page_size=16):
-    return ops.build_page_summary(keys, torch.tensor([length]), page_size, "sketch", bits)
+    lengths = torch.tensor([length], device=keys.device)
+    return ops.build_page_summary(keys, lengths, page_size, "sketch", bits)
 
 
 def build_by_reference(keys, bits=1, length=LENGTH, page_size=16):
@@ -69,7 +70,8 @@ def build_by_reference(keys, bits=1, length=LENGTH, page_size=16):
 
 def score(query, rows, channel_scale, bits=1, lengths=(LENGTH,), by=ops.score_pages, **settings):
     settings = {"summary": "sketch", "sketch_bits": bits} | settings
-    return by(query, rows, torch.tensor(lengths), channel_scale, **settings)
+    lengths = torch.tensor(lengths, device=query.device)
+    return by(query, rows, lengths, channel_scale, **settings)
 
 
 def assert_scores_agree(query, rows, channel_scale, bits, **settings):

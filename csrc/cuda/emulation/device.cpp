@@ -19,11 +19,13 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
-enum class Waits { kNot, kWarp, kCta, kDone };
+enum class Waits { kNot, kWarp, kCta, kCluster, kDone };
+constexpr int kNumWaits = 5;
 
 struct Copy {
   char* to;
   const char* from;
+  int bytes;
   bool is_live;
 };
 
@@ -31,18 +33,22 @@ struct Fiber {
   Stack stack;
   Waits waits = Waits::kNot;
   int exchanges = 0;
+  int cluster_barriers = 0;
   std::vector<std::vector<Copy>> groups;  // the last one is not committed yet
 };
 
 struct Cta {
   int64_t x = 0, y = 0;
+  Waits waits = Waits::kNot;  // kNot, kCluster or kDone
   std::vector<char> shared;
   std::vector<Fiber> fibers = std::vector<Fiber>(kThreads);
   LaneWords words[2][kWarps][kLanes];
 };
 
 Settings settings;
+std::vector<Cta*> cluster;  // by rank
 Cta* cta = nullptr;
+bool reads_what_has_ended = false;
 int current = 0;
 Stack scheduler;
 const std::function<void()>* body = nullptr;
@@ -62,14 +68,14 @@ void run_fiber() {
   pause(Waits::kDone);
 }
 
-// Lets every thread of a warp run to a barrier of the CTA or to its end; false: it never gets
-// there.
+// Lets every thread of a warp run to a barrier of the CTA or the cluster, or to its end; false: it
+// never gets there.
 bool run_warp(int warp) {
   int lanes[kLanes];
   std::iota(lanes, lanes + kLanes, warp * kLanes);
   if (settings.seed) std::shuffle(lanes, lanes + kLanes, order);
   for (;;) {
-    int count[4] = {0, 0, 0, 0};
+    int count[kNumWaits] = {};
     for (int lane : lanes) {
       current = lane;
       if (fiber().waits == Waits::kNot) switch_stack(scheduler, fiber().stack, false);
@@ -81,17 +87,32 @@ bool run_warp(int warp) {
   }
 }
 
-bool run_cta() {
-  for (Fiber& each : cta->fibers) {
-    if (!each.stack.memory) {
-      each.stack.size = kStackBytes;
-      each.stack.memory = static_cast<char*>(aligned_alloc(64, kStackBytes));
+void release(Cta& each) {
+  each.waits = Waits::kNot;
+  for (Fiber& fiber : each.fibers) fiber.waits = Waits::kNot;
+}
+
+void begin(Cta& each, int64_t x, int64_t y, int64_t shared_bytes) {
+  each.x = x;
+  each.y = y;
+  // As much as was asked for, so that a sanitizer sees what is beyond; NaN in every format.
+  std::vector<char>().swap(each.shared);
+  each.shared.assign(shared_bytes, static_cast<char>(0xff));
+  for (Fiber& fiber : each.fibers) {
+    if (!fiber.stack.memory) {
+      fiber.stack.size = kStackBytes;
+      fiber.stack.memory = static_cast<char*>(aligned_alloc(64, kStackBytes));
     }
-    prepare(each.stack, run_fiber);
-    each.waits = Waits::kNot;
-    each.exchanges = 0;
-    each.groups.assign(1, {});
+    prepare(fiber.stack, run_fiber);
+    fiber.exchanges = 0;
+    fiber.cluster_barriers = 0;
+    fiber.groups.assign(1, {});
   }
+  release(each);
+}
+
+// Lets a CTA run to a barrier of the cluster or to its end; false: not all threads get there.
+bool run_cta() {
   int warps[kWarps];
   std::iota(warps, warps + kWarps, 0);
   for (;;) {
@@ -99,11 +120,33 @@ bool run_cta() {
     for (int warp : warps) {
       if (!run_warp(warp)) return false;
     }
-    const auto is_done = [](const Fiber& each) { return each.waits == Waits::kDone; };
-    const auto num_done = std::count_if(cta->fibers.begin(), cta->fibers.end(), is_done);
-    if (num_done == kThreads) return true;
-    if (num_done > 0) return false;
-    for (Fiber& each : cta->fibers) each.waits = Waits::kNot;
+    const Waits waits = cta->fibers[0].waits;
+    for (const Fiber& each : cta->fibers) {
+      if (each.waits != waits) return false;
+    }
+    release(*cta);
+    if (waits == Waits::kCta) continue;
+    cta->waits = waits;
+    return true;
+  }
+}
+
+// All CTAs of a cluster are there at once, but one of them runs at a time: to the next barrier that
+// they share, so that whatever another one should have done before is missing.
+bool run_cluster() {
+  std::vector<Cta*> ctas = cluster;
+  for (;;) {
+    if (settings.seed) std::shuffle(ctas.begin(), ctas.end(), order);
+    for (Cta* each : ctas) {
+      cta = each;
+      if (!run_cta()) return false;
+    }
+    const Waits waits = ctas[0]->waits;
+    for (Cta* each : ctas) {
+      if (each->waits != waits) return false;
+    }
+    if (waits == Waits::kDone) return true;
+    for (Cta* each : ctas) release(*each);
   }
 }
 
@@ -117,6 +160,16 @@ int cta_y() { return static_cast<int>(cta->y); }
 char* shared_memory() { return cta->shared.data(); }
 
 void sync_cta() { pause(Waits::kCta); }
+void sync_cluster() {
+  const bool is_missing = fiber().cluster_barriers++ == settings.missing_barrier;
+  pause(is_missing ? Waits::kCta : Waits::kCluster);
+}
+
+const void* of_peer(const void* mine, int rank) {
+  Cta& peer = *cluster.at(rank);
+  reads_what_has_ended = reads_what_has_ended || peer.waits == Waits::kDone;
+  return peer.shared.data() + (static_cast<const char*>(mine) - cta->shared.data());
+}
 void sync_warp() { pause(Waits::kWarp); }
 
 bool any_in_cta(bool x) {
@@ -150,7 +203,13 @@ unsigned ballot(bool x) {
 void copy_async(void* shared, const void* global, bool is_live) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) abort();
   fiber().groups.back().push_back(
-      {static_cast<char*>(shared), static_cast<const char*>(global), is_live});
+      {static_cast<char*>(shared), static_cast<const char*>(global), 16, is_live});
+}
+
+void copy_half_async(void* shared, const void* global) {
+  if (reinterpret_cast<uintptr_t>(shared) % 8 || reinterpret_cast<uintptr_t>(global) % 8) abort();
+  fiber().groups.back().push_back(
+      {static_cast<char*>(shared), static_cast<const char*>(global), 8, true});
 }
 
 void commit_copies() { fiber().groups.emplace_back(); }
@@ -160,95 +219,54 @@ void wait_for_copies_but(int num_pending) {
   const int num_done = static_cast<int>(groups.size()) - 1 - num_pending;
   for (int i = 0; i < num_done; ++i) {
     for (const Copy& copy : groups[i]) {
-      copy.is_live ? memcpy(copy.to, copy.from, 16) : memset(copy.to, 0, 16);
+      copy.is_live ? memcpy(copy.to, copy.from, copy.bytes) : memset(copy.to, 0, copy.bytes);
     }
   }
   if (num_done > 0) groups.erase(groups.begin(), groups.begin() + num_done);
 }
 
-namespace {
-
-uint16_t element(const LaneWords* rows, int matrix, int row, int column) {
-  const char* p;
-  memcpy(&p, &rows[matrix * 8 + row], sizeof(p));
-  uint16_t x;
-  memcpy(&x, p + 2 * column, sizeof(x));
-  return x;
-}
-
-}  // namespace
-
-void load_matrices(const void* row, uint32_t (&x)[4]) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) abort();
-  const LaneWords* rows = exchange(&row, sizeof(row));
-  const int lane = current % kLanes;
-  for (int m = 0; m < 4; ++m) {
-    x[m] = element(rows, m, lane / 4, lane % 4 * 2) |
-           static_cast<uint32_t>(element(rows, m, lane / 4, lane % 4 * 2 + 1)) << 16;
-  }
-}
-
-void load_transposed(const void* row, uint32_t (&x)[4]) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) abort();
-  const LaneWords* rows = exchange(&row, sizeof(row));
-  const int lane = current % kLanes;
-  for (int m = 0; m < 4; ++m) {
-    x[m] = element(rows, m, lane % 4 * 2, lane / 4) |
-           static_cast<uint32_t>(element(rows, m, lane % 4 * 2 + 1, lane / 4)) << 16;
-  }
-}
-
-void multiply_matrices_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                          float (*widen)(uint16_t)) {
-  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const LaneWords* lanes = exchange(mine, sizeof(mine));
-  const int lane = current % kLanes;
-  const auto half = [&](int from, int word, int i) {
-    uint32_t words[6];
-    memcpy(words, &lanes[from], sizeof(words));
-    return widen(static_cast<uint16_t>(words[word] >> 16 * i));
-  };
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4, column = lane % 4 * 2 + i % 2;
-    double sum = c[i];
-    for (int k = 0; k < 16; ++k) {
-      // a: words 0, 1 hold k 0 to 7 of rows `row` and row + 8, words 2, 3 the other k.
-      const float x = half(row * 4 + k % 8 / 2, k / 8 * 2 + i / 2, k % 2);
-      const float y = half(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
-      sum += static_cast<double>(x) * y;
-    }
-    c[i] = static_cast<float>(sum);
-  }
-}
-
-int run_grid(int64_t grid_x, int64_t grid_y, int64_t bytes, const std::function<void()>& kernel) {
-  static Cta the_cta;
+int run_grid(int64_t grid_x, int64_t grid_y, int cluster_size, int64_t bytes,
+             const std::function<void()>& kernel) {
+  static std::vector<Cta> ctas(kMaxClusterSize);
   if (bytes > settings.shared_bytes) return 1;
   ++settings.num_launches;
-  cta = &the_cta;
   body = &kernel;
   order.seed(settings.seed);
-  std::vector<int64_t> ctas(grid_x * grid_y);
-  std::iota(ctas.begin(), ctas.end(), 0);
-  if (settings.seed) std::shuffle(ctas.begin(), ctas.end(), order);
-  for (int64_t i : ctas) {
-    cta->x = i % grid_x;
-    cta->y = i / grid_x;
-    // As much as was asked for, so that a sanitizer sees what is beyond; NaN in every format.
-    std::vector<char>().swap(cta->shared);
-    cta->shared.assign(bytes, static_cast<char>(0xff));
-    if (!run_cta()) return 2;
+  reads_what_has_ended = false;
+  cluster.clear();
+  for (int rank = 0; rank < cluster_size; ++rank) cluster.push_back(&ctas[rank]);
+  std::vector<int64_t> clusters(grid_x * grid_y / cluster_size);
+  std::iota(clusters.begin(), clusters.end(), 0);
+  if (settings.seed) std::shuffle(clusters.begin(), clusters.end(), order);
+  for (int64_t i : clusters) {
+    for (int rank = 0; rank < cluster_size; ++rank) {
+      const int64_t index = i * cluster_size + rank;
+      begin(ctas[rank], index % grid_x, index / grid_x, bytes);
+    }
+    if (!run_cluster()) return 2;
+    if (reads_what_has_ended) return 3;
   }
   return 0;
 }
 
 int get_device(int, Device* device) {
-  *device = {settings.num_sms, settings.shared_bytes, false};
+  *device = {0, settings.num_sms, settings.shared_bytes, true};
   return 0;
 }
 
 const char* error_text(int error) {
-  return error == 1 ? "too much shared memory" : "not all threads reach a barrier";
+  switch (error) {
+    case 1:
+      return "too much shared memory";
+    case 2:
+      return "not all threads reach a barrier";
+    default:
+      return "shared memory of a CTA that has ended is read";
+  }
+}
+
+int emulated_clusters(int size, int64_t bytes) {
+  return bytes > settings.shared_bytes ? 0 : settings.num_sms / size;
 }
 
 int clear(void* memory, int64_t bytes, void*) {

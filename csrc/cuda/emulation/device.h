@@ -1,6 +1,7 @@
 // cuda/device.h as host C++: every CUDA thread is a fiber, warps and CTAs are in one address space,
 // and what a GPU leaves to chance is chosen to hurt. Shared memory starts as NaN, asynchronous
-// copies arrive when they are waited for, warps and CTAs run in an order that depends on a seed.
+// copies arrive when they are waited for, warps and CTAs run in an order that depends on a seed,
+// and between two barriers of a cluster its CTAs run one after the other.
 #pragma once
 
 #include <math.h>
@@ -13,6 +14,7 @@
 #define QUEST_DEVICE inline
 #define QUEST_KERNEL(threads, ctas) void
 #define QUEST_PARAM const
+#define QUEST_HAS_CLUSTERS
 
 namespace quest {
 namespace cuda {
@@ -24,6 +26,13 @@ char* shared_memory();
 void sync_cta();
 void sync_warp();
 bool any_in_cta(bool x);
+void sync_cluster();
+// Where CTA `rank` of the cluster has what this one has at `mine`.
+const void* of_peer(const void* mine, int rank);
+template <class T>
+T load_peer(const T* mine, int rank) {
+  return *static_cast<const T*>(of_peer(mine, rank));
+}
 
 // `mine` [8 words] of every lane of the warp, until the next exchange but one.
 struct LaneWords {
@@ -58,6 +67,11 @@ inline int32_t atomic_add(int32_t* p, int32_t x) {
   *p += x;
   return old;
 }
+inline int64_t atomic_add(int64_t* p, int64_t x) {
+  const int64_t old = *p;
+  *p += x;
+  return old;
+}
 inline int32_t atomic_max(int32_t* p, int32_t x) {
   const int32_t old = *p;
   if (x > old) *p = x;
@@ -70,6 +84,8 @@ inline float natural_log(float x) { return logf(x); }
 inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 inline float multiply(float a, float b) { return a * b; }
 inline float divide(float a, float b) { return a / b; }
+inline float square_root(float x) { return sqrtf(x); }
+inline int nearest_int(float x) { return static_cast<int>(rintf(x)); }
 inline float round_down(float x) { return floorf(x); }
 inline float round_up(float x) { return ceilf(x); }
 template <class To, class From>
@@ -91,6 +107,7 @@ inline uint16_t float_to_bfloat(float x) {
 }
 
 void copy_async(void* shared, const void* global, bool is_live);
+void copy_half_async(void* shared, const void* global);
 void commit_copies();
 void wait_for_copies_but(int num_pending);
 template <int kPending>
@@ -114,13 +131,40 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
       });
 }
 
-// 0, or 1 if a barrier was not reached by all, or more shared memory was asked for than there is.
-int run_grid(int64_t grid_x, int64_t grid_y, int64_t bytes, const std::function<void()>& body);
+void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
+inline int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
+  for (int i = 0; i < 4; ++i) {
+    sum += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+  }
+  return sum;
+}
+inline uint32_t even_bytes(uint32_t a, uint32_t b) {
+  return (a & 0xff) | (a >> 8 & 0xff00) | (b & 0xff) << 16 | (b >> 16 & 0xff) << 24;
+}
+inline uint32_t odd_bytes(uint32_t a, uint32_t b) { return even_bytes(a >> 8, b >> 8); }
+
+// 0, or what error_text (launch.h) knows. CTAs that follow each other in x are a cluster.
+int run_grid(int64_t grid_x, int64_t grid_y, int cluster_size, int64_t bytes,
+             const std::function<void()>& body);
+// As active_clusters.
+int emulated_clusters(int size, int64_t bytes);
 
 template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int, int64_t bytes,
            const Params& params, void*) {
-  return run_grid(grid_x, grid_y, bytes, [&] { kernel(params); });
+  return run_grid(grid_x, grid_y, 1, bytes, [&] { kernel(params); });
+}
+
+template <class Params>
+int launch_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int,
+                    int64_t bytes, const Params& params, void*) {
+  return run_grid(num_clusters * size, 1, size, bytes, [&] { kernel(params); });
+}
+
+template <class Params>
+int active_clusters(void (*)(const Params), int size, int, int64_t bytes, int* count) {
+  *count = emulated_clusters(size, bytes);
+  return 0;
 }
 
 }  // namespace cuda

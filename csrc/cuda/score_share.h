@@ -1,0 +1,135 @@
+// One CTA's share of the summaries and scores of a (row, KV head), whatever is kept of the pages.
+#pragma once
+
+#include "cuda/sketch_score.h"
+
+namespace quest {
+namespace cuda {
+
+// What there is to do for a row, known to the device alone.
+struct RowPages {
+  bool updates;
+  bool has_scores;
+  Span span;
+  int len;
+  int64_t num_pages;  // to summarise or to score
+  int64_t share;      // that every CTA gets: a multiple of 4
+};
+
+QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values) {
+  const Summaries& s = p.summaries;
+  RowPages pages = {};
+  pages.updates = p.update.positions != nullptr;
+  if (pages.updates) {
+    pages.span = read_positions(p.update, s, values);
+    pages.span.start = read_start(p.update, s, pages.span);
+  }
+  pages.num_pages = pages.span.num_sealed;
+  if (p.query.data) {
+    pages.len = row_len(p.rows, row, values);
+    pages.has_scores = pages.len > p.budget;
+  }
+  if (pages.has_scores) {
+    const int64_t num_used = (pages.len + s.page_size - 1) / s.page_size;
+    pages.num_pages = maximum<int64_t>(pages.num_pages, p.scores ? s.num_pages : num_used);
+  }
+  pages.share = ((pages.num_pages + p.num_parts - 1) / p.num_parts + 3) / 4 * 4;
+  return pages;
+}
+
+template <class Scorer>
+class ShareScorer {
+ public:
+  QUEST_DEVICE ShareScorer(const ScoreCall& p, const RowPages& pages, int row, int kv_head,
+                           int part, SharedMemory& memory, WarpValues& values)
+      : p_(p),
+        pages_(pages),
+        batch_row_(row / p.rows.q_len),
+        kv_head_(kv_head),
+        values_(values),
+        channel_scale_(memory.take<float>(Scorer::channel_floats(p.summaries.head_dim))),
+        scorer_(p, row, kv_head, memory) {
+    range_ = {};
+    range_.first = part * pages.share;
+    range_.last = minimum(range_.first + pages.share, pages.num_pages);
+    range_.has_scores = pages.has_scores;
+    range_.num_complete = pages.has_scores ? pages.len / p.summaries.page_size : 0;
+    range_.start = pages.span.start;
+    range_.num_sealed = pages.span.num_sealed;
+    range_.len = pages.len;
+  }
+
+  QUEST_DEVICE int64_t first_page() const { return range_.first; }
+  // As in PageRange.
+  QUEST_DEVICE void set_order(int32_t* order, int64_t stride) {
+    range_.order = order;
+    range_.order_stride = stride;
+  }
+
+  // Before the first run. `stores_scale`: this CTA writes new scales where the state is known to be
+  // void, so that no CTA reads the old ones.
+  QUEST_DEVICE void prepare(bool stores_scale) {
+    if (num_scales() > 0) {
+      range_.channel_scale = channel_scale_;
+      if (pages_.updates && range_.start == 0 && num_scaled() > 0) {
+        scorer_.scale_channels(num_scaled(), channel_scale_, values_);
+        if (stores_scale) store_scale(stored_scale());
+      } else {
+        for (int d = thread_index(); d < num_scales(); d += kThreads) {
+          channel_scale_[d] = stored_scale()[d];
+        }
+        scorer_.complete_channels(channel_scale_);
+      }
+    }
+    if (range_.has_scores) scorer_.prepare(range_.channel_scale);
+  }
+
+  // Stores new summaries where place_of(page) says, which may be nowhere.
+  template <class PlaceOf>
+  QUEST_DEVICE void run(const PlaceOf& place_of) {
+    scorer_.run(range_, place_of);
+  }
+
+  QUEST_DEVICE char* row_of_page(int64_t page) const {
+    return row_of(p_.summaries, batch_row_, kv_head_, page);
+  }
+
+  // Whether somebody else wrote sample i of the pages that keep their summaries; for a whole warp.
+  QUEST_DEVICE bool sample_differs(int i) {
+    const int64_t start = pages_.span.start;
+    if (!pages_.updates || start == 0 || i >= kNumSamples) return false;
+    return scorer_.page_differs(sample_of(pages_.span, start, i), range_.channel_scale);
+  }
+
+  // What comes after a foreign write was found: run() then begins with the first page.
+  QUEST_DEVICE void start_again() {
+    if (num_scales() > 0) {
+      scorer_.scale_channels(num_scaled(), channel_scale_, values_);
+      if (range_.has_scores) scorer_.prepare(channel_scale_);
+    }
+    range_.start = 0;
+  }
+
+  QUEST_DEVICE void store_scale(float* stored) const {
+    for (int d = thread_index(); d < num_scales(); d += kThreads) stored[d] = channel_scale_[d];
+  }
+  QUEST_DEVICE float* stored_scale() const {
+    return channel_scale_of(p_.summaries, batch_row_, kv_head_);
+  }
+
+ private:
+  QUEST_DEVICE int num_scales() const { return static_cast<int>(p_.summaries.rows.scale_size); }
+  QUEST_DEVICE int64_t num_scaled() const { return floor_to_power_of_two(pages_.span.num_sealed); }
+
+  const ScoreCall& p_;
+  const RowPages& pages_;
+  int batch_row_;
+  int kv_head_;
+  WarpValues& values_;
+  float* channel_scale_;
+  Scorer scorer_;
+  PageRange range_;
+};
+
+}  // namespace cuda
+}  // namespace quest

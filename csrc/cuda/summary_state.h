@@ -1,0 +1,92 @@
+// What a write to the cache means for page summaries, and what is known of them from before.
+#pragma once
+
+#include "cuda/cta.h"
+
+namespace quest {
+namespace cuda {
+
+QUEST_DEVICE int64_t floor_to_power_of_two(int64_t x) {
+  int64_t power = x > 0;
+  while (power > 0 && power <= x / 2) power *= 2;
+  return power;
+}
+
+// What a write means for the pages.
+struct Span {
+  int64_t first;       // position written
+  int64_t end;         // last position written + 1
+  int64_t num_sealed;  // complete pages
+  int64_t start;       // pages before this one keep their summaries, unless somebody else wrote
+};
+
+// For all threads of the CTA. Positions outside of the cache count as its ends. `start` is 0.
+QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues& shared) {
+  uint32_t top = 0, bottom = 0;  // bottom: of the complements, so that both are maxima
+  for (int64_t i = thread_index(); i < u.num_positions; i += kThreads) {
+    const int64_t x = u.positions[i * u.position_stride];
+    const int64_t last = u.max_seq_len - 1;
+    const uint32_t position = static_cast<uint32_t>(x < 0 ? 0 : x < last ? x : last);
+    top = maximum(top, position);
+    bottom = maximum(bottom, ~position);
+  }
+  Span span;
+  span.first = ~largest(bottom, shared);
+  span.end = static_cast<int64_t>(largest(top, shared)) + 1;
+  span.num_sealed = span.end / s.page_size;
+  span.start = 0;
+  return span;
+}
+
+// While a cluster_kernel runs, the upper bits of num_sealed count the clusters that have read the
+// state: it is the memory that is known to be zero there before the launch.
+constexpr int kSealedBits = 48;
+QUEST_DEVICE int64_t without_arrivals(int64_t num_sealed) {
+  return static_cast<int64_t>(static_cast<uint64_t>(num_sealed) << (64 - kSealedBits)) >>
+         (64 - kSealedBits);
+}
+
+// What of the state is still valid.
+QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span& span) {
+  if (u.next_position && *u.next_position >= 0 && *u.next_position != span.first) return 0;
+  const int64_t sealed = maximum<int64_t>(without_arrivals(*u.num_sealed), 0);
+  const int64_t start = minimum(sealed, span.first / s.page_size);
+  // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
+  // how they came in: again whenever one of them is written, or their number doubles.
+  const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
+  const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
+  return s.rows.format.kind != SummaryKind::kMinMax && !is_scaled ? 0 : start;
+}
+
+QUEST_DEVICE void store_state(const Update& u, const Span& span) {
+  int64_t* next = u.next_position;
+  *u.num_sealed = span.num_sealed;
+  if (next && *next >= 0) *next = span.end;
+}
+
+// By one thread of each of so many clusters, once they have read the state: the last one writes it.
+QUEST_DEVICE void arrive_at_state(const Update& u, const Span& span, int64_t num_clusters) {
+  fence_device();
+  const int64_t before = atomic_add(u.num_sealed, int64_t{1} << kSealedBits);
+  if ((before - without_arrivals(before)) >> kSealedBits != num_clusters - 1) return;
+  fence_device();
+  store_state(u, span);
+}
+
+// The pages that are looked at for changes made by others: sample i of those before `start`.
+QUEST_DEVICE int64_t sample_of(const Span& span, int64_t start, int i) {
+  if (i == 0) return start - 1;
+  const int64_t spread =
+      static_cast<int64_t>(static_cast<uint64_t>(span.first) * 2654435761u % (1ull << 32));
+  return (spread + (i - 1) * 40503) % start;
+}
+
+// The first sample that is this page; kNumSamples: none is.
+QUEST_DEVICE int sample_index(const Span& span, int64_t start, int64_t page) {
+  int i = 0;
+  while (i < kNumSamples && sample_of(span, start, i) != page) ++i;
+  return i;
+}
+
+}  // namespace cuda
+}  // namespace quest
