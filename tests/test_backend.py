@@ -258,7 +258,7 @@ class TestOptions:
             ({"budget": 0}, ValueError, "budget must be a positive number of tokens, got 0"),
             ({"budget": -16}, ValueError, "budget must be a positive"),
             ({"budget": 47}, ValueError, "1 sink .* 2 recent pages of 16 tokens = 48 tokens"),
-            ({"budget": 2048.0}, TypeError, "budget must be an int, got 2048.0"),
+            ({"budget": 2048.0}, ValueError, "share of the context must be in .0, 1., got 2048.0"),
             ({"budget": True}, TypeError, "budget must be an int"),
             ({"page_size": 12}, ValueError, "page_size must be one of 8, 16.*got 12"),
             ({"num_dense_layers": -1}, ValueError, "num_dense_layers must be at least 0"),

@@ -73,7 +73,10 @@ def _parse_setting(method: str, text: str) -> tuple[str, Any]:
         raise ValueError(f"method {method!r}: {name} has an option of its own, --{name}")
     if name == "budget" and ":" in value:
         layers = [part.partition(":") for part in value.split("/")]
-        return name, LayerBudgets({_number(k): _number(v) for k, _, v in layers})
+        try:
+            return name, LayerBudgets({_number(k): _number(v) for k, _, v in layers})
+        except TypeError as error:
+            raise ValueError(f"method {method!r}: {error}") from error
     return name, _number(value)
 
 

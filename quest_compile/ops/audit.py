@@ -202,9 +202,8 @@ def _losses(
     error_BQ = error_BQ / norm_BQ.clamp(min=torch.finfo(norm_BQ.dtype).tiny)
     limits |= {"budget": budget, "page_size": page_size}
     fits = reference.fits_budget(seq_lens, max_seq_len, **limits)
-    is_sparse_B1 = (
-        ~torch.as_tensor(fits, device=query.device).reshape(-1).expand(len(query))[:, None]
-    )
+    is_sparse = seq_lens.new_zeros(1, dtype=torch.bool) if fits is True else ~fits.reshape(-1)
+    is_sparse_B1 = is_sparse.expand(len(query))[:, None]
     is_counted = is_sparse_B1 & (mass_BQT.sum(-1) != 0)
     return is_counted, kept_BQ, error_BQ, recall_BS.repeat_interleave(heads_per_selection, 1)
 

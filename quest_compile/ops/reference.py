@@ -339,8 +339,10 @@ def sparse_decode_step(
         limits = {name: settings[name] for name in names if name in settings}
         length = seq_lens[0].long()
         fits = fits_budget(seq_lens, key_cache.shape[2], **limits)
-        keeps = ~torch.as_tensor(fits, device=length.device).reshape(())
-        keeps = keeps & (query.shape[2] == 1)
+        if fits is True or query.shape[2] > 1:
+            keeps = torch.zeros_like(length, dtype=torch.bool)
+        else:
+            keeps = ~fits.reshape(())
         is_next = (scored_at[0] > 0) & (scored_at[1] == length - 1)
         is_reused = keeps & continues & is_next & (length % select_every != 0)
         last_scored = torch.where(is_reused, scored_at[0], torch.where(keeps, length, -1))

@@ -182,7 +182,10 @@ def test_one_graph_serves_every_number_of_queries(name):
 
     compiled = torch.compile(call, fullgraph=True, backend=counter, dynamic=True)
     # Not another size of the call: torch would take the two for the same symbol.
+    counts = []
     for num_queries in (5, 6, 7):
         inputs = make_call(CASE, num_queries)
         assert torch.equal(compiled(*inputs.sparse()[:5]), run(name, inputs))
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    # With dynamic=True Dynamo starts once more when it meets a float that is a default.
+    assert counts[0] in (1, 2) and counts == counts[:1] * 3

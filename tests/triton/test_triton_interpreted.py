@@ -37,7 +37,6 @@ _ALL = (
     "test_sketch.py",
     "test_sketch_calls.py",
     "test_meanstd.py",
-    "test_selection_shares.py",
 )
 # What has cases of its own, that are small enough.
 _SMALL = ("scaled_summaries.py", "ways_to_select.py")

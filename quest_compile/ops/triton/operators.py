@@ -7,6 +7,8 @@ for the device, and every size follows from shapes, so that a CUDA graph can hol
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from quest_compile.ops import reference_selection
@@ -130,7 +132,8 @@ def _sparse_decode(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, page_summary: Tensor, seq_lens: Tensor,
     attn_mask: Tensor | None, update: Update | None, scaled: ScaledSummary | None, summary: str,
     budget: int, page_size: int, num_sink_pages: int, num_recent_pages: int, group_reduce: str,
-    scale: float | None, budget_fraction: float, top_p: float, kept: tuple | None
+    scale: float | None, budget_fraction: float, top_p: float,
+    kept: tuple[Any, Any, int] | None
 ) -> Tensor:  # fmt: skip
     """``kept``: page_scores, scored_at and select_every of a step."""
     max_seq_len, page_budget = key_cache.shape[2], budget // page_size
