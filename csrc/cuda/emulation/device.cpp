@@ -63,7 +63,7 @@ void pause(Waits waits) {
 }
 
 void run_fiber() {
-  finish_switch(fiber().stack);
+  finish_switch(fiber().stack, scheduler);
   (*body)();
   pause(Waits::kDone);
 }
@@ -233,6 +233,7 @@ int run_grid(int64_t grid_x, int64_t grid_y, int cluster_size, int64_t bytes,
   body = &kernel;
   order.seed(settings.seed);
   reads_what_has_ended = false;
+  scheduler = {};
   cluster.clear();
   for (int rank = 0; rank < cluster_size; ++rank) cluster.push_back(&ctas[rank]);
   std::vector<int64_t> clusters(grid_x * grid_y / cluster_size);

@@ -53,10 +53,18 @@ inline void prepare(Stack& stack, void (*entry)()) {
   stack.top = top;
 }
 
-inline void finish_switch(Stack& to) {
+// On the stack `to`, after a switch from `from`: where that is, if it was not made here.
+inline void finish_switch(Stack& to, Stack& from) {
   (void)to;
+  (void)from;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(to.fake_stack, nullptr, nullptr);
+  const void* memory = nullptr;
+  size_t size = 0;
+  __sanitizer_finish_switch_fiber(to.fake_stack, &memory, &size);
+  if (!from.memory) {
+    from.memory = static_cast<char*>(const_cast<void*>(memory));
+    from.size = size;
+  }
 #endif
 }
 
@@ -66,7 +74,7 @@ inline void switch_stack(Stack& from, Stack& to, bool from_is_done) {
   __sanitizer_start_switch_fiber(from_is_done ? nullptr : &from.fake_stack, to.memory, to.size);
 #endif
   quest_switch_stack(&from.top, to.top);
-  finish_switch(from);
+  finish_switch(from, to);
 }
 
 }  // namespace cuda
