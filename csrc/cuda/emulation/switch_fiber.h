@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -44,8 +45,13 @@ quest_switch_stack:
   ret
 )");
 
-// `entry` runs at the first switch to the stack and does not return.
+// `entry` runs at the first switch to the stack and does not return. What ran there before may have
+// been left before its end.
 inline void prepare(Stack& stack, void (*entry)()) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack.memory, stack.size);
+  stack.fake_stack = nullptr;
+#endif
   void** top = reinterpret_cast<void**>(stack.memory + stack.size);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
