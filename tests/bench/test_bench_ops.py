@@ -78,7 +78,8 @@ def test_a_context_within_the_budget_is_dense_and_has_no_stages(steps, monkeypat
 
 def methods_by_key(steps):
     workload, made = steps
-    found = methods.methods_of(workload, made, SETTINGS, ["quest_64", "dense_decode"])
+    wanted = ["quest_64", "dense_decode", "sdpa_enable_gqa"]
+    found = methods.methods_of(workload, made, SETTINGS, wanted)
     return {m.key: m for m in found}, made[0]
 
 
@@ -89,6 +90,21 @@ def test_a_wrong_result_is_refused(steps):
     method.call = lambda s: right(s) + 1e-3
     with pytest.raises(RefusedError, match="quest_64: wrong, error"):
         checks.check_method(method, step)
+
+
+def test_forms_of_torch_may_round_as_they_like_but_not_be_wrong(steps):
+    found, step = methods_by_key(steps)
+    ours, torchs = found["dense_decode"], found["sdpa_enable_gqa"]
+    error = checks.check_method(torchs, step)["error_of_torch"]
+    right, dense = torchs.call, ours.call
+    torchs.call = lambda s: right(s) + 10 * error
+    checks.check_method(torchs, step)
+    ours.call = lambda s: dense(s) + 10 * error
+    with pytest.raises(RefusedError, match="dense_decode: wrong, error"):
+        checks.check_method(ours, step)
+    torchs.call = lambda s: right(s) + 1e-3
+    with pytest.raises(RefusedError, match="sdpa_enable_gqa: wrong, error"):
+        checks.check_method(torchs, step)
 
 
 def test_a_dense_call_under_the_name_of_quest_is_refused(steps):
