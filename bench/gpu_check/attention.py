@@ -8,7 +8,12 @@ from typing import Any
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.gpu_check.inputs import Inputs, Workload, make_inputs
+from quest_compile.bench.gpu_check.inputs import (
+    SCALED_SUMMARIES,
+    Inputs,
+    Workload,
+    make_inputs,
+)
 from quest_compile.bench.gpu_check.peers import Peer
 from quest_compile.bench.gpu_check.record import Record, StepFailedError
 from quest_compile.bench.gpu_check.timing import copy_bandwidth, median_seconds
@@ -52,29 +57,37 @@ def own_methods(workload: Workload, device: str) -> list[Method]:
             caches = (x.query, x.key_cache, x.value_cache)
             return f.dense_decode(*caches, x.seq_lens, x.attn_mask)
 
-        def sketch_step(x: Inputs, f: Any = f) -> Any:
-            caches = (x.query, x.key_cache, x.value_cache)
-            state = (x.cache_position, x.sketches, x.num_sealed)
-            lens = (x.seq_lens, x.attn_mask, x.channel_scale)
-            return f.sparse_decode_step(*caches, *state, *lens, budget=budget, summary="sketch")
-
-        def sketch_scores(x: Inputs, f: Any = f) -> Any:
-            return _sketch_scores(f, x)
-
         found += [
             ("sparse_decode_step", kernels, score + attend, step),
             ("dense_decode", kernels, dense, all_positions),
             ("score_pages", kernels, score, stage_score),
             ("select_pages", kernels, 4 * _num_scores(workload), stage_select),
             ("attend_pages", kernels, attend, stage_attend),
-            ("sparse_decode_step, sketch", kernels, workload.sketch_bytes + attend, sketch_step),
-            ("score_pages, sketch", kernels, workload.sketch_bytes, sketch_scores),
         ]
+        for summary in SCALED_SUMMARIES:
+            found += _of_summary(summary, workload, kernels, f)
     return found
 
 
-def _sketch_scores(f: Any, x: Inputs) -> Any:
-    return f.score_pages(x.query, x.sketches, x.seq_lens, x.channel_scale, summary="sketch")
+def _of_summary(summary: str, workload: Workload, kernels: str, f: Any) -> list[Method]:
+    num_bytes = workload.summary_bytes(summary)
+
+    def step(x: Inputs) -> Any:
+        rows, channel_scale = x.scaled[summary]
+        caches = (x.query, x.key_cache, x.value_cache, x.cache_position, rows, x.num_sealed)
+        lens = (x.seq_lens, x.attn_mask, channel_scale)
+        return f.sparse_decode_step(*caches, *lens, budget=workload.budget, summary=summary)
+
+    moved = num_bytes + workload.attend_bytes
+    return [
+        (f"sparse_decode_step, {summary}", kernels, moved, step),
+        (f"score_pages, {summary}", kernels, num_bytes, lambda x: _scores(f, x, summary)),
+    ]
+
+
+def _scores(f: Any, x: Inputs, summary: str) -> Any:
+    rows, channel_scale = x.scaled[summary]
+    return f.score_pages(x.query, rows, x.seq_lens, channel_scale, summary=summary)
 
 
 def _num_scores(workload: Workload) -> int:
@@ -135,18 +148,18 @@ def _expected(x: Inputs, workload: Workload) -> dict[str, torch.Tensor]:
     sparse = dense
     if workload.context > workload.budget:
         sparse, _ = reference.attend_pages(query, keys, values, x.pages[row], x.seq_lens)
-    chosen = dense
-    sketches = (x.query[row], x.sketches[row], x.seq_lens, x.channel_scale[row])
-    scores = reference.score_pages(*sketches, summary="sketch")
-    if workload.context > workload.budget:
-        # Scores near each other may change places: the pages are those of the kernel.
-        own = _sketch_scores(ops, x)
-        pages = ops.select_pages(own, x.seq_lens, page_budget=workload.budget // 16)
-        chosen, _ = reference.attend_pages(query, keys, values, pages[row], x.seq_lens)
-    return {
-        "dense": dense, "sparse": sparse, "scores": x.scores, "pages": x.pages,
-        "sketch": chosen, "sketch scores": scores
-    }  # fmt: skip
+    expected = {"dense": dense, "sparse": sparse, "scores": x.scores, "pages": x.pages}
+    for summary, (rows, channel_scale) in x.scaled.items():
+        chosen = dense
+        arguments = (x.query[row], rows[row], x.seq_lens, channel_scale[row])
+        expected[f"{summary} scores"] = reference.score_pages(*arguments, summary=summary)
+        if workload.context > workload.budget:
+            # Scores near each other may change places: the pages are those of the kernel.
+            own = _scores(ops, x, summary)
+            pages = ops.select_pages(own, x.seq_lens, page_budget=workload.budget // 16)
+            chosen, _ = reference.attend_pages(query, keys, values, pages[row], x.seq_lens)
+        expected[summary] = chosen
+    return expected
 
 
 def _error_of(
@@ -154,8 +167,10 @@ def _error_of(
 ) -> str:
     """Why this method is not timed; empty if it is right."""
     kinds = {"sparse_decode_step": "sparse", "attend_pages": "sparse", "score_pages": "scores",
-             "select_pages": "pages", "sparse_decode_step, sketch": "sketch",
-             "score_pages, sketch": "sketch scores"}  # fmt: skip
+             "select_pages": "pages"}  # fmt: skip
+    for summary in SCALED_SUMMARIES:
+        kinds |= {f"sparse_decode_step, {summary}": summary}
+        kinds |= {f"score_pages, {summary}": f"{summary} scores"}
     wanted = expected[kinds.get(name) or kinds.get(name.split(",")[0], "dense")]
     try:
         out = call(x)

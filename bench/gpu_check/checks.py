@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ def sanitizer(record: Record, device: str) -> None:
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     failed = []
     for check in ("memcheck", "racecheck"):
-        limit = min(90.0, record.seconds_left() - 5)
+        limit = min(60.0, record.seconds_left() - 5)
         if limit < 30:
             record.add(tool=check, skipped=f"{record.seconds_left():.0f} s left")
             continue
@@ -153,16 +154,16 @@ class _Done:
 def _run(
     command: list[str], limit: float, folder: Path | None, environment: dict | None = None
 ) -> _Done:
-    """Output of both streams; a command that takes longer than ``limit`` seconds is ended."""
+    """Output of both streams; after ``limit`` seconds a command and all it started are ended."""
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True
+        text=True, start_new_session=True
     )  # fmt: skip
     try:
         stdout, _ = process.communicate(timeout=limit)
         return _Done(stdout, process.returncode, False)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         stdout, _ = process.communicate()
         return _Done(stdout or "", process.returncode, True)
 

@@ -12,6 +12,8 @@ from quest_compile.bench.gpu_check.timing import ROTATED_BYTES
 from quest_compile.bench.shapes import SHAPES, Layer
 from quest_compile.ops.limits import row_bytes
 
+SCALED_SUMMARIES = ("minmax_int8", "sketch")
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -39,10 +41,9 @@ class Workload:
     def score_bytes(self) -> int:
         return self.dense_bytes // 16
 
-    @property
-    def sketch_bytes(self) -> int:
+    def summary_bytes(self, summary: str) -> int:
         num_pages = self.batch * self.layer.num_kv_heads * self.context // 16
-        return num_pages * row_bytes("sketch", self.layer.head_dim, 16, 1)
+        return num_pages * row_bytes(summary, self.layer.head_dim, 16, 1)
 
     @property
     def attend_bytes(self) -> int:
@@ -51,15 +52,17 @@ class Workload:
 
 @dataclasses.dataclass
 class Inputs:
-    """The tensors of one call, one of several copies."""
+    """The tensors of one call, one of several copies.
+
+    ``scaled``: rows and channel scales of the summaries that have such, by name.
+    """
 
     query: torch.Tensor
     key_cache: torch.Tensor
     value_cache: torch.Tensor
     cache_position: torch.Tensor
     page_summary: torch.Tensor
-    sketches: torch.Tensor
-    channel_scale: torch.Tensor
+    scaled: dict[str, tuple[torch.Tensor, torch.Tensor]]
     num_sealed: torch.Tensor
     seq_lens: torch.Tensor
     attn_mask: torch.Tensor
@@ -89,11 +92,13 @@ def _make(workload: Workload, device: str, seed: int) -> Inputs:
     query = torch.randn(batch, layer.num_q_heads, 1, layer.head_dim, **options)
     seq_lens = torch.tensor([context], device=device)
     summary = ops.build_page_summary(keys, seq_lens)
-    sketches, channel_scale = ops.build_page_summary(keys, seq_lens, summary="sketch")
+    scaled: Any = {
+        name: ops.build_page_summary(keys, seq_lens, summary=name) for name in SCALED_SUMMARIES
+    }
     scores = ops.score_pages(query, summary, seq_lens)
     pages = ops.select_pages(scores, seq_lens, page_budget=workload.budget // 16)
     return Inputs(
-        query, keys, values, seq_lens - 1, summary, sketches, channel_scale,
+        query, keys, values, seq_lens - 1, summary, scaled,
         (seq_lens // 16).long(), seq_lens,
         torch.ones(1, 1, 1, context, dtype=torch.bool, device=device), scores, pages
     )  # fmt: skip

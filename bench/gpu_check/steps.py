@@ -18,6 +18,7 @@ from quest_compile.bench.gpu_check.record import Record, Step
 _8B, _7B, _K = "llama-3-8b", "llama-2-7b", 1024
 _MAIN = [Workload(_8B, 32 * _K, 1), Workload(_8B, 32 * _K, 8), Workload(_8B, 128 * _K, 1)]
 _MAIN += [Workload(_7B, 32 * _K, 1), Workload(_8B, 8 * _K, 1)]
+_MAIN += [Workload(_8B, 32 * _K, 16), Workload(_8B, 128 * _K, 4)]
 _REST = [
     Workload(shape, context * _K, batch)
     for batch in (1, 8, 32)

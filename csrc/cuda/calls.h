@@ -152,7 +152,7 @@ struct ClusterCall {
 // Lists up to this long stay in shared memory.
 constexpr int32_t kMaxSharedList = 2048;
 // So do the orders of so many pages.
-constexpr int32_t kMaxSharedOrder = 8192;
+constexpr int32_t kMaxSharedOrder = 9216;
 
 constexpr int32_t kThreads = 256;
 constexpr int32_t kWarps = kThreads / 32;

@@ -10,6 +10,8 @@
 
 #include <cuda_runtime.h>
 
+#include <mutex>
+
 #define QUEST_DEVICE __device__ __forceinline__
 #define QUEST_KERNEL(threads, ctas) __global__ void __launch_bounds__(threads, ctas)
 #define QUEST_PARAM const __grid_constant__
@@ -190,6 +192,9 @@ QUEST_DEVICE uint32_t odd_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, 
 template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int num_threads,
            int64_t bytes, const Params& params, void* stream) {
+  // Of the kernel, not of the launch: another thread may want less of it.
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
   const cudaError_t error =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -206,6 +211,8 @@ template <class Params, class F>
 int with_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int num_threads,
                   int64_t bytes, const F& f) {
   const void* function = reinterpret_cast<const void*>(kernel);
+  static std::mutex mutex;  // as above
+  const std::lock_guard<std::mutex> lock(mutex);
   cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            static_cast<int>(bytes));
   if (error == cudaSuccess && size > 8) {
@@ -243,8 +250,11 @@ int active_clusters(void (*kernel)(const Params), int size, int num_threads, int
   *count = 0;
   return with_clusters(kernel, 1, size, num_threads, bytes,
                        [&](const void* function, const cudaLaunchConfig_t& config) -> int {
-                         const cudaError_t error =
-                             cudaOccupancyMaxActiveClusters(count, function, &config);
+                         // Made from the PTX of an older architecture the kernel has no body.
+                         cudaFuncAttributes attributes;
+                         cudaError_t error = cudaFuncGetAttributes(&attributes, function);
+                         if (error != cudaSuccess || attributes.ptxVersion < 90) return error;
+                         error = cudaOccupancyMaxActiveClusters(count, function, &config);
                          if (error != cudaErrorInvalidClusterSize) return error;
                          cudaGetLastError();
                          *count = 0;

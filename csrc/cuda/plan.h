@@ -58,9 +58,6 @@ class Workspace {
   std::vector<Tensor> tensors_;
 };
 
-// What an update leaves to the next kernel is in `workspace`.
-Update make_update(const UpdateArguments& u, Workspace& workspace);
-
 // What kernel 1 leaves to the next one.
 void take_scratch(Update& update, const Summaries& summaries, Workspace& workspace);
 // Scratch of a planned call. Arrivals are taken but not cleared.

@@ -145,7 +145,8 @@ def test_command_that_takes_too_long_is_ended():
     from quest_compile.bench.gpu_check.checks import _run
 
     start = time.monotonic()
-    done = _run(["sleep", "60"], 0.5, None)
+    # What it has started holds the pipe.
+    done = _run(["bash", "-c", "sleep 60 & wait"], 0.5, None)
     assert done.timed_out and time.monotonic() - start < 30
 
 

@@ -153,8 +153,8 @@ def test_clusters_are_chosen_where_they_fill_the_gpu(num_sms, num_rows, num_laun
 @pytest.mark.parametrize(
     ("case", "num_launches"),
     [
-        (Case(torch.bfloat16, 8, 8, 1, 1, 8, (65_536,), 65_536), 1),
-        (Case(torch.bfloat16, 8, 8, 1, 1, 8, (65_537,), 65_537), 2),
+        (Case(torch.bfloat16, 8, 8, 1, 1, 8, (73_728,), 73_728), 1),
+        (Case(torch.bfloat16, 8, 8, 1, 1, 8, (73_729,), 73_729), 2),
         (Case(torch.bfloat16, 8, 8, 1, 1, 8, (20_000,), 20_000, budget_pages=2049), 2),
         (Case(torch.bfloat16, 8, 8, 1, 9, group_reduce="none"), 2),
     ],
