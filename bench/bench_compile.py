@@ -19,13 +19,13 @@ from quest_compile.bench.results import Result
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
     parser = options.parser_of("compile", __doc__, rounds=2, contexts="8K")
-    return per_process.main("compile", parser, argv, _measure, quick={"layers": 4, "rounds": 1})
+    return per_process.main("compile", parser, argv, _measure, quick={"layers": 3, "rounds": 1})
 
 
 def _measure(title: str, probe: Probe, args: argparse.Namespace) -> list[Result]:
     """Names end in what was timed."""
     values: dict[str, list[float]] = {}
-    facts = {}
+    facts: dict[str, int] = {}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
             for state in ("cold", "warm"):
@@ -34,7 +34,7 @@ def _measure(title: str, probe: Probe, args: argparse.Namespace) -> list[Result]
                 values.setdefault(f"second token, {state}", []).append(found["second_token"])
                 if "passes" in found:
                     values.setdefault("passes", []).append(found["passes"])
-                    facts["sparse_layers"] = int(found["sparse_layers"])
+                    facts |= {k: int(found[k]) for k in ("sparse_layers", "sparse_calls")}
     return [
         Result(f"{title}/{what}", probe.method, seconds, dict(facts))
         for what, seconds in values.items()

@@ -61,13 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(_name(args, *case) for case in cases))
         return 0
     recorder = options.recorder_of("decode", args)
+    possible = [name for name in known if not name.startswith("llama_cpp")]
+    status = None
     try:
-        _measure_all(args, cases, settings, recorder)
+        _measure_all(args, cases, settings, possible, recorder)
     except KeyboardInterrupt:
-        print("\ninterrupted: what is done is kept", file=sys.stderr)
+        status = options.interrupted()
     if recorder.results:
         print_table([_row(result, recorder) for result in recorder.results])
-    return recorder.status()
+    return status or recorder.status()
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
@@ -103,13 +105,14 @@ def _measure_all(
     args: argparse.Namespace,
     cases: list[tuple[str, int, int, int]],
     settings: list[Setting],
+    known: list[str],
     recorder: Recorder,
 ) -> None:
     model = None
     for case in cases:
         dtype, batch, context, threads = case
         title = _name(args, *case)
-        if recorder.has(title, args.methods or ()):
+        if recorder.has(title, args.methods or known):
             continue
         torch.set_num_threads(threads)
         if model is None or model.dtype is not DTYPES[dtype]:

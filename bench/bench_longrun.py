@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recorder = options.recorder_of("longrun", args)
     torch.set_num_threads(args.threads[0])
     torch._dynamo.config.recompile_limit = 64
+    status = None
     try:
         kernels = check_kernels(args.device)
         missing = [m for m in methods if not _is_done(recorder, title, m)]
@@ -68,14 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             (decoder,) = decoders_of(model, settings, place, [name])
             facts = {"dtype": dtype, "batch": batch, "context": context, "kernels": kernels}
             facts |= {"threads": args.threads[0], "device": args.device, "shape": shape}
-            recorder.add(_windows(title, decoder, args, facts))
+            try:
+                found = _windows(title, decoder, args, facts)
+            except RefusedError as error:
+                recorder.refuse(title, error)
+                continue
+            recorder.add(found)
+            if "interrupted" in found[0].metadata:
+                raise KeyboardInterrupt
     except RefusedError as error:
         recorder.refuse(title, error)
     except KeyboardInterrupt:
-        print("\ninterrupted: methods that are done are kept", file=sys.stderr)
+        status = options.interrupted()
     if recorder.results:
         print(quantities(recorder.results))
-    return recorder.status()
+    return status or recorder.status()
 
 
 def _is_done(recorder: Recorder, title: str, method: str) -> bool:
@@ -93,22 +100,30 @@ def _windows(
     size = args.rounds // _NUM_WINDOWS
     before, meter = _resident_bytes(), LoadMeter()
     windows, sizes, loads = [], [], []
-    bar = tqdm(total=args.rounds, desc=decoder.name, unit="token")
-    for _ in range(_NUM_WINDOWS):
-        values, read = [], 0
-        for _ in range(size):
-            values.append(decoder.sample(1))
-            read += ops.counters()["bytes_read"]
-            bar.update()
-        windows.append(values)
-        sizes.append(read // size)
-        loads.append(meter.other_load() or 0.0)
-    bar.close()
+    is_whole = True
+    with tqdm(total=args.rounds, desc=decoder.name, unit="token") as bar:
+        try:
+            for _ in range(_NUM_WINDOWS):
+                values, read = [], 0
+                for _ in range(size):
+                    values.append(decoder.sample(1))
+                    read += ops.counters()["bytes_read"]
+                    bar.update()
+                windows.append(values)
+                sizes.append(read // size)
+                loads.append(meter.other_load() or 0.0)
+        except KeyboardInterrupt:
+            if len(windows) < 2:
+                raise
+            is_whole = False
     medians = [statistics.median(values) for values in windows]
     drift = medians[-1] / medians[0]
-    moved = decoder.facts()["weight_bytes"]
+    found = decoder.facts()
+    moved = found["weight_bytes"]
     allowed = _ALLOWED_DRIFT * (sizes[-1] + moved) / (sizes[0] + moved)
-    shared = facts | decoder.metadata
+    shared = facts | found
+    if not is_whole:
+        shared["interrupted"] = f"{len(windows)} of {_NUM_WINDOWS} windows"
     shared |= {"drift": drift, "drift_allowed": allowed, "bytes_gained": _resident_bytes() - before}
     if max(loads) > args.max_load:
         shared["marked"] = f"other processes used {max(loads):.2g} cores"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 
 from quest_compile.bench import options
@@ -86,13 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     recorder = options.recorder_of("ops", args)
     rounds = options.rounds_of(args)
+    status = None
     try:
         _measure_all(args, workloads, settings, recorder, rounds)
     except KeyboardInterrupt:
-        print("\ninterrupted: what is done is kept", file=sys.stderr)
+        status = options.interrupted()
     if recorder.results:
         print_table([_row(r, recorder) for r in recorder.results])
-    return recorder.status()
+    return status or recorder.status()
 
 
 def _measure_all(
@@ -103,13 +103,14 @@ def _measure_all(
     rounds: Rounds,
 ) -> None:
     peers = None
+    possible = ["read_loop", "dense_decode", *(s.name for s in settings), *TORCH_METHODS]
     if not (args.no_llama_cpp or args.shapes or args.isa):
         from quest_compile.bench.ops.llama_cpp_peer import peers_of
 
         peers = peers_of(args.methods)
     for workload in workloads:
         name = name_of(workload)
-        methods = [f"read_loop@{level}" for level in args.isa or ()] or args.methods or ()
+        methods = [f"read_loop@{level}" for level in args.isa or ()] or args.methods or possible
         if recorder.has(name, methods):
             continue
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from quest_compile.bench.identity import record_folder
 from quest_compile.bench.results import Recorder
 from quest_compile.bench.rounds import Rounds
 from quest_compile.bench.shapes import DTYPES, SHAPES, listed, tokens
+from quest_compile.ops.limits import SUMMARIES
+
+_INTERRUPTED = 130
 
 
 def parser_of(
@@ -58,6 +62,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--dtype must be of {', '.join(DTYPES)}, got {name!r}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no CUDA device")
+    for name in args.summaries or ():
+        if name not in SUMMARIES:
+            parser.error(f"--summaries must be of {', '.join(SUMMARIES)}, got {name!r}")
+    layers, shape = getattr(args, "layers", None), SHAPES.get(args.model_shape or "")
+    if layers is not None and shape is not None and not 1 <= layers <= shape.num_layers:
+        parser.error(f"--layers must be from 1 to {shape.num_layers} here, got {layers}")
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
     args.threads = args.threads or [torch.get_num_threads()]
@@ -88,7 +98,13 @@ def token_list(text: str) -> list[int]:
 
 
 def int_list(text: str) -> list[int]:
-    values = [int(part) for part in listed(text)]
+    values = [int(part) if part.isdecimal() else 0 for part in listed(text)]
     if not values or min(values) < 1:
         raise argparse.ArgumentTypeError(f"expected positive numbers, got {text!r}")
     return values
+
+
+def interrupted() -> int:
+    """Say so after Ctrl-C; the exit status."""
+    print("\ninterrupted: what is done is kept, --resume goes on", file=sys.stderr)
+    return _INTERRUPTED

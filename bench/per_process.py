@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,13 +51,14 @@ def main(
         print("\n".join(_title(name, args, case) for case in cases))
         return 0
     recorder = options.recorder_of(name, args)
+    status = None
     try:
         _measure_all(name, args, cases, methods, settings, measure, recorder)
     except KeyboardInterrupt:
-        print("\ninterrupted: what is done is kept", file=sys.stderr)
+        status = options.interrupted()
     if recorder.results:
         print(quantities(recorder.results))
-    return recorder.status()
+    return status or recorder.status()
 
 
 def _measure_all(

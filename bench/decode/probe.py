@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from quest_compile import ops
 from quest_compile.bench.decode.methods import compilation_of
 from quest_compile.bench.decode.models import cache_bytes, filled_cache, random_model, weight_bytes
 from quest_compile.bench.ops.inputs import Setting
@@ -79,8 +81,10 @@ def _measure(probe: Probe) -> dict[str, float]:
     model, backend, config, _ = compilation_of(probe.method, model, list(probe.settings))
     cache = filled_cache(model, probe.context, probe.context + 2 * _STEPS, probe.batch)
     filled = _peak_bytes(probe.device)
+    _forget_peak(probe.device)
     token = torch.zeros(probe.batch, 1, dtype=torch.int64, device=probe.device)
     compiled = torch.compile(model, backend=backend)
+    ops.reset_counters()
     seconds = []
     with torch.no_grad():
         for i in range(_STEPS):
@@ -103,6 +107,10 @@ def _measure(probe: Probe) -> dict[str, float]:
         raise RefusedError("no layer was replaced")
     found["passes"] = sum(graph.rewrite_seconds for graph in report.graphs)
     found["sparse_layers"] = report.count("sparse")
+    found["sparse_calls"] = ops.counters()["sparse_calls"]
+    # How many a context just within the budget has, depends on the step.
+    if probe.context >= config.budget and found["sparse_calls"] != _STEPS * found["sparse_layers"]:
+        raise RefusedError(f"{found['sparse_calls']} sparse calls in {_STEPS} steps")
     found["page_summaries"] = _summary_bytes(cache)
     return found
 
@@ -114,8 +122,21 @@ def _summary_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for state in kept for tensor in state.tensors())
 
 
+def _forget_peak(device: str) -> None:
+    """From here on: making the model takes more than decoding with it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+
+
 def _peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     # KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

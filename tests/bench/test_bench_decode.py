@@ -57,6 +57,14 @@ def test_budget_beyond_the_context_decodes_what_dense_decodes(tmp_path):
     assert results["quest_512"]["sparse_calls_per_step"] == 0
 
 
+def test_resume_measures_the_methods_that_are_missing(tmp_path):
+    arguments = [*TINY, *FAST, "--output", str(tmp_path)]
+    assert bench_decode.main([*arguments, "--methods", "dense_decode"]) == 0
+    assert {r.method for r in load_results(tmp_path)} == {"dense_decode", "read_loop"}
+    assert bench_decode.main([*arguments, "--resume"]) == 0
+    assert "quest_64" in {r.method for r in load_results(tmp_path)}
+
+
 @pytest.mark.parametrize(("context", "num_sparse_steps"), [(64, 4), (62, 2)])
 def test_a_budget_that_the_first_tokens_fit_is_counted_step_by_step(
     context, num_sparse_steps, tmp_path

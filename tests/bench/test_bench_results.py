@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from quest_compile.bench import bench_decode
 from quest_compile.bench import results as subject
 from quest_compile.bench.results import Recorder, Result, load_results, write_results
 
@@ -87,3 +88,17 @@ def test_a_file_that_is_not_of_pyperf_is_named(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"rows": []}))
     with pytest.raises(ValueError, match="x.json is not a pyperf result"):
         load_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--summaries", "nosuch"], "--summaries must be of minmax"),
+        (["--model-shape", "tiny", "--layers", "99"], "--layers must be from 1 to"),
+        (["--batch", "x"], "expected positive numbers, got 'x'"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_made(arguments, says, capsys):
+    with pytest.raises(SystemExit):
+        bench_decode.main([*arguments, "--list"])
+    assert says in capsys.readouterr().err
