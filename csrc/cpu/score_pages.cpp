@@ -8,7 +8,12 @@
 namespace quest {
 namespace {
 
-constexpr int64_t kTaskPages = 512;
+// Pages of a task: many, as each prepares the query, but four tasks for every thread.
+int64_t choose_task_pages(int64_t num_heads, int64_t num_pages) {
+  constexpr int64_t kFewest = 512, kMost = 4096;
+  const int64_t share = num_heads * num_pages / (4 * torch::stable::get_num_threads());
+  return std::clamp(share / kFewest * kFewest, kFewest, kMost);
+}
 
 }  // namespace
 
@@ -39,11 +44,12 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
     const int64_t row = i / num_kv_heads, end = lengths[row] / page_size * page_size;
     live[i] = find_live_tokens(scoring, arguments.mask, row, i % num_kv_heads, end, scratch);
   }
-  const int64_t parts = ceil_div(num_pages, kTaskPages);
+  const int64_t task_pages = choose_task_pages(batch * num_kv_heads, num_pages);
+  const int64_t parts = ceil_div(num_pages, task_pages);
   const int64_t bytes = batch * num_kv_heads * summary_bytes(scoring, num_pages);
   run_tasks(batch * num_kv_heads * parts, bytes, [&](int64_t i) {
     const int64_t head = i / parts, row = head / num_kv_heads;
-    const int64_t first = i % parts * kTaskPages, last = std::min(first + kTaskPages, num_pages);
+    const int64_t first = i % parts * task_pages, last = std::min(first + task_pages, num_pages);
     const int64_t end = std::clamp(lengths[row] / page_size, first, last);
     float* head_scores = out + head * heads_out * num_pages;
     score_page_range(scoring, row, head % num_kv_heads, live[head], first, end, head_scores,

@@ -11,9 +11,9 @@ namespace quest {
 namespace QUEST_ISA {
 
 // Every level has
-// sum_signs<kBytes>: sums over a tile of tokens, bits [num_bytes][width], width 16 or 8; those
-// behind
-//   width are anything. kBytes: num_bytes where it is known, and then a multiple of 8; otherwise 0.
+// sum_signs<kBytes>: sums over a tile of tokens of each page, bits [num_bytes][width], width 16 or
+//   8; those behind width are anything. kBytes: num_bytes where it is known, and then a multiple of
+//   8; otherwise 0.
 // dot_codes: products of int8 codes [size] with 16-bit weights, zero up to a multiple of 32; to be
 //   summed over the lanes.
 // load_codes: 16 codes as floats.
@@ -29,19 +29,19 @@ typedef V Sixteen[16 / kWidth];
 struct SignTables {
   uint16_t sums[kMaxSignBytes][256];
 
-  // entries [2 * num_bytes][16]
-  void prepare(const uint16_t (*entries)[16], int num_bytes) {
-    for (int j = 0; j < num_bytes; ++j) {
-      for (int x = 0; x < 256; ++x) {
-        sums[j][x] = static_cast<uint16_t>(entries[2 * j][x & 15] + entries[2 * j + 1][x >> 4]);
-      }
+  // Of half byte j. The even ones come first.
+  void set(int j, const int32_t* entries) {
+    for (int x = 0; x < 256; ++x) {
+      sums[j / 2][x] =
+          static_cast<uint16_t>(j % 2 ? sums[j / 2][x] + entries[x >> 4] : entries[x & 15]);
     }
   }
+  void complete(int) {}
 };
 
 template <int kBytes>
-QUEST_INLINE void sum_signs(const SignTables& tables, const uint8_t* bits, int num_bytes, int width,
-                            Sixteen& out) {
+QUEST_INLINE void sum_page_signs(const SignTables& tables, const uint8_t* bits, int num_bytes,
+                                 int width, Sixteen& out) {
   uint32_t totals[16] = {};
   for (int j = 0; j < num_bytes; ++j) {
     for (int t = 0; t < width; ++t) totals[t] += tables.sums[j][bits[j * width + t]];
@@ -53,13 +53,17 @@ struct SignTables {
   // [low or high 6 bits of the sum][low or high half of the byte][byte][half byte]
   alignas(64) uint8_t parts[2][2][kMaxSignBytes][16];
 
-  void prepare(const uint16_t (*entries)[16], int num_bytes) {
-    memset(parts, 0, sizeof(parts));
-    for (int j = 0; j < 2 * num_bytes; ++j) {
-      for (int x = 0; x < 16; ++x) {
-        parts[0][j % 2][j / 2][x] = static_cast<uint8_t>(entries[j][x] & 63);
-        parts[1][j % 2][j / 2][x] = static_cast<uint8_t>(entries[j][x] >> 6);
-      }
+  // Of half byte j.
+  void set(int j, const int32_t* entries) {
+    for (int x = 0; x < 16; ++x) {
+      parts[0][j % 2][j / 2][x] = static_cast<uint8_t>(entries[x] & 63);
+      parts[1][j % 2][j / 2][x] = static_cast<uint8_t>(entries[x] >> 6);
+    }
+  }
+  // Whole vectors of tables are read.
+  void complete(int num_halves) {
+    for (int j = num_halves / 2; j < (num_halves / 2 + 7) / 8 * 8; ++j) {
+      for (int i = 0; i < 4; ++i) memset(parts[i / 2][i % 2][j], 0, 16);
     }
   }
 };
@@ -77,8 +81,8 @@ namespace QUEST_ISA {
 
 #if QUEST_LEVEL == 4
 template <int kBytes>
-QUEST_INLINE void sum_signs(const SignTables& tables, const uint8_t* bits, int num_bytes, int width,
-                            Sixteen& out) {
+QUEST_INLINE void sum_page_signs(const SignTables& tables, const uint8_t* bits, int num_bytes,
+                                 int width, Sixteen& out) {
   const uint8x16_t half = vdupq_n_u8(15);
   uint16x8_t low[2], high[2];
   for (int part = 0; part < 2; ++part) low[part] = high[part] = vdupq_n_u16(0);
@@ -149,6 +153,17 @@ QUEST_INLINE V largest_of_rows(const V* rows) {
     for (int i = 1; i < kWidth; ++i) out.v[r] = rows[r].v[i] > out.v[r] ? rows[r].v[i] : out.v[r];
   }
   return out;
+}
+#endif
+
+#if QUEST_LEVEL != 1
+template <int kBytes, int kPages>
+QUEST_INLINE void sum_signs(const SignTables& tables, const uint8_t* const (&bits)[kPages],
+                            int num_bytes, int width, Sixteen (&out)[kPages]) {
+  QUEST_UNROLL
+  for (int k = 0; k < kPages; ++k) {
+    sum_page_signs<kBytes>(tables, bits[k], num_bytes, width, out[k]);
+  }
 }
 #endif
 

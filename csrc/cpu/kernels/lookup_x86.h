@@ -6,6 +6,7 @@
 namespace quest {
 namespace QUEST_ISA {
 
+#if QUEST_LEVEL == 2 || QUEST_LEVEL == 3
 // even, odd: 16-bit sums of even and odd tokens in two lanes each, to be added.
 QUEST_INLINE __m256i join_tokens(__m256i even, __m256i odd) {
   const __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
@@ -13,7 +14,6 @@ QUEST_INLINE __m256i join_tokens(__m256i even, __m256i odd) {
                           _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-#if QUEST_LEVEL == 2 || QUEST_LEVEL == 3
 QUEST_INLINE __m512i load_signs(const uint8_t* bits, int first, int num_bytes, int width) {
   const int left = num_bytes - first;
   if (width == 16) {
@@ -26,8 +26,8 @@ QUEST_INLINE __m512i load_signs(const uint8_t* bits, int first, int num_bytes, i
 }
 
 template <int kBytes>
-QUEST_INLINE void sum_signs(const SignTables& tables, const uint8_t* bits, int num_bytes, int width,
-                            Sixteen& out) {
+QUEST_INLINE void sum_page_signs(const SignTables& tables, const uint8_t* bits, int num_bytes,
+                                 int width, Sixteen& out) {
   const __m512i half = _mm512_set1_epi8(15), byte = _mm512_set1_epi16(255);
   __m512i even[2], odd[2];
   QUEST_UNROLL
@@ -103,51 +103,72 @@ QUEST_INLINE V largest_of_rows(const V* rows) {
 }
 
 #else
-template <int kBytes>
-QUEST_INLINE void sum_signs(const SignTables& tables, const uint8_t* bits, int num_bytes, int width,
-                            Sixteen& out) {
-  const __m256i half = _mm256_set1_epi8(15), byte = _mm256_set1_epi16(255);
-  __m256i even[2], odd[2];
-  for (int part = 0; part < 2; ++part) even[part] = odd[part] = _mm256_setzero_si256();
+QUEST_INLINE __m256i load_signs(const uint8_t* bits, int first, int num_bytes, int width) {
+  const uint8_t* p = bits + width * first;
+  if (first + 2 > num_bytes) {
+    return _mm256_zextsi128_si256(
+        width == 16 ? load_8(p) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  return width == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                     : _mm256_permute4x64_epi64(_mm256_castsi128_si256(load_8(p)), 0x10);
+}
+
+template <int kBytes, int kPages>
+QUEST_INLINE void sum_signs(const SignTables& tables, const uint8_t* const (&bits)[kPages],
+                            int num_bytes, int width, Sixteen (&out)[kPages]) {
+  const __m256i half = _mm256_set1_epi8(15), units = _mm256_set1_epi16(64 << 8 | 1);
   const int end = kBytes > 0 ? kBytes : num_bytes;
+  __m256i first[kPages], last[kPages];  // tokens of a lane, in two lanes to be added
+  QUEST_UNROLL
+  for (int k = 0; k < kPages; ++k) first[k] = last[k] = _mm256_setzero_si256();
+  QUEST_UNROLL
   for (int j = 0; j < end; j += 4) {
-    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256i sums[2][kPages];
     QUEST_UNROLL
     for (int i = j; i < j + 4; i += 2) {
       if (i >= end) break;
-      __m256i x;
-      if (i + 2 <= end) {
-        x = width == 16
-                ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + 16 * i))
-                : _mm256_permute4x64_epi64(_mm256_castsi128_si256(load_8(bits + 8 * i)), 0x10);
-      } else {
-        x = _mm256_zextsi128_si256(
-            width == 16 ? load_8(bits + 16 * i)
-                        : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bits + 8 * i)));
-      }
-      const __m256i low = _mm256_and_si256(x, half);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), half);
+      __m256i index[2][kPages];
       QUEST_UNROLL
-      for (int part = 0; part < 2; ++part) {
-        const auto* first = reinterpret_cast<const __m256i*>(tables.parts[part][0][i]);
-        const auto* second = reinterpret_cast<const __m256i*>(tables.parts[part][1][i]);
-        const __m256i a = _mm256_shuffle_epi8(_mm256_load_si256(first), low);
-        const __m256i b = _mm256_shuffle_epi8(_mm256_load_si256(second), high);
-        sums[part] = _mm256_add_epi8(sums[part], _mm256_add_epi8(a, b));
+      for (int k = 0; k < kPages; ++k) {
+        __m256i x = kBytes > 0 && width == 16
+                        ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits[k] + 16 * i))
+                        : load_signs(bits[k], i, end, width);
+        // Loads are what there is most of: not to be loaded twice.
+        asm("" : "+x"(x));
+        index[0][k] = _mm256_and_si256(x, half);
+        index[1][k] = _mm256_and_si256(_mm256_srli_epi16(x, 4), half);
+      }
+      QUEST_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        QUEST_UNROLL
+        for (int part = 0; part < 2; ++part) {
+          const auto* p = reinterpret_cast<const __m256i*>(tables.parts[part][h][i]);
+          const __m256i table = _mm256_load_si256(p);
+          QUEST_UNROLL
+          for (int k = 0; k < kPages; ++k) {
+            const __m256i x = _mm256_shuffle_epi8(table, index[h][k]);
+            sums[part][k] = i == j && h == 0 ? x : _mm256_add_epi8(sums[part][k], x);
+          }
+        }
       }
     }
     QUEST_UNROLL
-    for (int part = 0; part < 2; ++part) {
-      even[part] = _mm256_add_epi16(even[part], _mm256_and_si256(sums[part], byte));
-      odd[part] = _mm256_add_epi16(odd[part], _mm256_srli_epi16(sums[part], 8));
+    for (int k = 0; k < kPages; ++k) {
+      const __m256i low = _mm256_unpacklo_epi8(sums[0][k], sums[1][k]);
+      const __m256i high = _mm256_unpackhi_epi8(sums[0][k], sums[1][k]);
+      first[k] = _mm256_add_epi16(first[k], _mm256_maddubs_epi16(low, units));
+      last[k] = _mm256_add_epi16(last[k], _mm256_maddubs_epi16(high, units));
     }
   }
-  const __m256i totals = join_tokens(_mm256_add_epi16(even[0], _mm256_slli_epi16(even[1], 6)),
-                                     _mm256_add_epi16(odd[0], _mm256_slli_epi16(odd[1], 6)));
-  const __m128i first = _mm256_castsi256_si128(totals),
-                second = _mm256_extracti128_si256(totals, 1);
-  out[0].v = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(first));
-  out[1].v = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(second));
+  const auto widen = [](__m256i x) {
+    const __m128i sums = _mm_add_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(sums));
+  };
+  QUEST_UNROLL
+  for (int k = 0; k < kPages; ++k) {
+    out[k][0].v = widen(first[k]);
+    out[k][1].v = widen(last[k]);
+  }
 }
 
 QUEST_INLINE V dot_codes(const int8_t* codes, const int16_t* weights, int size) {
