@@ -169,16 +169,19 @@ QUEST_INLINE void score_chunk(const Rows<kHeadDim, kBits>& rows, const QueryWeig
     store(largest + r, top);
     store(shifts + r, max(top, set1(-3e38f)));
   }
+  // A page at a time, so that the constants of exp2 stay in registers.
+  for (int r = 0; r < count; ++r) {
+    float* page = logits + r * num_vectors * kWidth;
+    const V shift = set1(shifts[r]);
+    V sum = zero();
+    for (int i = 0; i < num_vectors; ++i) sum = sum + exp2(load(page + i * kWidth) - shift);
+    store(page, sum);
+  }
   for (int r = 0; r < count; r += kWidth) {
     V sums[kWidth];
     QUEST_UNROLL
     for (int lane = 0; lane < kWidth; ++lane) {
-      const V shift = set1(shifts[r + lane]);
-      sums[lane] = zero();
-      for (int i = 0; i < num_vectors; ++i) {
-        const V logit = load(logits + ((r + lane) * num_vectors + i) * kWidth);
-        sums[lane] = sums[lane] + exp2(logit - shift);
-      }
+      sums[lane] = load(logits + (r + lane) * num_vectors * kWidth);
     }
     store(totals + r, reduce_rows(sums));
   }
