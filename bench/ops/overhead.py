@@ -31,7 +31,7 @@ def measure_overhead(rounds: Rounds) -> list[Result]:
     direct = torch.ops.quest.sparse_decode.default
     calls: dict[str, Callable[[], Any]] = {
         "sparse_decode": lambda: ops.sparse_decode(*tensors, budget=24, page_size=8),
-        "sparse_decode_unchecked": lambda: direct(*tensors, budget=24, page_size=8),
+        "sparse_decode_operator": lambda: direct(*tensors, budget=24, page_size=8),
         "dense_decode": lambda: dense_decode(step),
         "update_page_summary": lambda: ops.update_page_summary(
             step.key_cache, cache_position, rows, num_sealed, channel_scale, page_size=8

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.native import announce_reference
 
 registration.define(
@@ -89,5 +90,5 @@ def attend_pages(
         ValueError, TypeError: an argument is not as described.
     """
     arguments = (query, key_cache, value_cache, page_indices, seq_lens, attn_mask)
-    _check(*arguments, page_size=page_size, scale=scale)
-    return _attend_pages(*arguments, page_size=page_size, scale=scale)
+    settings = {"page_size": page_size, "scale": scale}
+    return checked_call(_attend_pages, _check, arguments, settings)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import checks, reference, registration
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.counters import count_dense_call
 from quest_compile.ops.native import announce_reference
 
@@ -16,9 +17,13 @@ registration.define(
 )
 
 
+def _check(query, key_cache, value_cache, seq_lens, attn_mask, *, scale=None):
+    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+
+
 @registration.reference("dense_decode")
 def _dense_decode_reference(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
-    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+    _check(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
     announce_reference(query)
     count_dense_call(key_cache, value_cache, seq_lens)
     return reference.dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
@@ -26,7 +31,7 @@ def _dense_decode_reference(query, key_cache, value_cache, seq_lens, attn_mask=N
 
 @registration.fake("dense_decode")
 def _dense_decode_fake(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
-    checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
+    _check(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
     batch, num_q_heads, q_len, _ = query.shape
     out = query.new_empty(batch, q_len, num_q_heads, value_cache.shape[3])
     return out.transpose(1, 2)
@@ -64,5 +69,4 @@ def dense_decode(
         ValueError, TypeError: an argument is not as described.
     """
     arguments = (query, key_cache, value_cache, seq_lens, attn_mask)
-    checks.attention(*arguments, scale)
-    return _dense_decode(*arguments, scale=scale)
+    return checked_call(_dense_decode, _check, arguments, {"scale": scale})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import checks, limits, reference, registration, require
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.native import announce_reference
 
 registration.define(
@@ -139,5 +140,4 @@ def score_pages(
         "attn_mask": attn_mask,
         "scale": scale,
     }
-    _check(*arguments, **settings)
-    return _score_pages(*arguments, **settings)
+    return checked_call(_score_pages, _check, arguments, settings)

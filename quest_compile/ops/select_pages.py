@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import checks, limits, reference, registration, require
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.native import announce_reference
 
 registration.define(
@@ -134,5 +135,4 @@ def select_pages(
         "top_p": top_p,
         "score_scale": score_scale,
     }
-    _check(scores, seq_lens, attn_mask, **settings)
-    return _select_pages(scores, seq_lens, attn_mask, **settings)
+    return checked_call(_select_pages, _check, (scores, seq_lens, attn_mask), settings)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.counters import count_sparse_call
 from quest_compile.ops.native import announce_reference
 
@@ -170,5 +171,4 @@ def sparse_decode(
         "budget_fraction": budget_fraction,
         "top_p": top_p,
     }
-    _check(*arguments, **settings)
-    return _sparse_decode(*arguments, **settings)
+    return checked_call(_sparse_decode, _check, arguments, settings)

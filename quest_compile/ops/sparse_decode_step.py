@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import reference, registration, require
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.counters import count_sparse_call, count_update_call
 from quest_compile.ops.native import announce_reference
 from quest_compile.ops.sparse_decode import _check as check_sparse_decode
@@ -193,5 +194,4 @@ def sparse_decode_step(
         "top_p": top_p,
         "select_every": select_every,
     }
-    _check(*arguments, **settings)
-    return _sparse_decode_step(*arguments, **settings)
+    return checked_call(_sparse_decode_step, _check, arguments, settings)

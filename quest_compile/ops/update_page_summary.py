@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.counters import count_update_call
 from quest_compile.ops.native import announce_reference
 
@@ -115,5 +116,4 @@ def update_page_summary(
     """
     arguments = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
     settings = {"page_size": page_size, "summary": summary, "sketch_bits": sketch_bits}
-    _check(*arguments, **settings)
-    _update_page_summary(*arguments, **settings)
+    checked_call(_update_page_summary, _check, arguments, settings)
