@@ -2,8 +2,9 @@
 //
 // Tokens are taken in spans: the logits of a span, then their softmax, then its values, with a
 // running maximum and sum from span to span. Heads are taken 4, 2 or 1 at a time. Each pass over
-// the keys or values of a span fetches rows that come later, in this pass or the next (Pass).
+// the keys or values of a span fetches rows that come later (fetch_rows.h).
 #include "cpu/kernels/dot.h"
+#include "cpu/kernels/fetch_rows.h"
 #include "cpu/kernels/value.h"
 #include "params.h"
 
@@ -11,114 +12,10 @@ namespace quest {
 namespace QUEST_ISA {
 namespace {
 
-constexpr int kSpan = 256;
 // Tokens whose values are added to one set of columns before the next set.
-constexpr int kValueTokens = 64;
-// Rows are fetched to the L2 cache so many bytes before they are used, and from there to the L1
-// cache so many tokens before.
-constexpr int kFetchBytes = 16384;
-constexpr int kMaxFetchTokens = 128;
-constexpr int kNearTokens = 4;
-// A fetch that misses the TLB stalls until the address is known: a few at once take no longer, so
-// a row of every few tokens is touched that much ahead of the fetches.
-constexpr int kTouchTokens = 64;
-constexpr int kTouchStep = 16;
-constexpr int kMemoryPage = 4096;
-constexpr int kLineBytes = 64;
+constexpr int kValueTokens = 32;
 
 alignas(64) const uint16_t kZeroRow[kMaxHeadDim] = {};
-
-// A part of AttendParams::tokens, at most kSpan.
-struct Span {
-  const int32_t* tokens;
-  int size;
-  bool is_fetched;  // into the L2 cache, by another tile of heads
-  bool is_last;
-};
-
-template <class T>
-struct Rows {
-  const T* data;
-  int64_t stride;
-  int bytes;
-
-  QUEST_INLINE const T* operator[](int32_t token) const { return data + token * stride; }
-};
-
-template <class T>
-Rows<T> keys_of(const AttendParams& p) {
-  return {static_cast<const T*>(p.key), p.key_stride, p.head_dim * static_cast<int>(sizeof(T))};
-}
-
-template <class T>
-Rows<T> values_of(const AttendParams& p) {
-  return {static_cast<const T*>(p.value), p.value_stride,
-          p.value_dim * static_cast<int>(sizeof(T))};
-}
-
-// Where the rows of a pass over a span are, followed by those of the pass behind it. Found once for
-// all columns and heads: otherwise addresses cost as much as the arithmetic on short vectors.
-template <class T>
-class Pass {
- public:
-  // next_tokens nullptr: nothing follows.
-  void find(const Span& span, const Rows<T>& rows, const Rows<T>& next_rows,
-            const int32_t* next_tokens) {
-    bytes_ = rows.bytes;
-    const int wanted = kFetchBytes / bytes_;
-    ahead_ = wanted < kMaxFetchTokens ? wanted : kMaxFetchTokens;
-    const int tokens = kMemoryPage / bytes_;
-    touch_step_ = tokens < kTouchStep ? tokens : kTouchStep;
-    const int size = span.size;
-    for (int i = 0; i < size; ++i) rows_[i] = rows[span.tokens[i]];
-    for (int i = 0; i < kMaxAhead; ++i) {
-      rows_[size + i] = next_tokens ? next_rows[next_tokens[i]] : rows_[size - 1];
-    }
-  }
-
-  QUEST_INLINE const T* operator[](int t) const { return rows_[t]; }
-
-  // Before kCount rows from the t-th on are used: elements [begin, begin + size) of those to come.
-  template <int kCount>
-  QUEST_INLINE void advance(const Span& span, int t, int begin, int size) const {
-    const int bytes = size * static_cast<int>(sizeof(T));
-    for (int i = 0; i < kCount; ++i) prefetch_near(rows_[t + i + kNearTokens] + begin, bytes);
-    if (span.is_fetched) return;
-    if (begin == 0 && t % kTouchTokens == 0) touch(t + ahead_ + kTouchTokens, kTouchTokens);
-    for (int i = 0; i < kCount; ++i) prefetch(rows_[t + i + ahead_] + begin, bytes);
-  }
-
-  // The first rows, which no pass before has fetched.
-  void begin() const {
-    touch(0, ahead_ + kTouchTokens);
-    for (int i = 0; i < ahead_; ++i) prefetch(rows_[i], bytes_);
-  }
-
- private:
-  void touch(int first, int count) const {
-    for (int i = first; i < first + count; i += touch_step_) {
-      prefetch(rows_[i], 1);
-      // Rows need not begin where memory pages do.
-      prefetch(reinterpret_cast<const char*>(rows_[i + touch_step_ - 1]) + bytes_ - 1, 1);
-    }
-  }
-
-  static constexpr int kMaxAhead = kMaxFetchTokens + 2 * kTouchTokens;
-  static_assert(kMaxAhead <= kTokenPadding, "what is fetched ahead are tokens that may be read");
-  const T* rows_[kSpan + kMaxAhead];
-  int bytes_, ahead_, touch_step_;
-};
-
-template <class T>
-struct Passes {
-  Pass<T> keys, values;
-
-  void find(const AttendParams& p, const Span& span) {
-    const Rows<T> keys_rows = keys_of<T>(p), values_rows = values_of<T>(p);
-    keys.find(span, keys_rows, values_rows, span.tokens);
-    values.find(span, values_rows, keys_rows, span.is_last ? nullptr : span.tokens + span.size);
-  }
-};
 
 // logits [size rounded up to a tile, kHeads], -inf behind the span, in units of log2.
 template <class T, int kHeads>
@@ -133,7 +30,9 @@ void compute_logits(const AttendParams& p, const Span& span, const Pass<T>& keys
   }
   const V scale = set1(p.scale_log2);
   for (int t = 0; t < span.size; t += kRows) {
-    keys.template advance<kRows>(span, t, 0, p.head_dim);
+    if (!span.is_fetched) {
+      for (int r = 0; r < kRows; ++r) keys.fetch(t + r);
+    }
     const T* rows[kRows];
     QUEST_UNROLL
     for (int r = 0; r < kRows; ++r) rows[r] = keys[t + r < span.size ? t + r : t];
@@ -191,12 +90,9 @@ void apply_softmax(const AttendParams& p, const Span& span, int first_head, cons
 
 // Adds the columns [column, column + kPairs pairs) of the values of tokens [begin, end) of a span.
 template <class T, int kHeads, int kPairs, bool kPartial>
-void add_columns(const AttendParams& p, const Span& span, const Pass<T>& values, int first_head,
+void add_columns(const AttendParams& p, const Pass<T>& values, Fetches<T>& fetches, int first_head,
                  int begin, int end, int column, const typename Values<T>::Weight* weights) {
   constexpr int kTokens = Values<T>::kTokens;
-  const int width = kPartial ? p.value_dim - column : kPairs * kPairWidth;
-  // The columns before fetch the whole line.
-  const bool fetches = column * static_cast<int>(sizeof(T)) % kLineBytes == 0;
   float* out = p.values + first_head * p.values_stride + column;
   V sums[kHeads][kPairs][2];
   QUEST_UNROLL
@@ -204,13 +100,18 @@ void add_columns(const AttendParams& p, const Span& span, const Pass<T>& values,
     QUEST_UNROLL
     for (int c = 0; c < 2 * kPairs; ++c) sums[h][c / 2][c % 2] = zero();
   }
-  for (int t = begin; t < end; t += kTokens) {
-    if (fetches) values.template advance<kTokens>(span, t, column, width);
-    const T* row = values[t] + column;
-    // Not the row behind the span: its weight is 0, but it may hold infinities.
-    const T* second = t + 1 < end ? values[t + 1] + column : reinterpret_cast<const T*>(kZeroRow);
-    Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
-                                                      weights + t / kTokens * kHeads);
+  for (int t = begin; t < end;) {
+    fetches.advance();
+    const int stop = t + kFetchStep < end ? t + kFetchStep : end;
+    const typename Values<T>::Weight* step = weights + t / kTokens * kHeads;
+    QUEST_UNROLL_4
+    for (; t < stop; t += kTokens, step += kHeads) {
+      const T* row = values[t] + column;
+      // Not the row behind the span: its weight is 0, but it may hold infinities.
+      const T* second = t + 1 < end ? values[t + 1] + column : reinterpret_cast<const T*>(kZeroRow);
+      Values<T>::template add<kHeads, kPairs, kPartial>(sums, row, second, p.value_dim - column,
+                                                        step);
+    }
   }
   // Added to the total at the end only: rounding grows with the length of a chain of additions.
   QUEST_UNROLL
@@ -226,18 +127,21 @@ void add_columns(const AttendParams& p, const Span& span, const Pass<T>& values,
 template <class T, int kHeads>
 void add_values(const AttendParams& p, const Span& span, const Pass<T>& values, int first_head,
                 const typename Values<T>::Weight* weights) {
-  constexpr int kPairs = kValuePairs(kHeads);
+  constexpr int kPairs = kValuePairs(kHeads), kColumns = kPairs * kPairWidth;
+  const int rest = p.value_dim % kColumns;
+  const int num_passes = p.value_dim / kColumns + (rest + kPairWidth - 1) / kPairWidth;
+  Fetches<T> fetches(span, values, num_passes);
   for (int t = 0; t < span.size; t += kValueTokens) {
     const int end = t + kValueTokens < span.size ? t + kValueTokens : span.size;
     int d = 0;
-    for (; d + kPairs * kPairWidth <= p.value_dim; d += kPairs * kPairWidth) {
-      add_columns<T, kHeads, kPairs, false>(p, span, values, first_head, t, end, d, weights);
+    for (; d + kColumns <= p.value_dim; d += kColumns) {
+      add_columns<T, kHeads, kPairs, false>(p, values, fetches, first_head, t, end, d, weights);
     }
     for (; d + kPairWidth <= p.value_dim; d += kPairWidth) {
-      add_columns<T, kHeads, 1, false>(p, span, values, first_head, t, end, d, weights);
+      add_columns<T, kHeads, 1, false>(p, values, fetches, first_head, t, end, d, weights);
     }
     if (d < p.value_dim)
-      add_columns<T, kHeads, 1, true>(p, span, values, first_head, t, end, d, weights);
+      add_columns<T, kHeads, 1, true>(p, values, fetches, first_head, t, end, d, weights);
   }
 }
 

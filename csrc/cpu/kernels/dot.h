@@ -15,10 +15,13 @@ struct Dot {
   using Span = Pair;
   static constexpr int kStep = kPairWidth;
 
-  static QUEST_INLINE Span load(const T* p) { return load_pair(p); }
+  static QUEST_INLINE Span load(const T* p) {
+    const Pair x = load_pair(p);
+    return {load_once(x.lo), load_once(x.hi)};
+  }
   static QUEST_INLINE Span load(const T* p, int n) { return load_pair(p, n); }
   static QUEST_INLINE Span load_query(const float* q) {
-    return {quest::QUEST_ISA::load(q), quest::QUEST_ISA::load(q + kWidth)};
+    return {load_once(quest::QUEST_ISA::load(q)), load_once(quest::QUEST_ISA::load(q + kWidth))};
   }
   static QUEST_INLINE V accumulate(V sum, const Span& row, const Span& query) {
     return fma(row.hi, query.hi, fma(row.lo, query.lo, sum));
@@ -93,15 +96,30 @@ QUEST_INLINE void dot_tile(const typename D::Element* const* rows, const typenam
   for (int i = 0; i < kTileSize; ++i) sums[i] = zero();
   int d = 0;
   for (; d + D::kStep <= dim; d += D::kStep) {
-    typename D::Span row[kRows];
-    QUEST_UNROLL
-    for (int r = 0; r < kRows; ++r) row[r] = D::load(rows[r] + d);
-    QUEST_UNROLL
-    for (int h = 0; h < kHeads; ++h) {
-      const typename D::Span q = D::load_query(query + h * query_stride + d);
+    // In registers is what there is less of: rows or queries.
+    if (kRows <= kHeads) {
+      typename D::Span row[kRows];
+      QUEST_UNROLL
+      for (int r = 0; r < kRows; ++r) row[r] = D::load(rows[r] + d);
+      QUEST_UNROLL
+      for (int h = 0; h < kHeads; ++h) {
+        const typename D::Span q = D::load_query(query + h * query_stride + d);
+        QUEST_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          sums[r * kHeads + h] = D::accumulate(sums[r * kHeads + h], row[r], q);
+        }
+      }
+    } else {
+      typename D::Span q[kHeads];
+      QUEST_UNROLL
+      for (int h = 0; h < kHeads; ++h) q[h] = D::load_query(query + h * query_stride + d);
       QUEST_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        sums[r * kHeads + h] = D::accumulate(sums[r * kHeads + h], row[r], q);
+        const typename D::Span row = D::load(rows[r] + d);
+        QUEST_UNROLL
+        for (int h = 0; h < kHeads; ++h) {
+          sums[r * kHeads + h] = D::accumulate(sums[r * kHeads + h], row, q[h]);
+        }
       }
     }
   }

@@ -15,6 +15,7 @@
 #define QUEST_LEVEL QUEST_CONCAT(QUEST_LEVEL_, QUEST_ISA)
 
 #define QUEST_UNROLL _Pragma("GCC unroll 16")
+#define QUEST_UNROLL_4 _Pragma("GCC unroll 4")
 #define QUEST_INLINE inline __attribute__((always_inline))
 
 namespace quest {
@@ -55,6 +56,15 @@ constexpr float kInfinity = __builtin_inff();
 
 namespace quest {
 namespace QUEST_ISA {
+
+// x, loaded once where it is used several times: compilers put the load into each use, and on
+// vectors of 8 loads are what limits a dot product.
+QUEST_INLINE V load_once(V x) {
+#if QUEST_LEVEL == 1
+  asm("" : "+x"(x.v));
+#endif
+  return x;
+}
 
 // load_pair(p) reads kPairWidth elements into two vectors, in an order of the element type's
 // choice: element i is in lane pair_lane<T>(i) of the two. load_pair(p, n) reads n (a multiple of
