@@ -15,9 +15,10 @@ from quest_compile.audits import GraphAudits
 from quest_compile.budgets import Budget
 from quest_compile.config import QuestConfig
 from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
+from quest_compile.graph_report import GraphReport
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
-from quest_compile.report import GraphReport, Report, report_rewrite
+from quest_compile.report import Report, report_rewrite
 from quest_compile.step_state import with_state
 
 

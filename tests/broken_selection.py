@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from quest_compile.ops import reference
+from quest_compile.ops import reference_summaries
 
 
 def _swapped(rows):
@@ -61,7 +61,7 @@ def _update_with(break_rows):
     ):  # fmt: skip
         num_pages = int(cache_position.max() + 1) // page_size
         keys = key_cache[:, :, : num_pages * page_size].unflatten(2, (num_pages, page_size))
-        page_summary[:, :, :num_pages] = break_rows(reference._page_min_max(keys))
+        page_summary[:, :, :num_pages] = break_rows(reference_summaries.page_min_max(keys))
         num_sealed[0] = num_pages
 
     return update

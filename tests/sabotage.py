@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quest_compile import state, step_state
-from quest_compile.ops import reference
+from quest_compile.ops import reference_summaries
 
 
 def update_that_trusts(what):
@@ -23,7 +23,7 @@ def update_that_trusts(what):
         last = (int(cache_position.max()) + 1) // page_size
         for page in range(first, last):
             keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
-            rows = reference._page_rows(keys[:, :, None], summary, channel_scale, 1)
+            rows = reference_summaries.page_rows(keys[:, :, None], summary, channel_scale, 1)
             page_summary[:, :, page] = rows[:, :, 0]
         num_sealed[0] = last if what == "num_sealed" else max(first, last)
 

@@ -1,7 +1,8 @@
 """The operators ``torch.ops.quest.*`` and their checked functions; importing registers them."""
 
 from quest_compile.ops.attend_pages import attend_pages
-from quest_compile.ops.audit import Audit, new_audit_totals, read_audit
+from quest_compile.ops.audit import new_audit_totals
+from quest_compile.ops.audit_totals import Audit, read_audit
 from quest_compile.ops.build_page_summary import (
     build_page_summary,
     empty_page_scores,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quest_compile.ops import checks, limits, require
+from quest_compile.ops import checks, limits, require, summary_checks
 from quest_compile.ops.update_page_summary import update_page_summary
 
 
@@ -21,7 +21,7 @@ def empty_page_summary(
     """
     require.tensors(key_cache=key_cache)
     checks.page_size(page_size)
-    checks.summary_kind(summary, sketch_bits)
+    summary_checks.summary_kind(summary, sketch_bits)
     require.rank("key_cache", key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]")
     batch, num_kv_heads, max_seq_len, head_dim = key_cache.shape
     pages = (batch, num_kv_heads, limits.num_pages_of(max_seq_len, page_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quest_compile.ops import checks, limits, reference, registration, require
+from quest_compile.ops import checks, limits, reference, registration, require, summary_checks
 from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.native import announce_reference
 
@@ -33,7 +33,7 @@ def _check(
     require.tensors(query=query, page_summary=page_summary, seq_lens=seq_lens)
     checks.page_size(page_size)
     checks.group_reduce(group_reduce)
-    checks.summary_kind(summary, sketch_bits)
+    summary_checks.summary_kind(summary, sketch_bits)
     is_float = summary in limits.FLOAT_SUMMARIES
     row = "2, head_dim" if is_float else "bytes_per_page"
     layout = f"[batch, num_kv_heads, num_pages, {row}]"
@@ -41,7 +41,9 @@ def _check(
     num_kv_heads, num_pages = page_summary.shape[1:3]
     checks.query(query, num_kv_heads, takes_several=False)
     sizes = (query.shape[0], num_kv_heads, num_pages, query.shape[3])
-    checks.page_summary(page_summary, channel_scale, summary, query, sizes, page_size, sketch_bits)
+    summary_checks.page_summary(
+        page_summary, channel_scale, summary, query, sizes, page_size, sketch_bits
+    )
     checks.seq_lens(seq_lens, query, num_pages * page_size)
     _check_mask(query, attn_mask, scale, summary, num_pages, page_size)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops import checks, reference, registration, require, summary_checks
 from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.counters import count_sparse_call
 from quest_compile.ops.native import announce_reference
@@ -53,7 +53,9 @@ def _check(
     checks.share("budget_fraction", budget_fraction)
     checks.share("top_p", top_p)
     checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
-    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size, sketch_bits)
+    summary_checks.page_summary_of(
+        page_summary, channel_scale, summary, key_cache, page_size, sketch_bits
+    )
 
 
 @registration.reference("sparse_decode")

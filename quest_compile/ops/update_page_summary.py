@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quest_compile.ops import checks, reference, registration, require
+from quest_compile.ops import checks, reference, registration, require, summary_checks
 from quest_compile.ops.checked_call import checked_call
 from quest_compile.ops.counters import count_update_call
 from quest_compile.ops.native import announce_reference
@@ -37,7 +37,9 @@ def _check(
     )
     checks.page_size(page_size)
     checks.key_cache(key_cache)
-    checks.page_summary_of(page_summary, channel_scale, summary, key_cache, page_size, sketch_bits)
+    summary_checks.page_summary_of(
+        page_summary, channel_scale, summary, key_cache, page_size, sketch_bits
+    )
     require.rank("cache_position", cache_position, 1, "[num_written]")
     num_written = cache_position.shape[0]
     require.that(num_written >= 1, lambda: "cache_position: expected positions, got none")

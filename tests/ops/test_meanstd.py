@@ -11,7 +11,7 @@ from test_minmax_int8 import DTYPES
 from test_sketch import LENGTH, MAX_SEQ_LEN, SKETCHED, make_keys
 
 from quest_compile import ops
-from quest_compile.ops import reference
+from quest_compile.ops import reference, reference_means
 
 SHAPES = ((8, 8), (80, 24), (64, 16), (128, 128))
 MEANS = [dataclasses.replace(case, summary="meanstd") for case in CASES]
@@ -34,7 +34,7 @@ def test_kernels_give_the_bits_of_the_reference(dtype, head_dim, page_size):
     for name in SKETCHED:
         keys = make_keys(name, dtype, head_dim, (1, 2, MAX_SEQ_LEN))
         keys[0, 0, 5, 3], keys[0, 1, 140, 7], keys[0, 1, 150, 1] = NAN, torch.inf, -torch.inf
-        expected = reference._page_rows(pages_of(keys, page_size=page_size), "meanstd", None, 1)
+        expected = reference_means.page_rows(pages_of(keys, page_size=page_size))
         assert_same_bits([build(keys, page_size=page_size).contiguous()], [expected])
 
 
