@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from quest_compile.bench import options
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.config import QuestConfig
@@ -81,18 +81,28 @@ def state_seconds(num_layers: int, *, steps: int = 2000) -> dict[str, list[float
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; ``--output FOLDER`` keeps pyperf JSON."""
     parser = argparse.ArgumentParser(prog="quest-compile bench overhead", description=__doc__)
-    parser.add_argument("--output", type=Path, help="folder for the pyperf JSON file")
-    args = parser.parse_args(argv)
-    recorder = Recorder("overhead", args.output)
-    for num_layers in LAYER_COUNTS:
-        name = f"overhead/{num_layers} layers"
+    options.add_output_arguments(parser)
+    recorder = options.recorder_of("overhead", parser.parse_args(argv))
+    status = None
+    try:
+        for num_layers in LAYER_COUNTS:
+            _measure(num_layers, recorder)
+    except KeyboardInterrupt:
+        status = options.interrupted()
+    if recorder.results:
+        print(quantities(recorder.results))
+    return status or recorder.status()
+
+
+def _measure(num_layers: int, recorder: Recorder) -> None:
+    name = f"overhead/{num_layers} layers"
+    if not recorder.has(f"{name}/passes"):
         try:
             seconds, facts = passes_seconds(num_layers)
         except RefusedError as error:
             recorder.refuse(name, error)
         else:
             recorder.add([Result(f"{name}/passes", "quest", seconds, facts)])
+    if not recorder.has(f"{name}/a step with state"):
         for what, values in state_seconds(num_layers).items():
             recorder.add([Result(f"{name}/a step with {what}", "quest", values, {})])
-    print(quantities(recorder.results))
-    return recorder.status()

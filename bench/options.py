@@ -29,9 +29,7 @@ def parser_of(
     add = parser.add_argument
     add("--quick", action="store_true", help="smaller: about two minutes on two cores")
     add("--list", action="store_true", help="print workloads and methods, measure nothing")
-    add("--output", type=Path, help="folder for one pyperf JSON file per method")
-    add("--record", action="store_true", help="--output bench/results/DATE_MACHINE_COMMIT_NAME")
-    add("--resume", action="store_true", help="keep what the folder has, measure what is missing")
+    add_output_arguments(parser)
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", type=listed, help="comma-separated: float32, bfloat16, float16")
     add("--model-shape", choices=SHAPES, help="random weights of this shape")
@@ -45,6 +43,14 @@ def parser_of(
     add("--method-seconds", type=float, default=8.0, help="a slow method stops after so many")
     add("--max-load", type=float, default=0.25, help="cores others may use in a round that counts")
     return parser
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """What recorder_of reads."""
+    add = parser.add_argument
+    add("--output", type=Path, help="folder for one pyperf JSON file per method")
+    add("--record", action="store_true", help="--output bench/results/DATE_MACHINE_COMMIT_NAME")
+    add("--resume", action="store_true", help="keep what the folder has, measure what is missing")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

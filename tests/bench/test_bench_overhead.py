@@ -1,0 +1,53 @@
+"""bench overhead: what it proves before it measures, and where its results go."""
+
+import re
+
+import pytest
+import torch
+
+from quest_compile.bench import bench_overhead, identity
+from quest_compile.bench.results import RefusedError, load_results
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """One graph of four layers, few steps; a folder of results of its own."""
+    monkeypatch.setattr(bench_overhead, "LAYER_COUNTS", (4,))
+    monkeypatch.setattr(bench_overhead, "ROUNDS", 2)
+    state_seconds = bench_overhead.state_seconds
+    monkeypatch.setattr(bench_overhead, "state_seconds", lambda n: state_seconds(n, steps=2))
+    monkeypatch.setattr(identity, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_record_names_its_folder_by_date_machine_and_commit(small):
+    assert bench_overhead.main(["--record"]) == 0
+    (folder,) = small.iterdir()
+    commit = identity.commit().replace("+", "-")
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d_.+_{re.escape(commit)}_overhead", folder.name)
+    found = {r.workload.removeprefix("overhead/4 layers/"): r for r in load_results(folder)}
+    assert set(found) == {"passes", "a step with nothing", "a step with state"}
+    assert found["passes"].metadata["sparse_layers"] == 2
+    assert all(len(r.values) == 2 and min(r.values) > 0 for r in found.values())
+
+
+def test_resume_measures_what_is_missing(small, monkeypatch):
+    folder = str(small / "kept")
+
+    def fails(num_layers):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_overhead, "state_seconds", fails)
+        assert bench_overhead.main(["--output", folder]) == 130
+    monkeypatch.setattr(bench_overhead, "passes_seconds", fails)
+    assert bench_overhead.main(["--output", folder, "--resume"]) == 0
+    assert len(load_results(small / "kept")) == 3
+
+
+def test_passes_that_leave_layers_dense_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        bench_overhead, "decode_graph", lambda n: torch.fx.symbolic_trace(lambda x: x + 1)
+    )
+    with pytest.raises(RefusedError, match="0 of 4 layers are sparse"):
+        bench_overhead.passes_seconds(4)
