@@ -23,7 +23,7 @@ def run_forms(record: Record, device: str, workloads: list[Workload]) -> None:
             record.add(workload=workload.name, skipped=f"{record.seconds_left():.0f} s left")
             continue
         try:
-            copies = make_inputs(workload, device, workload.score_bytes + workload.attend_bytes)
+            copies = make_inputs(workload, device, workload.score_bytes() + workload.attend_bytes)
         except (MemoryError, torch.OutOfMemoryError) as error:
             record.add(workload=workload.name, skipped=f"memory: {error}"[:80])
             continue
@@ -40,9 +40,10 @@ def compare_forms(record: Record, workload: Workload, copies: list[Inputs]) -> b
 
     def step(x: Inputs) -> torch.Tensor:
         caches = (x.query, x.key_cache, x.value_cache)
-        state = (x.cache_position, x.page_summary, x.num_sealed)
+        state = x.states["minmax"]
+        rows = (state.cache_position, state.rows, state.num_sealed)
         return ops.sparse_decode_step(
-            *caches, *state, x.seq_lens, x.attn_mask, budget=workload.budget
+            *caches, *rows, state.seq_lens, x.attn_mask, budget=workload.budget
         )
 
     def form_of_a_step() -> str:

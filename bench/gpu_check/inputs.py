@@ -10,20 +10,26 @@ import torch
 from quest_compile import ops
 from quest_compile.bench.gpu_check.timing import ROTATED_BYTES
 from quest_compile.bench.shapes import SHAPES, Layer
-from quest_compile.ops.limits import row_bytes
+from quest_compile.ops.limits import FLOAT_SUMMARIES, row_bytes
 
-SCALED_SUMMARIES = ("minmax_int8", "sketch")
+SUMMARIES = ("minmax", "minmax_int8", "sketch")
+# Pages that an update compares with their keys, and one that it seals.
+_NUM_UPDATED_PAGES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One attention layer of a model shape that decodes one token per row."""
+    """One attention layer of a model shape that decodes one token per row.
+
+    ``room``: positions of the cache behind the ``context``.
+    """
 
     shape: str
     context: int
     batch: int
     budget: int = 2048
     dtype: torch.dtype = torch.bfloat16
+    room: int = 0
 
     @property
     def layer(self) -> Layer:
@@ -31,19 +37,27 @@ class Workload:
 
     @property
     def name(self) -> str:
-        return f"{self.shape} {self.context} x{self.batch}"
+        return f"{self.shape} {self.context}{f'+{self.room}' if self.room else ''} x{self.batch}"
 
     @property
     def dense_bytes(self) -> int:
         return self.batch * self.layer.cache_bytes(self.context, self.dtype)
 
-    @property
-    def score_bytes(self) -> int:
-        return self.dense_bytes // 16
+    def score_bytes(self, summary: str = "minmax") -> int:
+        return self._num_heads * self.context // 16 * self._row_bytes(summary)
 
-    def summary_bytes(self, summary: str) -> int:
-        num_pages = self.batch * self.layer.num_kv_heads * self.context // 16
-        return num_pages * row_bytes(summary, self.layer.head_dim, 16, 1)
+    def update_bytes(self, summary: str) -> int:
+        keys = 16 * self.layer.head_dim * self.dtype.itemsize
+        return self._num_heads * _NUM_UPDATED_PAGES * (keys + self._row_bytes(summary))
+
+    @property
+    def _num_heads(self) -> int:
+        return self.batch * self.layer.num_kv_heads
+
+    def _row_bytes(self, summary: str) -> int:
+        if summary in FLOAT_SUMMARIES:
+            return 2 * self.layer.head_dim * self.dtype.itemsize
+        return row_bytes(summary, self.layer.head_dim, 16, 1)
 
     @property
     def attend_bytes(self) -> int:
@@ -51,19 +65,28 @@ class Workload:
 
 
 @dataclasses.dataclass
+class State:
+    """The page summary of a cache, and the step that keeps it up to date."""
+
+    rows: torch.Tensor
+    channel_scale: torch.Tensor | None
+    num_sealed: torch.Tensor
+    cache_position: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+@dataclasses.dataclass
 class Inputs:
     """The tensors of one call, one of several copies.
 
-    ``scaled``: rows and channel scales of the summaries that have such, by name.
+    ``states``: by summary, at the end of the context. Those with channel scales half a page before
+    it: a step that completes as many pages as a power of two takes scales and makes all rows anew.
     """
 
     query: torch.Tensor
     key_cache: torch.Tensor
     value_cache: torch.Tensor
-    cache_position: torch.Tensor
-    page_summary: torch.Tensor
-    scaled: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    num_sealed: torch.Tensor
+    states: dict[str, State]
     seq_lens: torch.Tensor
     attn_mask: torch.Tensor
     scores: torch.Tensor
@@ -87,18 +110,21 @@ def _make(workload: Workload, device: str, seed: int) -> Inputs:
     options: dict[str, Any] = {
         "generator": generator, "device": device, "dtype": workload.dtype
     }  # fmt: skip
-    shape = (batch, layer.num_kv_heads, context, layer.head_dim)
+    max_seq_len = context + workload.room
+    shape = (batch, layer.num_kv_heads, max_seq_len, layer.head_dim)
     keys, values = torch.randn(shape, **options), torch.randn(shape, **options)
     query = torch.randn(batch, layer.num_q_heads, 1, layer.head_dim, **options)
     seq_lens = torch.tensor([context], device=device)
-    summary = ops.build_page_summary(keys, seq_lens)
-    scaled: Any = {
-        name: ops.build_page_summary(keys, seq_lens, summary=name) for name in SCALED_SUMMARIES
-    }
-    scores = ops.score_pages(query, summary, seq_lens)
+    states = {name: _state(keys, seq_lens, name) for name in SUMMARIES}
+    scores = ops.score_pages(query, states["minmax"].rows, seq_lens)
     pages = ops.select_pages(scores, seq_lens, page_budget=workload.budget // 16)
-    return Inputs(
-        query, keys, values, seq_lens - 1, summary, scaled,
-        (seq_lens // 16).long(), seq_lens,
-        torch.ones(1, 1, 1, context, dtype=torch.bool, device=device), scores, pages
-    )  # fmt: skip
+    mask = torch.ones(1, 1, 1, max_seq_len, dtype=torch.bool, device=device)
+    return Inputs(query, keys, values, states, seq_lens, mask, scores, pages)
+
+
+def _state(keys: torch.Tensor, seq_lens: torch.Tensor, summary: str) -> State:
+    if summary not in FLOAT_SUMMARIES:
+        seq_lens = seq_lens - 8
+    built: Any = ops.build_page_summary(keys, seq_lens, summary=summary)
+    rows, channel_scale = built if isinstance(built, tuple) else (built, None)
+    return State(rows, channel_scale, (seq_lens // 16).long(), seq_lens - 1, seq_lens)

@@ -113,16 +113,20 @@ def _run_case(
     found.append(("sparse_decode_step", _error(out, expected_out)))
     found.append(("sparse_decode_step state", _error(state[0], expected_state[0])))
     caches = (query, summary_keys, values)
-    found += _run_sketches(source, caches, written, seq_lens, mask, 1 + has_mask)
+    kinds: list[dict[str, Any]] = [{"summary": "minmax_int8"}]
+    kinds.append({"summary": "sketch", "sketch_bits": 1 + has_mask})
+    for kind in kinds:
+        found += _run_scaled(source, caches, written, seq_lens, mask, kind)
     return found
 
 
-def _run_sketches(
+def _run_scaled(
     source: Any, caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor], written: torch.Tensor,
-    seq_lens: torch.Tensor, mask: torch.Tensor | None, sketch_bits: int
+    seq_lens: torch.Tensor, mask: torch.Tensor | None, kind: dict[str, Any]
 ) -> list[tuple[str, float]]:  # fmt: skip
+    """Of a summary with channel scales: rows and scales are those of the reference, bit for bit."""
     query, keys, _ = caches
-    kind: dict[str, Any] = {"summary": "sketch", "sketch_bits": sketch_bits}
+    end = f", {kind['summary']}"
     empty: Any = ops.empty_page_summary(keys, **kind)
     num_sealed = torch.zeros(2, dtype=torch.int64, device=keys.device)
     num_pages = int(written + 1) // _PAGE_SIZE
@@ -137,19 +141,20 @@ def _run_sketches(
     expected, state = new_state(), new_state()
     reference.update_page_summary(keys, written, *expected, **kind)
     source.update_page_summary(keys, written, *state, **kind)
-    found = [("update_page_summary, sketch", num_wrong(state))]
+    found = [(f"update_page_summary{end}", num_wrong(state))]
     rows, _, scale = expected
-    scores = source.score_pages(query, rows, seq_lens, scale, attn_mask=mask, **kind)
-    right = reference.score_pages(query, rows, seq_lens, scale, attn_mask=mask, **kind)
-    found.append(("score_pages, sketch", _error(scores, right)))
+    of_tokens = {"attn_mask": mask} if kind["summary"] == "sketch" else {}
+    scores = source.score_pages(query, rows, seq_lens, scale, **of_tokens, **kind)
+    right = reference.score_pages(query, rows, seq_lens, scale, **of_tokens, **kind)
+    found.append((f"score_pages{end}", _error(scores, right)))
     pages = reference.select_pages(scores, seq_lens, mask, page_budget=_BUDGET // _PAGE_SIZE)
     right, _ = reference.attend_pages(*caches, pages, seq_lens, mask)
     state = new_state()
     out = source.sparse_decode_step(
         *caches, written, *state[:2], seq_lens, mask, state[2], budget=_BUDGET, **kind
     )
-    found.append(("sparse_decode_step, sketch", _error(out, right)))
-    found.append(("sparse_decode_step state, sketch", num_wrong(state)))
+    found.append((f"sparse_decode_step{end}", _error(out, right)))
+    found.append((f"sparse_decode_step state{end}", num_wrong(state)))
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench import bench_gpu_check, flashinfer_peer
-from quest_compile.bench.gpu_check.attention import run_attention
+from quest_compile.bench.gpu_check.attention import own_methods, run_attention
 from quest_compile.bench.gpu_check.forms import compare_forms
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
 from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
@@ -43,7 +43,10 @@ def test_measuring_steps_run_on_tiny_shapes(tmp_path):
     }
     assert all(row["ok"] for row in steps["results"]["rows"])
     timed = [row for row in steps["attention"]["rows"] if "us" in row]
-    assert {"sparse_decode_step", "dense_decode", "attend_pages"} <= {r["method"] for r in timed}
+    methods = {row["method"] for row in timed}
+    for stem in ("sparse_decode_step", "update_page_summary", "score_pages"):
+        assert {stem, f"{stem}, minmax_int8", f"{stem}, sketch"} <= methods
+    assert {"dense_decode", "select_pages", "attend_pages"} <= methods
     assert not [row for row in steps["attention"]["rows"] if "refused" in row]
     markdown = (tmp_path / "gpu-check.md").read_text("utf-8")
     assert "| sparse_decode_step |" in markdown and found["identity"]["commit"] in markdown
@@ -67,6 +70,25 @@ def test_wrong_results_fail_the_step_and_are_not_timed(tmp_path, monkeypatch):
     assert code == 1 and step["status"] == "failed" and "dense_decode" in step["why"]
     (row,) = [row for row in step["rows"] if row.get("method") == "dense_decode"]
     assert "differs" in row["refused"] and "us" not in row
+
+
+@pytest.mark.parametrize("summary", ["", ", minmax_int8", ", sketch"])
+def test_an_update_that_does_nothing_is_not_timed(tmp_path, monkeypatch, summary):
+    monkeypatch.setattr(ops, "update_page_summary", lambda *args, **kind: None)
+    _, found = run(tmp_path, "--only", "attention")
+    rows = {row.get("method"): row for row in found["steps"][0]["rows"]}
+    assert rows[f"update_page_summary{summary}"]["refused"] == "another row"
+    assert "us" in rows[f"sparse_decode_step{summary}"]
+
+
+def test_timed_steps_make_one_row_at_most():
+    """None of them takes new channel scales, which makes all rows anew."""
+    workload = Workload("tiny", 256, 1, 64, torch.float32)
+    (x, *_) = make_inputs(workload, "cpu", 2**27)
+    for name, _, _, call in own_methods(workload, "cpu"):
+        ops.reset_counters()
+        call(x)
+        assert ops.counters()["pages_sealed"] <= workload.layer.num_kv_heads, name
 
 
 @pytest.mark.parametrize("difference", [0, 1])
@@ -117,6 +139,8 @@ def test_smoke_finds_a_wrong_operator(name):
 
     rows = {row["operator"]: row["ok"] for row in smoke("cpu", {"wrong": Wrong()})}
     assert not rows[name] and rows["attend_pages"]
+    if name != "select_pages":
+        assert not rows[f"{name}, minmax_int8"] and not rows[f"{name}, sketch"]
 
 
 def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path):
