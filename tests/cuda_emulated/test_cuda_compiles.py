@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from quest_compile import ops
 from quest_compile.ops import native
 
+CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 # One CTA of 256 threads per SM; more than 255 there are not.
 MOST_REGISTERS = {
     "attend_kernel": 224,
@@ -49,12 +51,8 @@ def library():
 def resources(library):
     """Per architecture and kernel: REG, STACK, LOCAL."""
     found = {}
-    done = subprocess.run(
-        [cuobjdump(), "--dump-resource-usage", str(library)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
     architecture = None
-    for line in done.stdout.splitlines():
+    for line in cuobjdump("--dump-resource-usage", library).splitlines():
         if match := re.search(r"arch = (sm_\w+)", line):
             architecture = match[1]
         elif match := re.search(r"Function (\S+):", line):
@@ -65,7 +63,15 @@ def resources(library):
     return found
 
 
-def cuobjdump():
+def cuobjdump(option, library):
+    """What it prints."""
+    command = [path_of_cuobjdump(), option, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def path_of_cuobjdump():
     if path := shutil.which("cuobjdump"):
         return path
     spec = find_spec("triton")
@@ -81,6 +87,18 @@ def stem_of(name):
 
 def test_library_is_small(library):
     assert library.stat().st_size < MOST_BYTES
+
+
+def test_every_file_has_code_for_both_and_ptx_for_newer_gpus(library):
+    num_files = len(list(CUDA.glob("*.cu")))
+    assert architectures("elf", library) == {"sm_80": num_files, "sm_90": num_files}
+    assert architectures("ptx", library) == {"sm_90": num_files}
+
+
+def architectures(kind, library):
+    """Of the ELF images or PTX texts of the library, and how many."""
+    listing = cuobjdump(f"--list-{kind}", library)
+    return Counter(re.findall(r"\.(sm_\w+)\.(?:cubin|ptx)$", listing, re.MULTILINE))
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])

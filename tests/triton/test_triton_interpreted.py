@@ -39,7 +39,7 @@ _ALL = (
     "test_meanstd.py",
 )
 # What has cases of its own, that are small enough.
-_SMALL = ("scaled_summaries.py", "ways_to_select.py")
+_SMALL = ("../triton/scaled_summaries.py", "../triton/ways_to_select.py", "test_model_shapes.py")
 
 
 def run_interpreted(files, chosen, **variables):
@@ -67,7 +67,7 @@ def test_operators_in_the_interpreter(names):
 
 @pytest.mark.parametrize("name", _SMALL)
 def test_small_cases_in_the_interpreter(name):
-    run_interpreted([f"../triton/{name}"], "test")
+    run_interpreted([name], "test")
 
 
 @pytest.mark.nightly

@@ -1,0 +1,50 @@
+"""Shapes of models by the CUDA kernels in emulation, in every form.
+
+CI runs this file under sanitizers: all kernels are in it, in one dtype.
+"""
+
+# ruff: noqa: F401 - tests run where they are imported.
+import pytest
+import torch
+from emulated_library import configure
+from hostile import make_inputs
+from test_every_op import assert_same_bits
+from test_model_shapes import (
+    shapes,
+    summaries,
+    test_a_row_of_many_has_the_bits_that_it_has_alone,
+    test_a_step_attends_the_pages_that_are_selected,
+    test_scores_pages_and_attention,
+    test_summaries_are_those_of_the_reference,
+)
+from test_sparse_decode_step import assert_same_state, state_of, step
+
+# One CTA for all pages and tokens of a head, several whose parts are merged, a cluster.
+FORMS = (
+    ({"num_sms": 1}, 2),
+    ({"num_sms": 132, "seed": 1}, 2),
+    ({"num_sms": 8, "seed": 2, "form": "cluster"}, 1),
+)
+
+
+@summaries
+@shapes
+def test_every_form_gives_the_same_bits(case, summary):
+    """Also behind a write by others."""
+    inputs = make_inputs(case)
+    last = inputs.seq_lens.max()[None] - 1
+    found = []
+    for settings, num_launches in FORMS:
+        keys = inputs.key_cache.clone()
+        inputs.key_cache.nan_to_num_(0)
+        state = state_of(inputs, summary, 0, -1)
+        configure(**settings)
+        outs = [step(inputs, last - 1, state, summary=summary)]
+        inputs.key_cache[-1] *= -3
+        outs.append(step(inputs, last, state, summary=summary))
+        assert configure() == 2 * (2 if summary == "sketch" else num_launches)
+        inputs.key_cache.copy_(keys)
+        found.append((outs, state))
+    for outs, state in found[1:]:
+        assert_same_bits(outs, found[0][0])
+        assert_same_state(state, found[0][1])

@@ -1,0 +1,67 @@
+"""Shapes of models that the cases of hostile.py leave out, small in everything else."""
+
+import pytest
+import torch
+from hostile import Case, make_inputs
+from test_attend_pages import assert_attends, attend, listed_positions
+from test_every_op import assert_same_bits, rows_of
+from test_score_pages import assert_scores
+from test_sparse_decode_step import assert_same_state, state_of, step
+
+from quest_compile import ops
+from quest_compile.ops import reference
+
+# head_dim 96 and 16 query heads to a KV head; 64 rows, the last of them longer than their budget.
+WIDE_GROUP = Case(torch.bfloat16, 96, 96, 1, 16, 16, (150, 77), 160, "tokens_first", "row")
+LARGE_BATCH = Case(torch.bfloat16, 16, 16, 1, 2, 8, tuple(range(1, 65)), 64, "gaps")
+shapes = pytest.mark.parametrize("case", [WIDE_GROUP, LARGE_BATCH], ids=["wide", "batch"])
+summaries = pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
+
+
+@shapes
+def test_scores_pages_and_attention(case, device):
+    inputs = make_inputs(case, device)
+    scores = inputs.scores()
+    assert_scores(inputs, scores)
+    pages = inputs.pages(scores)
+    limits = {"page_budget": case.budget_pages, "page_size": case.page_size}
+    arguments = (scores, inputs.seq_lens, inputs.attn_mask)
+    assert torch.equal(pages, reference.select_pages(*arguments, **limits))
+    assert_attends(inputs, listed_positions(inputs, pages), *attend(inputs, pages))
+    assert_attends(inputs, inputs.live[:, :, None], ops.dense_decode(*inputs.dense()))
+
+
+@summaries
+@shapes
+def test_summaries_are_those_of_the_reference(case, summary, device):
+    inputs = make_inputs(case, device)
+    position = torch.arange(case.max_seq_len, device=device)
+    keys, kind = inputs.clean_keys.to(case.dtype), {"summary": summary}
+    states = [state_of(inputs, summary) for _ in range(2)]
+    for (rows, num_sealed, scale), source in zip(states, (ops, reference)):
+        arguments = (keys, position, rows, num_sealed, scale)
+        source.update_page_summary(*arguments, page_size=case.page_size, **kind)
+    assert_same_state(*states)
+
+
+@summaries
+@shapes
+def test_a_step_attends_the_pages_that_are_selected(case, summary, device):
+    inputs = make_inputs(case, device)
+    state = state_of(inputs, summary)
+    out = step(inputs, inputs.seq_lens.max()[None] - 1, state, summary=summary)
+    query, _, _, _, lengths, mask = inputs.sparse()
+    rows, _, scale = state
+    kind = {"summary": summary, "page_size": case.page_size}
+    live = {"attn_mask": mask} if summary == "sketch" else {}
+    pages = inputs.pages(ops.score_pages(query, rows, lengths, scale, **kind, **live))
+    assert_attends(inputs, listed_positions(inputs, pages), out)
+
+
+@pytest.mark.parametrize("row", [0, 40, 63])
+def test_a_row_of_many_has_the_bits_that_it_has_alone(row, device):
+    inputs = make_inputs(LARGE_BATCH, device)
+    together = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
+    alone = rows_of(inputs, [row])
+    out = ops.sparse_decode(*alone.sparse(), **alone.settings())
+    assert_same_bits([out], [together[[row]]])
