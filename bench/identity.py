@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -47,13 +46,6 @@ def record_folder(name: str) -> Path:
         machine = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
     date = datetime.date.today().isoformat()
     return RESULTS / f"{date}_{machine}_{commit().replace('+', '-')}_{name}"
-
-
-def write_json(path: Path, rows: list[dict[str, Any]], **settings: Any) -> None:
-    """Write ``rows`` with their identity to ``path``."""
-    result = {"identity": identity(), "settings": settings, "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
