@@ -12,6 +12,7 @@ from quest_compile.bench.results import RefusedError, load_results
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """One graph of four layers, few steps; a folder of results of its own."""
+    torch._dynamo.reset()
     monkeypatch.setattr(bench_overhead, "LAYER_COUNTS", (4,))
     monkeypatch.setattr(bench_overhead, "ROUNDS", 2)
     state_seconds = bench_overhead.state_seconds
