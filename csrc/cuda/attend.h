@@ -1,8 +1,9 @@
-// Split-KV attention: units, splits, and the merging of partial results. What is summed with what
-// depends on the tokens of a work alone (unit_size), so the bits do too.
+// Split-KV attention: units and splits. What is summed with what depends on the tokens of a work
+// alone (unit_size), so the bits do too.
 #pragma once
 
-#include "cuda/attend_work.h"
+#include "cuda/attend_merge.h"
+#include "cuda/attend_tokens.h"
 
 namespace quest {
 namespace cuda {
@@ -12,12 +13,12 @@ class Attender {
  public:
   QUEST_DEVICE Attender(const AttendCall& p, const Work& work, AttendMemory& shared,
                         SharedMemory& memory)
-      : p_(p), work_(work), shared_(shared) {
-    query_ = memory.take<char>(Warp::kQueryBytes);
-    list_ = memory.take<int32_t>(kMaxSharedList);
-    const int64_t partial = static_cast<int64_t>(p.heads_per_tile) * (p.rows.value_dim + 2);
-    merging_ = memory.take<float>(Warp::kNumWarps * partial);
-    base_ = partial_at(memory.take<float>(partial), p.heads_per_tile, p.rows.value_dim, 0);
+      : p_(p),
+        work_(work),
+        shared_(shared),
+        query_(memory.take<char>(Warp::kQueryBytes)),
+        list_(memory.take<int32_t>(kMaxSharedList)),
+        merger_(p, work_, memory) {
     scratch_ = memory.take<char>(Warp::kNumWarps * Warp::kScratchBytes) +
                warp_index() * Warp::kScratchBytes;
     stages_ = memory.take<char>(0);
@@ -28,130 +29,35 @@ class Attender {
   // chosen by, a function of their number and of shared memory [kMaxSharedOrder].
   template <class Order>
   QUEST_DEVICE void find_share(int len, const Order& order) {
-    find_tokens(len, order);
-    size_ = unit_size(tokens_.num_slots);
-    num_units_ = maximum(1, (tokens_.num_slots + size_ - 1) / size_);
-    share_ = (num_units_ + p_.num_splits - 1) / p_.num_splits;
-    first_ = work_.split * share_;
-    last_ = minimum(first_ + share_, num_units_);
+    const ListMemory memory = {shared_.select, list_, reinterpret_cast<int32_t*>(stages_)};
+    tokens_ = find_tokens(p_, work_, len, memory, order);
+    units_.size = unit_size(tokens_.num_slots);
+    units_.num_units = maximum(1, (tokens_.num_slots + units_.size - 1) / units_.size);
+    units_.share = (units_.num_units + p_.num_splits - 1) / p_.num_splits;
+    units_.first = work_.split * units_.share;
+    units_.last = minimum(units_.first + units_.share, units_.num_units);
   }
-  QUEST_DEVICE bool has_share() const { return first_ < num_units_; }
-  QUEST_DEVICE int first_unit() const { return first_; }
-  // CTAs that have one.
-  QUEST_DEVICE int num_active() const { return (num_units_ + share_ - 1) / share_; }
+  QUEST_DEVICE bool has_share() const { return units_.first < units_.num_units; }
+  QUEST_DEVICE int first_unit() const { return units_.first; }
 
   // Attends the share. The first CTA keeps what it finds, the others leave a partial per unit:
   // that of unit i is number first + i of `partials`.
   QUEST_DEVICE void attend(float* partials, int64_t first) {
-    partials_ = partials;
-    first_partial_ = first;
     load_query();
+    merger_.start(partials, first);
+    sync_cta();
     attend_units();
   }
 
-  // Where `partials` are those of all CTAs, in device memory: the CTA that comes last goes on from
-  // what the first one has, in the order of the units.
-  QUEST_DEVICE void finish() {
-    const int count = work_.num_heads * p_.rows.value_dim;
-    if (num_active() == 1) {
-      for (int i = thread_index(); i < count; i += kThreads) write_out(element(base_, i), i);
-      return;
-    }
-    const Partial start = unit_partial(0);
-    if (first_ == 0) {
-      for (int i = thread_index(); i < count; i += kThreads) start.values[i] = base_.values[i];
-      for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
-        start.maxima[h] = base_.maxima[h];
-        start.sums[h] = base_.sums[h];
-      }
-    }
-    fence_device();
-    sync_cta();
-    if (thread_index() == 0) {
-      int32_t* arrivals = p_.arrivals + work_.index;
-      shared_.is_last = atomic_add(arrivals, 1) == num_active() - 1;
-      if (shared_.is_last) *arrivals = 0;
-    }
-    sync_cta();
-    if (!shared_.is_last) return;
-    fence_device();
-    for (int i = thread_index(); i < count; i += kThreads) {
-      fold_units(i, [&](int unit) { return element(unit_partial(unit), i); });
-    }
-  }
-
+  // As in UnitMerger.
+  QUEST_DEVICE void finish() { merger_.finish(units_, shared_.is_last); }
 #ifdef QUEST_HAS_CLUSTERS
-  // Where each CTA of the work has its partials in shared memory, the first of them on rank
-  // `first_rank` of the cluster, and all of them are done: every CTA makes its part of the output.
   QUEST_DEVICE void finish_in_cluster(float* partials, int first_rank) {
-    const int value_dim = p_.rows.value_dim, count = work_.num_heads * value_dim;
-    const auto element_of = [&](const Partial& partial, int i, int rank) -> Folded {
-      return {load_peer(partial.maxima + i / value_dim, rank),
-              load_peer(partial.sums + i / value_dim, rank), load_peer(partial.values + i, rank)};
-    };
-    const int first = (warp_index() * p_.num_splits + work_.split) * 32 + lane_index();
-    for (int i = first; i < count; i += p_.num_splits * kThreads) {
-      fold_units(i, [&](int unit) {
-        if (unit == 0) return element_of(base_, i, first_rank);
-        const Partial partial = partial_at(partials, p_.heads_per_tile, value_dim, unit % share_);
-        return element_of(partial, i, first_rank + unit / share_);
-      });
-    }
+    merger_.finish_in_cluster(units_, partials, first_rank);
   }
 #endif
 
  private:
-  template <class Order>
-  QUEST_DEVICE void find_tokens(int len, const Order& order) {
-    tokens_ = {nullptr, p_.choice.page_size, len, len, nullptr, p_.rows.mask.token_stride};
-    if (p_.rows.mask.data) tokens_.mask = mask_of(p_.rows, work_.row, work_.first_head);
-    const int64_t budget = static_cast<int64_t>(p_.choice.page_budget) * p_.choice.page_size;
-    if (p_.attended == Attended::kAll) return;
-    if (p_.attended == Attended::kSelected && len <= budget) return;
-    const int capacity = p_.attended == Attended::kSelected ? p_.choice.page_budget : p_.num_slots;
-    int32_t* list = p_.lists ? p_.lists + static_cast<int64_t>(work_.index) * capacity : list_;
-    int count = 0;
-    if (p_.attended == Attended::kSelected) {
-      const int num_pages = (len + p_.choice.page_size - 1) / p_.choice.page_size;
-      PageSelector selector(p_.choice, order(num_pages, reinterpret_cast<int32_t*>(stages_)),
-                            num_pages, shared_.select);
-      count = selector.select(list);
-      tokens_.num_slots = count * p_.choice.page_size;
-      // The last page may be cut short by the end of the row.
-      if (count > 0) {
-        const int end = (list[count - 1] + 1) * p_.choice.page_size;
-        tokens_.num_slots -= maximum(0, end - len);
-      }
-    } else {
-      bool is_every_page = false;
-      count = read_list(len, list, is_every_page);
-      if (is_every_page) return;  // the same bits as kAll
-      tokens_.num_slots = count * p_.choice.page_size;
-    }
-    tokens_.pages = list;
-  }
-
-  // The listed pages in use, in the order of the list.
-  QUEST_DEVICE int read_list(int len, int32_t* list, bool& is_every_page) {
-    const int num_pages = (len + p_.choice.page_size - 1) / p_.choice.page_size;
-    const int32_t* slots = p_.page_indices + work_.row * p_.indices_strides[0] +
-                           work_.select_head * p_.indices_strides[1];
-    int count = 0;
-    bool out_of_order = false;
-    for (int first = 0; first < p_.num_slots; first += kThreads) {
-      const int i = first + thread_index();
-      const int32_t page = i < p_.num_slots ? slots[i * p_.indices_strides[2]] : -1;
-      const bool is_used = page >= 0 && page < num_pages;
-      int total = 0;
-      const int place = count + sum_before(is_used, shared_.select.values, total);
-      if (is_used) list[place] = page;
-      out_of_order = out_of_order || (is_used && page != place);
-      count += total;
-    }
-    is_every_page = !any_in_cta(out_of_order) && count == num_pages;
-    return count;
-  }
-
   // Rows of the tile of heads, zeros behind.
   QUEST_DEVICE void load_query() {
     constexpr int kRowElements = Warp::kRowBytes / static_cast<int>(sizeof(T));
@@ -175,13 +81,6 @@ class Attender {
     const int batch_row = work_.row / p_.rows.q_len;
     keys_ = cache_of<T>(p_.key_cache, batch_row, work_.kv_head);
     values_ = cache_of<T>(p_.value_cache, batch_row, work_.kv_head);
-    const int elements = work_.num_heads * p_.rows.value_dim;
-    for (int i = thread_index(); i < elements; i += kThreads) base_.values[i] = 0;
-    for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
-      base_.maxima[h] = -kInfinity;
-      base_.sums[h] = 0;
-    }
-    sync_cta();
   }
 
   // Tile i of a unit is that of warp i % Warp::kNumWarps.
@@ -192,13 +91,13 @@ class Attender {
   static constexpr int kStep = Warp::kNumWarps * kTileTokens;
   QUEST_DEVICE static bool attends() { return warp_index() < Warp::kNumWarps; }
   QUEST_DEVICE int unit_end(int unit) const {
-    return minimum((unit + 1) * size_, tokens_.num_slots);
+    return minimum((unit + 1) * units_.size, tokens_.num_slots);
   }
-  // This warp's first tile at or behind `place`; unit is last_ if there is none.
+  // This warp's first tile at or behind `place`; unit is units_.last if there is none.
   QUEST_DEVICE Place tile_from(Place place) const {
-    while (place.unit < last_ && place.slot >= unit_end(place.unit)) {
+    while (place.unit < units_.last && place.slot >= unit_end(place.unit)) {
       ++place.unit;
-      place.slot = place.unit * size_ + warp_index() * kTileTokens;
+      place.slot = place.unit * units_.size + warp_index() * kTileTokens;
     }
     return place;
   }
@@ -249,7 +148,8 @@ class Attender {
 
   QUEST_DEVICE void attend_units() {
     Warp warp(query_, scratch_, p_.rows.head_dim, p_.rows.value_dim, p_.scale_log2);
-    const Place start = {attends() ? first_ : last_, first_ * size_ + warp_index() * kTileTokens};
+    const Place start = {attends() ? units_.first : units_.last,
+                         units_.first * units_.size + warp_index() * kTileTokens};
     Place ahead = tile_from(start), now = ahead;
     // Of the tiles under way, 16 bits each, the next one first.
     uint64_t live = 0;
@@ -258,7 +158,7 @@ class Attender {
       live |= static_cast<uint64_t>(fetch_next(ahead, s)) << 16 * s;
     }
     int stage = 0;
-    for (int unit = first_; unit < last_; ++unit) {
+    for (int unit = units_.first; unit < units_.last; ++unit) {
       while (now.unit == unit) {
         wait();
         sync_warp();
@@ -273,7 +173,7 @@ class Attender {
         stage = stage + 1 == p_.num_stages ? 0 : stage + 1;
         now = tile_from({now.unit, now.slot + kStep});
       }
-      merge(warp, unit, first_ == 0);
+      merger_.merge(warp, unit, units_.first == 0);
       warp.reset();
     }
     wait_for_copies<0>();
@@ -284,7 +184,7 @@ class Attender {
   }
   QUEST_DEVICE unsigned fetch_next(Place& ahead, int stage) {
     unsigned live = 0;
-    if (ahead.unit < last_) {
+    if (ahead.unit < units_.last) {
       live = fetch(ahead, stage_at(stage));
       ahead = tile_from({ahead.unit, ahead.slot + kStep});
     }
@@ -301,123 +201,19 @@ class Attender {
     }
   }
 
-  // What the warps found in a unit: onto what was before, from the first unit on, or for later.
-  QUEST_DEVICE void merge(Warp& warp, int unit, bool is_from_start) {
-    const int num_heads = work_.num_heads, value_dim = p_.rows.value_dim;
-    const Partial mine = partial_at(merging_, p_.heads_per_tile, value_dim, warp_index());
-    if (attends()) warp.write({mine.maxima, mine.sums, mine.values}, num_heads);
-    sync_cta();
-    const Partial out = is_from_start ? base_ : unit_partial(unit);
-    for (int i = thread_index(); i < num_heads * value_dim; i += kThreads) {
-      const int head = i / value_dim;
-      float maxima[Warp::kNumWarps], top = -kInfinity;
-#pragma unroll
-      for (int w = 0; w < Warp::kNumWarps; ++w) {
-        maxima[w] = partial_at(merging_, p_.heads_per_tile, value_dim, w).maxima[head];
-        top = fmaxf(top, maxima[w]);
-      }
-      const float shift = top == -kInfinity ? 0 : top;
-      float sum = 0, value = 0;
-#pragma unroll
-      for (int w = 0; w < Warp::kNumWarps; ++w) {
-        const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, w);
-        const float factor = power_of_2(maxima[w] - shift);
-        sum = multiply_add(part.sums[head], factor, sum);
-        value = multiply_add(part.values[i], factor, value);
-      }
-      Folded folded = {top, sum, value};
-      if (is_from_start) {
-        folded = {base_.maxima[head], base_.sums[head], base_.values[i]};
-        folded.add(top, sum, value);
-      }
-      out.values[i] = folded.value;
-      if (!is_from_start && i % value_dim == 0) {
-        out.maxima[head] = folded.maximum;
-        out.sums[head] = folded.sum;
-      }
-    }
-    sync_cta();
-    if (is_from_start) {
-      // All have read the maxima and sums before.
-      for (int h = thread_index(); h < num_heads; h += kThreads) fold_head(h);
-      sync_cta();
-    }
-  }
-
-  // Maximum and sum of a head, as those of each of its channels above.
-  QUEST_DEVICE void fold_head(int head) {
-    const int value_dim = p_.rows.value_dim;
-    float top = -kInfinity;
-    for (int w = 0; w < Warp::kNumWarps; ++w) {
-      top = fmaxf(top, partial_at(merging_, p_.heads_per_tile, value_dim, w).maxima[head]);
-    }
-    const float shift = top == -kInfinity ? 0 : top;
-    float sum = 0;
-    for (int w = 0; w < Warp::kNumWarps; ++w) {
-      const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, w);
-      sum = multiply_add(part.sums[head], power_of_2(part.maxima[head] - shift), sum);
-    }
-    Folded folded = {base_.maxima[head], base_.sums[head], 0};
-    folded.add(top, sum, 0);
-    base_.maxima[head] = folded.maximum;
-    base_.sums[head] = folded.sum;
-  }
-
-  QUEST_DEVICE Partial unit_partial(int unit) const {
-    return partial_at(partials_, p_.heads_per_tile, p_.rows.value_dim, first_partial_ + unit);
-  }
-
-  // Of channel i % value_dim of head i / value_dim.
-  QUEST_DEVICE Folded element(const Partial& partial, int i) const {
-    const int head = i / p_.rows.value_dim;
-    return {partial.maxima[head], partial.sums[head], partial.values[i]};
-  }
-
-  // part(unit): such an element of a unit; of unit 0: of all units of the first CTA.
-  template <class Part>
-  QUEST_DEVICE void fold_units(int i, const Part& part) {
-    Folded folded = part(0);
-#pragma unroll 4
-    for (int unit = share_; unit < num_units_; ++unit) {
-      const Folded next = part(unit);
-      folded.add(next.maximum, next.sum, next.value);
-    }
-    write_out(folded, i);
-  }
-
-  QUEST_DEVICE void write_out(const Folded& folded, int i) {
-    const int value_dim = p_.rows.value_dim, head = i / value_dim;
-    const int64_t index = static_cast<int64_t>(work_.row) * p_.rows.num_q_heads + work_.first_head;
-    const float inverse = folded.sum == 0 ? 0 : divide(1, folded.sum);
-    from_float(multiply(folded.value, inverse), static_cast<T*>(p_.out)[index * value_dim + i]);
-    if (p_.lse && i % value_dim == 0) {
-      constexpr float kLn2 = 0.693147180559945f;
-      p_.lse[index + head] = folded.sum == 0
-                                 ? -kInfinity
-                                 : multiply_add(folded.maximum, kLn2, natural_log(folded.sum));
-    }
-  }
-
   const AttendCall& p_;
   const Work work_;
   AttendMemory& shared_;
   char* query_;
   int32_t* list_;
-  float* merging_;  // a partial per warp
-  Partial base_;    // from the first unit on
-  char* scratch_;   // of this warp
+  UnitMerger<T, Warp> merger_;
+  char* scratch_;  // of this warp
   char* stages_;
   char* stage_;  // this warp's part of the first
   Tokens tokens_;
   const T* keys_;
   const T* values_;
-  int size_;       // tokens of a unit
-  int num_units_;  // of the work
-  int share_;      // that a CTA has, at most
-  int first_;      // this one's
-  int last_;
-  float* partials_;
-  int64_t first_partial_;
+  UnitShare units_;
 };
 
 }  // namespace cuda

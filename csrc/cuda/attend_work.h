@@ -87,6 +87,18 @@ struct Work {
   int kv_head;
 };
 
+// Which units of a work a CTA has.
+struct UnitShare {
+  int size;       // tokens of a unit
+  int num_units;  // of the work
+  int share;      // that a CTA has, at most
+  int first;      // this one's
+  int last;
+
+  // CTAs that have one.
+  QUEST_DEVICE int num_active() const { return (num_units + share - 1) / share; }
+};
+
 QUEST_DEVICE Work work_of(const AttendCall& p, int index, int split) {
   Work w;
   w.index = index;
