@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from quest_compile.eval.samples import NotActiveError
+
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
     "decode": "whole models, a token per step, dense and with Quest side by side",
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"quest_compile.bench.{module_name}")
     try:
         return module.main(args.arguments)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, NotActiveError) as error:
         print(f"quest-compile bench: {error}", file=sys.stderr)
         return 2
 

@@ -78,7 +78,8 @@ def _dense(rows: Sequence[Row]) -> Row | None:
 def _against_budget(axes: Any, rows: Sequence[Row]) -> bool:
     """Right answers by budget, with 95 % bands around the difference from dense."""
     dense = _dense(rows)
-    others = [row for row in rows if row["comparison"]]
+    # Methods with budgets of their own have none here.
+    others = [row for row in rows if row["comparison"] and row["budget"]]
     if dense is None or not others:
         return False
     level = 100 * dense["value"]

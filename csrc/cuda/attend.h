@@ -18,7 +18,7 @@ class Attender {
         shared_(shared),
         query_(memory.take<char>(Warp::kQueryBytes)),
         list_(memory.take<int32_t>(kMaxSharedList)),
-        merger_(p, work_, memory) {
+        merger_(p, work, memory) {
     scratch_ = memory.take<char>(Warp::kNumWarps * Warp::kScratchBytes) +
                warp_index() * Warp::kScratchBytes;
     stages_ = memory.take<char>(0);
@@ -26,11 +26,12 @@ class Attender {
   }
 
   // Finds the tokens of the work and this CTA's share of their units. `order`: what the pages are
-  // chosen by, a function of their number and of shared memory [kMaxSharedOrder].
-  template <class Order>
+  // chosen by, a function of their number and of shared memory [kMaxSharedOrder]. kHasTopP: as in
+  // PageSelector.
+  template <bool kHasTopP, class Order>
   QUEST_DEVICE void find_share(int len, const Order& order) {
     const ListMemory memory = {shared_.select, list_, reinterpret_cast<int32_t*>(stages_)};
-    tokens_ = find_tokens(p_, work_, len, memory, order);
+    tokens_ = find_tokens<kHasTopP>(p_, work_, len, memory, order);
     units_.size = unit_size(tokens_.num_slots);
     units_.num_units = maximum(1, (tokens_.num_slots + units_.size - 1) / units_.size);
     units_.share = (units_.num_units + p_.num_splits - 1) / p_.num_splits;
@@ -202,7 +203,7 @@ class Attender {
   }
 
   const AttendCall& p_;
-  const Work work_;
+  const Work& work_;
   AttendMemory& shared_;
   char* query_;
   int32_t* list_;

@@ -3,6 +3,7 @@
 
 #include "cuda/attend.h"
 #include "cuda/finish.h"
+#include "cuda/reuse.h"
 
 namespace quest {
 namespace cuda {
@@ -17,7 +18,7 @@ attend_kernel(QUEST_PARAM AttendCall p) {
   Attender<T, Warp> attender(p, work, shared, memory);
   const int num_selects = p.rows.num_kv_heads * p.selects_per_group;
   const int len = row_len(p.rows, work.row, shared.select.values);
-  attender.find_share(len, [&](int num_pages, int32_t* copy) {
+  attender.template find_share<true>(len, [&](int num_pages, int32_t* copy) {
     const int64_t select = static_cast<int64_t>(work.row) * num_selects + work.select_head;
     return copy_order(p.order + select * p.num_pages, num_pages, copy);
   });
@@ -30,9 +31,12 @@ attend_kernel(QUEST_PARAM AttendCall p) {
   sync_cta();
   const int head = work.kv_head * p.rows.group_size;
   if (work.row % p.rows.q_len == 0 && work.first_head == head) {
-    finish_head(p.finish, work.row / p.rows.q_len, work.kv_head, shared.select.values);
+    finish_head(p.finish.summaries, p.finish.update, work.row / p.rows.q_len, work.kv_head,
+                shared.select.values);
   }
-  if (cta_x() == 0) finish_update(p.finish, shared.select.values);
+  if (cta_x() > 0) return;
+  if (p.kept.scored_at) finish_scores(p, shared.select.values);
+  finish_update(p.finish, shared.select.values);
 }
 
 }  // namespace cuda

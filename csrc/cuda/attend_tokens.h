@@ -36,21 +36,22 @@ QUEST_DEVICE int read_list(const AttendCall& p, const Work& work, int len, WarpV
 }
 
 // `order`: what the pages are chosen by, a function of their number and of memory for them.
-template <class Order>
+template <bool kHasTopP, class Order>
 QUEST_DEVICE Tokens find_tokens(const AttendCall& p, const Work& work, int len,
                                 const ListMemory& memory, const Order& order) {
   const int page_size = p.choice.page_size;
   Tokens tokens = {nullptr, page_size, len, len, nullptr, p.rows.mask.token_stride};
   if (p.rows.mask.data) tokens.mask = mask_of(p.rows, work.row, work.first_head);
-  const int64_t budget = static_cast<int64_t>(p.choice.page_budget) * page_size;
   if (p.attended == Attended::kAll) return tokens;
-  if (p.attended == Attended::kSelected && len <= budget) return tokens;
+  if (p.attended == Attended::kSelected && fits_budget(p.choice, len)) return tokens;
   const int capacity = p.attended == Attended::kSelected ? p.choice.page_budget : p.num_slots;
   int32_t* list = p.lists ? p.lists + static_cast<int64_t>(work.index) * capacity : memory.list;
   int count = 0;
   if (p.attended == Attended::kSelected) {
     const int num_pages = (len + page_size - 1) / page_size;
-    PageSelector selector(p.choice, order(num_pages, memory.order), num_pages, memory.select);
+    // The list is not written before the search is over.
+    PageSelector<kHasTopP> selector(p.choice, order(num_pages, memory.order), num_pages,
+                                    memory.select, *reinterpret_cast<WeightMemory*>(memory.list));
     count = selector.select(list);
     tokens.num_slots = count * page_size;
     // The last page may be cut short by the end of the row.

@@ -60,6 +60,24 @@ struct SketchSteps {
   int32_t num_stages;
 };
 
+// Pages that a query chooses (operator_arguments.h).
+struct Choice {
+  int32_t page_budget;
+  int32_t page_size;
+  int32_t num_sink_pages;
+  int32_t num_recent_pages;
+  double budget_fraction;
+  double top_p;
+  float log2_scale;
+};
+
+// Scores that are kept from step to step, so that not every step scores. All rows have one query
+// and the same length.
+struct KeptScores {
+  int64_t* scored_at;  // [2] (quest_compile/ops/sparse_decode_step.py); nullptr: nothing is kept
+  int64_t select_every;
+};
+
 // Kernel 1: brings page summaries up to date and scores pages. One CTA: a share of the pages of one
 // (row, KV head); with no query, of one (batch row, KV head).
 struct ScoreCall {
@@ -67,15 +85,15 @@ struct ScoreCall {
   Update update;
   Rows rows;
   GroupReduce group_reduce;
-  Query query;  // data nullptr: no scores are wanted
-  // Rows of at most so many positions are not scored.
-  int64_t budget;
+  Query query;         // data nullptr: no scores are wanted
+  Choice choice;       // rows that fit the budget are not scored
   float scale;         // of query.key, for sketches
   SketchSteps sketch;  // of sketches
-  // One of the two, [rows, num_select_heads, num_pages]: scores of all pages, -inf where there is
-  // none, or what select_pages orders pages by (order_of) of the pages in use.
+  // One of the two or both, [rows, num_select_heads, num_pages]: scores of all pages, -inf where
+  // there is none, and what select_pages orders pages by (order_of) of the pages in use.
   float* scores;
   int32_t* order;
+  KeptScores kept;    // in `scores`
   int32_t* arrivals;  // [rows * num_q_heads], out: zero; may be nullptr
   int32_t num_parts;  // of the pages of a (row, KV head)
 };
@@ -84,13 +102,6 @@ struct ScoreCall {
 struct FinishCall {
   Summaries summaries;
   Update update;
-};
-
-struct Choice {
-  int32_t page_budget;
-  int32_t page_size;
-  int32_t num_sink_pages;
-  int32_t num_recent_pages;
 };
 
 // Chooses pages: one CTA, one (row, select head).
@@ -138,6 +149,7 @@ struct AttendCall {
   float* partials;    // [works, max_units, heads_per_tile, value_dim + 2], if num_splits > 1
   int32_t* arrivals;  // [works], zero before and after, if num_splits > 1
   FinishCall finish;  // update.positions nullptr: nothing to finish
+  KeptScores kept;
 };
 
 // Both kernels in one, for rows of one query: a cluster of `size` CTAs per (row, KV head). Not used
@@ -164,6 +176,8 @@ constexpr int32_t kShortTokens = 4096;
 constexpr int32_t kMaxClusterSize = 16;
 constexpr int32_t kMinClusterSize = 4;
 constexpr int32_t kMaxClusters = 1 << 14;
+// CTAs or clusters that are counted in the state of an update.
+constexpr int32_t kMaxArrivals = 1 << 18;
 
 #ifdef __CUDACC__
 #define QUEST_BOTH __host__ __device__ inline

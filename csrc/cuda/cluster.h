@@ -94,18 +94,20 @@ cluster_kernel(QUEST_PARAM ClusterCall p) {
 
   SharedMemory scoring = memory;
   WarpValues& values = *scoring.take<WarpValues>(1);
-  const RowPages pages = find_pages(p.score, index / p.score.summaries.num_kv_heads, values);
+  const RowPages pages = find_pages<false>(p.score, index / p.score.summaries.num_kv_heads, values);
   if (pages.updates || pages.has_scores) {
     if (p.score.summaries.rows.format.kind == SummaryKind::kMinMaxInt8) {
-      score_in_cluster<PageScorer<T, Int8>>(p, pages, rank, order, shared, values, scoring);
+      score_in_cluster<PageScorer<T, Int8, kLoneRows<Int8>, false>>(p, pages, rank, order, shared,
+                                                                    values, scoring);
     } else {
-      score_in_cluster<PageScorer<T, T>>(p, pages, rank, order, shared, values, scoring);
+      score_in_cluster<PageScorer<T, T, kLoneRows<T>, false>>(p, pages, rank, order, shared, values,
+                                                              scoring);
     }
     // All CTAs of the cluster have read the state.
     if (pages.updates && rank == 0 && thread_index() == 0) {
       const int64_t num_clusters =
           static_cast<int64_t>(p.score.rows.batch) * p.score.summaries.num_kv_heads;
-      arrive_at_state(p.score.update, pages.span, num_clusters);
+      if (is_last_at_state(p.score.update, num_clusters)) store_state(p.score.update, pages.span);
     }
   }
 
@@ -118,7 +120,7 @@ cluster_kernel(QUEST_PARAM ClusterCall p) {
   const Work work = work_of(a, index * works_per_cluster(a) + (has_work ? number : 0), split);
   Attender<T, Warp> attender(a, work, attending, memory);
   if (has_work) {
-    attender.find_share(pages.len, [&](int num_pages, int32_t* all) {
+    attender.template find_share<false>(pages.len, [&](int num_pages, int32_t* all) {
       const int select = work.select_head % a.selects_per_group;
       const int32_t* mine = order + select * order_stride;
       return gather_order(mine, static_cast<int>(pages.share), num_pages, all);

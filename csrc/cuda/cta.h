@@ -30,26 +30,30 @@ struct WarpValues {
   int32_t values[kWarps];
 };
 
-// The sum of x over the threads before this one; `total`: over all. `shared` may be used again at
-// once.
-QUEST_DEVICE int32_t sum_before(int32_t x, WarpValues& shared, int32_t& total) {
-  int32_t sum = x;
+// The sum of x over the threads before this one; `total`: over all. shared [kWarps] may be used
+// again at once.
+template <class T>
+QUEST_DEVICE T sum_before(T x, T* shared, T& total) {
+  T sum = x;
 #pragma unroll
   for (int lanes = 1; lanes < 32; lanes *= 2) {
-    const int32_t other = shuffle_up(sum, lanes);
+    const T other = shuffle_up(sum, lanes);
     if (lane_index() >= lanes) sum += other;
   }
-  if (lane_index() == 31) shared.values[warp_index()] = sum;
+  if (lane_index() == 31) shared[warp_index()] = sum;
   sync_cta();
-  int32_t before = 0;
+  T before = 0;
   total = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    if (w < warp_index()) before += shared.values[w];
-    total += shared.values[w];
+    if (w < warp_index()) before += shared[w];
+    total += shared[w];
   }
   sync_cta();
   return before + sum - x;
+}
+QUEST_DEVICE int32_t sum_before(int32_t x, WarpValues& shared, int32_t& total) {
+  return sum_before(x, shared.values, total);
 }
 
 QUEST_DEVICE uint32_t largest(uint32_t x, WarpValues& shared) {
@@ -69,13 +73,18 @@ QUEST_DEVICE const uint8_t* mask_of(const Rows& rows, int row, int head) {
          row % rows.q_len * rows.mask.query_stride;
 }
 
+// As it came.
+QUEST_DEVICE int64_t given_len(const Rows& rows, int batch_row) {
+  const int64_t index = batch_row * rows.seq_lens_stride;
+  return rows.has_long_lens ? static_cast<const int64_t*>(rows.seq_lens)[index]
+                            : static_cast<const int32_t*>(rows.seq_lens)[index];
+}
+
 // The positions that a row may attend end here: at least 1, at most max_seq_len. Without a mask
 // query i of q_len stands at position seq_len - q_len + i and attends what is before. With one, the
 // mask says so: positions at the end that it forbids are left out, no more than those.
 QUEST_DEVICE int row_len(const Rows& rows, int row, WarpValues& shared) {
-  const int64_t index = row / rows.q_len * rows.seq_lens_stride;
-  int64_t seq_len = rows.has_long_lens ? static_cast<const int64_t*>(rows.seq_lens)[index]
-                                       : static_cast<const int32_t*>(rows.seq_lens)[index];
+  int64_t seq_len = given_len(rows, row / rows.q_len);
   seq_len = seq_len < 1 ? 1 : seq_len < rows.max_seq_len ? seq_len : rows.max_seq_len;
   const int64_t behind = rows.q_len - 1 - row % rows.q_len;
   const int64_t causal = maximum<int64_t>(seq_len - behind, 1);

@@ -70,6 +70,7 @@ QUEST_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
 QUEST_DEVICE int nearest_int(float x) { return __float2int_rn(x); }
 QUEST_DEVICE float round_down(float x) { return floorf(x); }
 QUEST_DEVICE float round_up(float x) { return ceilf(x); }
+QUEST_DEVICE double round_up(double x) { return ceil(x); }
 QUEST_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 QUEST_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 

@@ -11,7 +11,7 @@ finish_kernel(QUEST_PARAM FinishCall p) {
   SharedMemory memory;
   WarpValues& values = *memory.take<WarpValues>(1);
   const int num_kv_heads = p.summaries.num_kv_heads;
-  finish_head(p, cta_x() / num_kv_heads, cta_x() % num_kv_heads, values);
+  finish_head(p.summaries, p.update, cta_x() / num_kv_heads, cta_x() % num_kv_heads, values);
   if (cta_x() == 0) finish_update(p, values);
 }
 

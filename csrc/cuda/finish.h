@@ -7,19 +7,19 @@ namespace quest {
 namespace cuda {
 
 // Writes what kernel 1 left to be written for a (batch row, KV head), by a whole CTA.
-QUEST_DEVICE void finish_head(const FinishCall& p, int batch_row, int kv_head, WarpValues& values) {
-  const Summaries& s = p.summaries;
+QUEST_DEVICE void finish_head(const Summaries& s, const Update& u, int batch_row, int kv_head,
+                              WarpValues& values) {
   const int64_t head = static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head;
-  const int64_t start = p.update.stale_starts[head];
+  const int64_t start = u.stale_starts[head];
   if (start == 0) return;
-  const Span span = read_positions(p.update, s, values);
+  const Span span = read_positions(u, s, values);
   for (int d = thread_index(); d < s.rows.scale_size; d += kThreads) {
-    channel_scale_of(s, batch_row, kv_head)[d] = p.update.late_scales[head * s.rows.scale_size + d];
+    channel_scale_of(s, batch_row, kv_head)[d] = u.late_scales[head * s.rows.scale_size + d];
   }
   if (warp_index() >= kNumSamples) return;
   const int64_t page = sample_of(span, start, warp_index());
   if (sample_index(span, start, page) < warp_index()) return;
-  const char* row = late_row(s, p.update, head, warp_index());
+  const char* row = late_row(s, u, head, warp_index());
   char* stored = row_of(s, batch_row, kv_head, page);
   for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) stored[i] = row[i];
 }

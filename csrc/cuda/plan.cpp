@@ -66,19 +66,14 @@ void set_lens(Rows& rows, const Tensor& seq_lens) {
   rows.has_long_lens = seq_lens.scalar_type() == ScalarType::Long;
 }
 
-SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
-  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
-  QUEST_CHECK(format.kind != SummaryKind::kMeanStd, "summary: no CUDA kernel reads 'meanstd'");
-  return format;
-}
-
-void check_selection(double budget_fraction, double top_p) {
-  QUEST_CHECK(budget_fraction == 1, "budget_fraction: no CUDA kernel takes ", budget_fraction);
-  QUEST_CHECK(top_p == 1, "top_p: no CUDA kernel takes ", top_p);
-}
-
-void check_select_every(int64_t select_every) {
-  QUEST_CHECK(select_every == 1, "select_every: no CUDA kernel takes ", select_every);
+Choice make_choice(const quest::Choice& choice) {
+  return {static_cast<int32_t>(choice.page_budget),
+          static_cast<int32_t>(choice.page_size),
+          static_cast<int32_t>(choice.num_sink_pages),
+          static_cast<int32_t>(choice.num_recent_pages),
+          choice.budget_fraction,
+          choice.top_p,
+          choice.log2_scale};
 }
 
 Rows make_rows(const Attention& a, const Tensor& seq_lens) {
@@ -102,7 +97,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   s.dtype = dtype;
   s.rows = rows;
   // Rows of bytes are read 8 of them at a time.
-  const int64_t bytes = rows.format.kind == SummaryKind::kMinMax ? 16 : 8;
+  const int64_t bytes = has_float_rows(rows.format.kind) ? 16 : 8;
   const int64_t unit = bytes / rows.element_size;
   s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), bytes) &&
                        is_multiple(rows.batch_stride, unit) &&

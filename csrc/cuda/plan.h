@@ -10,11 +10,7 @@
 namespace quest {
 namespace cuda {
 
-// Errors as check_summary_format, and for what no CUDA kernel reads.
-SummaryFormat check_format(StringHandle summary, int64_t sketch_bits, int64_t page_size);
-// Error for what no CUDA kernel does.
-void check_selection(double budget_fraction, double top_p);
-void check_select_every(int64_t select_every);
+Choice make_choice(const quest::Choice& choice);
 Rows make_rows(const Attention& a, const Tensor& seq_lens);
 void set_lens(Rows& rows, const Tensor& seq_lens);
 Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size, int64_t num_pages,

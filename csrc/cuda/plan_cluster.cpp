@@ -70,9 +70,9 @@ bool plan_cluster(ClusterCall& call, const Device& device) {
   const AttendCall& attend = call.attend;
   const SummaryKind kind = call.score.summaries.rows.format.kind;
   const bool has_bounds = kind == SummaryKind::kMinMax || kind == SummaryKind::kMinMaxInt8;
-  const bool is_possible = device.has_clusters && has_bounds &&
-                           attend.attended == Attended::kSelected && attend.rows.q_len == 1 &&
-                           attend.num_pages <= kMaxSharedOrder &&
+  const bool is_possible = device.has_clusters && has_bounds && !attend.kept.scored_at &&
+                           attend.choice.top_p == 1 && attend.attended == Attended::kSelected &&
+                           attend.rows.q_len == 1 && attend.num_pages <= kMaxSharedOrder &&
                            attend.choice.page_budget <= kMaxSharedList;
   const int64_t num_clusters = static_cast<int64_t>(attend.rows.batch) * attend.rows.num_kv_heads;
   if (!is_possible || num_clusters > kMaxClusters || form == DecodeForm::kTwoKernels) return false;

@@ -1,22 +1,13 @@
 // Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one
-// dot product of a summary row [minimum, maximum] with weights made of the query once.
+// dot product of a summary row [minimum, maximum] with weights made of the query once. Of rows
+// [mean, standard deviation] the weights are q and |q|.
 #pragma once
 
+#include "cuda/order.h"
 #include "cuda/summarise.h"
 
 namespace quest {
 namespace cuda {
-
-// What select_pages orders pages by: integers in the order of the scores, NaN above all, a page
-// with no position to attend below all.
-constexpr int32_t kNaNOrder = 0x7ffffffe;
-constexpr int32_t kDeadOrder = -0x7fffffff - 1;
-
-QUEST_DEVICE int32_t order_of(float score, bool is_live) {
-  if (!is_live) return kDeadOrder;
-  if (score != score) return kNaNOrder;
-  return flip_negative<float>(static_cast<int32_t>(as_bits(score + 0.0f)));  // -0 and +0 are equal
-}
 
 // Rows of weights: the sum over the group, or every query head by itself.
 QUEST_BOTH int num_weight_rows(const ScoreCall& p) {
@@ -59,8 +50,10 @@ constexpr int kScoreHeads = 4;
 template <class R>
 constexpr int kLoneRows = sizeof(R) == 4 ? 4 : 8;
 
-// One CTA's share of the pages of one (row, KV head). T: of keys and query, R: of summary rows.
-template <class T, class R>
+// One CTA's share of the pages of one (row, KV head). T: of keys and query, R: of summary rows,
+// of which a group of lanes reads kLone at a time where there is one row of weights. kHasMeans:
+// they may be means and deviations; what is never used takes registers.
+template <class T, class R, int kLone = kLoneRows<R>, bool kHasMeans = true>
 class PageScorer {
  public:
   QUEST_BOTH static int channel_floats(int head_dim) { return head_dim; }
@@ -78,6 +71,7 @@ class PageScorer {
   // channel_scale: of the int8 rows, in shared memory.
   QUEST_DEVICE void prepare(const float* channel_scale) {
     const bool is_sum = p_.group_reduce == GroupReduce::kSum;
+    const bool is_mean = kHasMeans && s_.rows.format.kind == SummaryKind::kMeanStd;
     const int head_dim = s_.head_dim, count = num_weight_rows(p_) * head_dim;
     for (int i = thread_index(); i < count; i += kThreads) {
       const int d = i % head_dim, first = i / head_dim;
@@ -86,8 +80,8 @@ class PageScorer {
         float q =
             to_float(query_of<T>(p_.query, p_.rows, row_, kv_head_ * p_.rows.group_size + h)[d]);
         if (channel_scale) q = multiply(q, channel_scale[d]);
-        low += q < 0 ? q : 0;
-        high += q < 0 ? 0 : q;  // NaN stays
+        low += q < 0 || is_mean ? q : 0;
+        high += is_mean ? fabsf(q) : q < 0 ? 0 : q;  // NaN stays
       }
       weights_[first * weight_stride_ + d] = low;
       weights_[first * weight_stride_ + head_dim + d] = high;
@@ -100,7 +94,8 @@ class PageScorer {
   QUEST_DEVICE void run(const PageRange& range, const PlaceOf& place_of) {
     for (int64_t page = range.first + warp_index(); page < range.last; page += kWarps) {
       if (page < range.start || page >= range.num_sealed) continue;
-      summarise_page<T>(s_, p_.update, batch_row_, kv_head_, page, range.channel_scale, new_row_);
+      summarise_page<T, kHasMeans>(s_, p_.update, batch_row_, kv_head_, page, range.channel_scale,
+                                   new_row_);
       if (char* stored = place_of(page)) store_row<T>(s_, new_row_, stored);
       if (range.has_scores) {
         const R* row = reinterpret_cast<const R*>(new_row_);
@@ -109,14 +104,15 @@ class PageScorer {
       }
     }
     if (range.has_scores) {
-      has_one_row() ? score_stored_pages<kLoneRows<R>, 1>(range)
+      has_one_row() ? score_stored_pages<kLone, 1>(range)
                     : score_stored_pages<4, kScoreHeads>(range);
     }
   }
 
   // Whether the stored summary of a page is not that of its keys, for a whole warp.
   QUEST_DEVICE bool page_differs(int64_t page, const float* channel_scale) {
-    summarise_page<T>(s_, p_.update, batch_row_, kv_head_, page, channel_scale, new_row_);
+    summarise_page<T, kHasMeans>(s_, p_.update, batch_row_, kv_head_, page, channel_scale,
+                                 new_row_);
     const bool differs = row_differs<T>(s_, new_row_, row_of(s_, batch_row_, kv_head_, page));
     sync_warp();
     return differs;
@@ -246,8 +242,8 @@ class PageScorer {
     if (p_.scores) {
       const int64_t index = score_index(p_, row_, kv_head_, first_head, page);
       if (wanted && lane_ == 0) p_.scores[index] = score;
-      return;
     }
+    if (!range.order) return;
     const int head = kv_head_ * p_.rows.group_size + first_head;
     const bool live = is_live(p_.rows, row_, head, num_heads, wanted ? page : s_.num_pages,
                               s_.page_size, range.len, lane_, width_);

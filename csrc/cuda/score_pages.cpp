@@ -8,7 +8,7 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
                    std::optional<Tensor> channel_scale, int64_t page_size,
                    StringHandle group_reduce, StringHandle summary, int64_t sketch_bits,
                    std::optional<Tensor> attn_mask, std::optional<double> scale) {
-  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const ScoreArguments arguments =
       check_score(query, page_summary, seq_lens, channel_scale, check_group_reduce(group_reduce),
                   format, attn_mask, scale);
@@ -29,6 +29,8 @@ Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
   call.rows.num_q_heads = call.rows.num_kv_heads * call.rows.group_size;
   call.rows.max_seq_len = arguments.max_seq_len;
   call.rows.mask = arguments.mask;
+  call.choice.page_size = static_cast<int32_t>(page_size);  // and no budget: all are scored
+  call.choice.budget_fraction = 1;
   call.group_reduce = arguments.group_reduce;
   call.query = arguments.query;
   call.scale = arguments.scale;

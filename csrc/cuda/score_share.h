@@ -1,6 +1,7 @@
 // One CTA's share of the summaries and scores of a (row, KV head), whatever is kept of the pages.
 #pragma once
 
+#include "cuda/reuse.h"
 #include "cuda/sketch_score.h"
 
 namespace quest {
@@ -10,12 +11,14 @@ namespace cuda {
 struct RowPages {
   bool updates;
   bool has_scores;
+  bool reuses;  // scores of an earlier step, unless a foreign write is found
   Span span;
   int len;
   int64_t num_pages;  // to summarise or to score
   int64_t share;      // that every CTA gets: a multiple of 4
 };
 
+template <bool kKeepsScores>
 QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values) {
   const Summaries& s = p.summaries;
   RowPages pages = {};
@@ -27,9 +30,11 @@ QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values
   pages.num_pages = pages.span.num_sealed;
   if (p.query.data) {
     pages.len = row_len(p.rows, row, values);
-    pages.has_scores = pages.len > p.budget;
+    const bool selects = !fits_budget(p.choice, pages.len);
+    pages.reuses = kKeepsScores && selects && may_reuse(p.kept, p.rows, s, pages.span);
+    pages.has_scores = selects && !pages.reuses;
   }
-  if (pages.has_scores) {
+  if (pages.has_scores || pages.reuses) {
     const int64_t num_used = (pages.len + s.page_size - 1) / s.page_size;
     pages.num_pages = maximum<int64_t>(pages.num_pages, p.scores ? s.num_pages : num_used);
   }
@@ -44,6 +49,7 @@ class ShareScorer {
                            int part, SharedMemory& memory, WarpValues& values)
       : p_(p),
         pages_(pages),
+        row_(row),
         batch_row_(row / p.rows.q_len),
         kv_head_(kv_head),
         values_(values),
@@ -90,6 +96,19 @@ class ShareScorer {
     scorer_.run(range_, place_of);
   }
 
+  // The orders of the pages, from scores that are there.
+  QUEST_DEVICE void order_stored() const {
+    const int group_size = p_.rows.group_size;
+    const int num_heads = p_.group_reduce == GroupReduce::kNone ? 1 : group_size;
+    for (int first = 0; first < group_size; first += num_heads) {
+      const int select = first / num_heads;
+      order_pages(p_.rows, row_, kv_head_ * group_size + first, num_heads, p_.summaries.page_size,
+                  range_.len, range_.first, range_.last,
+                  p_.scores + score_index(p_, row_, kv_head_, select, 0),
+                  range_.order + select * range_.order_stride - range_.first);
+    }
+  }
+
   QUEST_DEVICE char* row_of_page(int64_t page) const {
     return row_of(p_.summaries, batch_row_, kv_head_, page);
   }
@@ -123,6 +142,7 @@ class ShareScorer {
 
   const ScoreCall& p_;
   const RowPages& pages_;
+  int row_;
   int batch_row_;
   int kv_head_;
   WarpValues& values_;

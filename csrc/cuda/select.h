@@ -1,8 +1,8 @@
-// The page_budget best pages, ascending, without sorting: by a CTA, which finds the order of the
-// last page that is chosen digit by digit.
+// The best pages within the budget of a row, ascending, without sorting: by a CTA, which finds the
+// order of the last page that is chosen digit by digit.
 #pragma once
 
-#include "cuda/score.h"
+#include "cuda/budget.h"
 
 namespace quest {
 namespace cuda {
@@ -13,6 +13,13 @@ struct SelectMemory {
   int32_t found[4];
 };
 
+// Used with top_p below 1, during the search.
+struct WeightMemory {
+  int64_t weights[256];
+  int64_t values[kWarps];
+  int64_t above;
+};
+
 // An order where it is read fast: in `copy` [kMaxSharedOrder], shared memory, if that holds it.
 QUEST_DEVICE const int32_t* copy_order(const int32_t* order, int num_pages, int32_t* copy) {
   if (num_pages > kMaxSharedOrder) return order;
@@ -21,12 +28,14 @@ QUEST_DEVICE const int32_t* copy_order(const int32_t* order, int num_pages, int3
 }
 
 // Thread i has pages [i * share, (i + 1) * share): what it counts is in their order.
+// kHasTopP: choice.top_p may be below 1.
+template <bool kHasTopP>
 class PageSelector {
  public:
   // order [num_pages], of the pages in use; may be what threads of the CTA have just written.
   QUEST_DEVICE PageSelector(const Choice& choice, const int32_t* order, int num_pages,
-                            SelectMemory& memory)
-      : choice_(choice), order_(order), num_pages_(num_pages), memory_(memory) {
+                            SelectMemory& memory, WeightMemory& weights)
+      : choice_(choice), order_(order), num_pages_(num_pages), memory_(memory), weights_(weights) {
     sync_cta();
     const int share = (num_pages + kThreads - 1) / kThreads;
     begin_ = minimum(thread_index() * share, num_pages);
@@ -38,14 +47,16 @@ class PageSelector {
   QUEST_DEVICE int select(int32_t* page_indices) {
     find_sinks();
     count_pages();
-    const int wanted = choice_.page_budget - num_forced_;
+    const int wanted = row_budget(choice_, num_pages_) - num_forced_;
     // Chosen is what is forced, what has an order of lowest_ or above, and num_ties_ of those with
     // the order tie_, from the first on.
-    if (num_others_ <= wanted) {
+    if (kHasTopP && choice_.top_p < 1 && num_others_ > 0) {
+      find_threshold<true>(wanted, share_of(choice_.top_p, weigh_pages()));
+    } else if (num_others_ <= wanted) {
       lowest_ = low_;
       num_ties_ = 0;
     } else {
-      find_threshold(wanted);
+      find_threshold<false>(wanted, 0);
     }
     return write(page_indices);
   }
@@ -94,9 +105,30 @@ class PageSelector {
     high_ = largest(high, memory_.values);
   }
 
+  // Returns the sum of the weights of the others.
+  QUEST_DEVICE int64_t weigh_pages() {
+    uint32_t best = 0;
+    for (int page = begin_; page < end_; ++page) {
+      if (!is_live(page) || is_forced(page) || order_[page] == kNaNOrder) continue;
+      best = maximum(best, rank(page));
+    }
+    best_ = static_cast<int32_t>(largest(best, memory_.values) ^ 0x80000000u);
+    int64_t sum = 0, total = 0;
+    for (int page = begin_; page < end_; ++page) {
+      if (is_live(page) && !is_forced(page)) sum += weight(order_[page]);
+    }
+    sum_before(sum, weights_.values, total);
+    return total;
+  }
+  QUEST_DEVICE int32_t weight(int32_t order) const {
+    return weight_of(order, best_, choice_.log2_scale);
+  }
+
   // Of the `wanted` best of the others, which are more: the bits that all have in common are known,
-  // the rest is found up to 8 at a time.
-  QUEST_DEVICE void find_threshold(int wanted) {
+  // the rest is found up to 8 at a time. kHasWeights: of the best that have less than wanted_weight
+  // before them, which the weights of all reach, and at most `wanted`.
+  template <bool kHasWeights>
+  QUEST_DEVICE void find_threshold(int wanted, int64_t wanted_weight) {
     int bits = low_ == high_ ? 0 : 32 - leading_zeros(low_ ^ high_);
     uint64_t prefix = static_cast<uint64_t>(high_) >> bits;
     if (wanted == 0) {
@@ -107,11 +139,16 @@ class PageSelector {
     while (bits > 0) {
       const int width = minimum(bits, 8), size = 1 << width;
       memory_.counts[thread_index()] = 0;
+      if (kHasWeights) weights_.weights[thread_index()] = 0;
       sync_cta();
       for (int page = thread_index(); page < num_pages_; page += kThreads) {
         const uint64_t x = rank(page);
         if (!is_live(page) || is_forced(page) || x >> bits != prefix) continue;
-        atomic_add(&memory_.counts[x >> (bits - width) & (size - 1)], 1);
+        const int digit = static_cast<int>(x >> (bits - width) & (size - 1));
+        atomic_add(&memory_.counts[digit], 1);
+        if (!kHasWeights) continue;
+        const int64_t mine = weight(order_[page]);
+        if (mine > 0) atomic_add(&weights_.weights[digit], mine);
       }
       sync_cta();
       // Thread i looks at digit size - 1 - i.
@@ -119,16 +156,27 @@ class PageSelector {
       const int count = digit >= 0 ? memory_.counts[digit] : 0;
       int total = 0;
       const int above = sum_before(count, memory_.values, total);
-      if (above < wanted && above + count >= wanted) {
+      bool is_last = above < wanted && above + count >= wanted;
+      int64_t weight_above = 0;
+      if (kHasWeights) {
+        const int64_t mine = digit >= 0 ? weights_.weights[digit] : 0;
+        int64_t total_weight = 0;
+        weight_above = sum_before(mine, weights_.values, total_weight);
+        is_last = above < wanted && weight_above < wanted_weight &&
+                  (above + count >= wanted || weight_above + mine >= wanted_weight);
+      }
+      if (is_last) {
         memory_.found[1] = digit;
         memory_.found[2] = above;
         memory_.found[3] = count;
+        if (kHasWeights) weights_.above = weight_above;
       }
       sync_cta();
       bits -= width;
       prefix = prefix << width | static_cast<uint32_t>(memory_.found[1]);
       wanted -= memory_.found[2];
-      const bool is_whole = memory_.found[3] == wanted;
+      if (kHasWeights) wanted_weight -= weights_.above;
+      const bool is_whole = memory_.found[3] == (kHasWeights ? 1 : wanted);
       sync_cta();
       if (is_whole) {
         lowest_ = prefix << bits;
@@ -139,6 +187,13 @@ class PageSelector {
     tie_ = prefix;
     lowest_ = prefix + 1;
     num_ties_ = wanted;
+    if (kHasWeights) {
+      const int64_t each = weight(static_cast<int32_t>(static_cast<uint32_t>(tie_) ^ 0x80000000u));
+      if (each > 0) {
+        const int64_t enough = (wanted_weight + each - 1) / each;
+        num_ties_ = static_cast<int>(minimum<int64_t>(wanted, enough));
+      }
+    }
   }
 
   QUEST_DEVICE int write(int32_t* page_indices) {
@@ -172,6 +227,7 @@ class PageSelector {
   const int32_t* order_;
   int num_pages_;
   SelectMemory& memory_;
+  WeightMemory& weights_;
   int begin_;
   int end_;
   int first_recent_;
@@ -183,7 +239,9 @@ class PageSelector {
   uint64_t lowest_ = 0;
   uint64_t tie_ = 0;
   int num_ties_ = 0;
+  int32_t best_ = 0;  // order of the others that is a number's
 };
+static_assert(sizeof(WeightMemory) <= kMaxSharedList * sizeof(int32_t), "it lies in the list");
 
 }  // namespace cuda
 }  // namespace quest

@@ -8,7 +8,6 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
                     int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
                     int64_t num_recent_pages, double budget_fraction, double top_p,
                     double score_scale) {
-  check_selection(budget_fraction, top_p);
   const SelectArguments arguments =
       check_select(scores, seq_lens, attn_mask,
                    {page_budget, page_size, num_sink_pages, num_recent_pages, budget_fraction,
@@ -25,8 +24,7 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
   call.rows.num_q_heads = static_cast<int32_t>(arguments.num_heads * arguments.group_size);
   call.rows.max_seq_len = arguments.max_seq_len;
   call.rows.mask = arguments.mask;
-  call.choice = {static_cast<int32_t>(page_budget), static_cast<int32_t>(page_size),
-                 static_cast<int32_t>(num_sink_pages), static_cast<int32_t>(num_recent_pages)};
+  call.choice = make_choice(arguments.choice);
   call.num_select_heads = static_cast<int32_t>(arguments.num_heads);
   call.num_pages = static_cast<int32_t>(arguments.num_pages);
   call.scores = arguments.scores;

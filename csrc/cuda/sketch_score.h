@@ -217,11 +217,8 @@ class SketchScorer {
     if (index >= count || (is_sealed && !is_new)) return;
     if ((kPairs == 1 ? estimator_.token() : lane_index() & 5) != 0) return;
     if (page >= range.num_complete) score = -kInfinity;
-    if (p_.scores) {
-      p_.scores[score_index(p_, row_, kv_head_, select, page)] = score;
-    } else {
-      range.order_of_page(select, page) = order_of(score, is_live);
-    }
+    if (p_.scores) p_.scores[score_index(p_, row_, kv_head_, select, page)] = score;
+    if (range.order) range.order_of_page(select, page) = order_of(score, is_live);
   }
 
   const ScoreCall& p_;

@@ -8,12 +8,11 @@ namespace {
 
 // Kernel 1 and kernel 2. update nullptr: summaries are up to date.
 Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
-              const Tensor& seq_lens) {
+              const Tensor& seq_lens, const StoredScores& stored) {
   const Attention& a = arguments.attention;
   const Shape& shape = a.shape;
   const quest::Choice& choice = arguments.choice;
-  const int64_t budget = choice.page_budget * choice.page_size;
-  const bool selects = shape.max_seq_len > budget;
+  const bool selects = !fits_budget(choice, shape.max_seq_len);
   count(selects ? Counter::kSparseCalls : Counter::kSparseCallsCovered, 1);
   if (update) count(Counter::kUpdateCalls, 1);
   Tensor out = new_output(a);
@@ -21,16 +20,14 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   const OnDevice on(a.query_owner);
 
   AttendCall attend = make_attend(a, seq_lens, out);
-  attend.choice = {static_cast<int32_t>(choice.page_budget), static_cast<int32_t>(choice.page_size),
-                   static_cast<int32_t>(choice.num_sink_pages),
-                   static_cast<int32_t>(choice.num_recent_pages)};
+  attend.choice = make_choice(choice);
   const int64_t num_pages = ceil_div(shape.max_seq_len, choice.page_size);
   ScoreCall score = {};
   score.summaries = make_summaries(arguments.page_summary, a.dtype, choice.page_size, num_pages,
                                    shape.head_dim, shape.batch);
   score.rows = attend.rows;
   score.group_reduce = arguments.group_reduce;
-  score.budget = budget;
+  score.choice = attend.choice;
   score.scale = a.scale;
   if (update) {
     score.update = make_update(*update);
@@ -43,6 +40,13 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
     attend.heads_per_select = static_cast<int32_t>(is_shared ? shape.group_size : 1);
     attend.num_pages = static_cast<int32_t>(num_pages);
     score.query = a.query;
+  }
+  if (stored.select_every > 1) {
+    attend.kept = {stored.scored_at, stored.select_every};
+    if (selects && shape.q_len == 1) {
+      score.kept = attend.kept;
+      score.scores = stored.scores;
+    }
   }
   const int64_t num_works = plan_attend(attend, on.device());
   if (ClusterCall cluster = {score, attend, 0}; plan_cluster(cluster, on.device())) {
@@ -67,6 +71,9 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   if (has_first) {
     score.arrivals = attend.arrivals;
     plan_score(score, on.device());
+    QUEST_CHECK(
+        !score.kept.scored_at || shape.batch * shape.num_kv_heads * score.num_parts <= kMaxArrivals,
+        "select_every: too many KV heads, ", shape.batch * shape.num_kv_heads);
     check_launch(launch_score(score, on.stream()), "sparse_decode (scores)");
   } else if (attend.arrivals) {
     const int64_t bytes = num_works * static_cast<int64_t>(sizeof(int32_t));
@@ -84,13 +91,12 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
                      int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
                      StringHandle summary, int64_t sketch_bits, std::optional<double> scale,
                      double budget_fraction, double top_p) {
-  check_selection(budget_fraction, top_p);
-  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   return decode(check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask,
                              channel_scale, budget, num_sink_pages, num_recent_pages, reduce,
                              format, scale, budget_fraction, top_p),
-                nullptr, seq_lens);
+                nullptr, seq_lens, {1, nullptr, nullptr});
 }
 
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
@@ -101,17 +107,16 @@ Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Te
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
                           int64_t sketch_bits, std::optional<double> scale, double budget_fraction,
                           double top_p, int64_t select_every) {
-  check_selection(budget_fraction, top_p);
-  check_select_every(select_every);
-  const SummaryFormat format = check_format(summary, sketch_bits, page_size);
+  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   const SparseArguments arguments = check_sparse(
       query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, budget,
       num_sink_pages, num_recent_pages, reduce, format, scale, budget_fraction, top_p);
-  check_stored_scores(arguments, seq_lens, page_scores, scored_at, select_every);
+  const StoredScores stored =
+      check_stored_scores(arguments, seq_lens, page_scores, scored_at, select_every);
   const UpdateArguments update =
       check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, format);
-  return decode(arguments, &update, seq_lens);
+  return decode(arguments, &update, seq_lens, stored);
 }
 
 }  // namespace cuda

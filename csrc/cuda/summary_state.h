@@ -38,9 +38,9 @@ QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues
   return span;
 }
 
-// While a cluster_kernel runs, the upper bits of num_sealed count the clusters that have read the
+// While a kernel runs, the upper bits of num_sealed count the CTAs or clusters that have read the
 // state: it is the memory that is known to be zero there before the launch.
-constexpr int kSealedBits = 48;
+constexpr int kSealedBits = 44;
 QUEST_DEVICE int64_t without_arrivals(int64_t num_sealed) {
   return static_cast<int64_t>(static_cast<uint64_t>(num_sealed) << (64 - kSealedBits)) >>
          (64 - kSealedBits);
@@ -55,7 +55,7 @@ QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span&
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
   const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
-  return s.rows.format.kind != SummaryKind::kMinMax && !is_scaled ? 0 : start;
+  return s.rows.scale_size > 0 && !is_scaled ? 0 : start;
 }
 
 QUEST_DEVICE void store_state(const Update& u, const Span& span) {
@@ -64,13 +64,14 @@ QUEST_DEVICE void store_state(const Update& u, const Span& span) {
   if (next && *next >= 0) *next = span.end;
 }
 
-// By one thread of each of so many clusters, once they have read the state: the last one writes it.
-QUEST_DEVICE void arrive_at_state(const Update& u, const Span& span, int64_t num_clusters) {
+// By one thread of each of so many CTAs or clusters, once they have read the state: true for the
+// last one, which has to write num_sealed.
+QUEST_DEVICE bool is_last_at_state(const Update& u, int64_t count) {
   fence_device();
   const int64_t before = atomic_add(u.num_sealed, int64_t{1} << kSealedBits);
-  if ((before - without_arrivals(before)) >> kSealedBits != num_clusters - 1) return;
+  if ((before - without_arrivals(before)) >> kSealedBits != count - 1) return false;
   fence_device();
-  store_state(u, span);
+  return true;
 }
 
 // The pages that are looked at for changes made by others: sample i of those before `start`.

@@ -10,7 +10,7 @@ void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_su
                          StringHandle summary, int64_t sketch_bits) {
   const UpdateArguments u =
       check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale,
-                   check_format(summary, sketch_bits, page_size));
+                   check_summary_format(summary, sketch_bits, page_size));
   count(Counter::kUpdateCalls, 1);
   const int64_t num_heads = u.batch * u.num_kv_heads;
   if (num_heads == 0) return;

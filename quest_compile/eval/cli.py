@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,13 @@ def evaluate(args: argparse.Namespace) -> int:
     fill_in(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device")
+    # Calls inside of CUDA graphs are not counted, and a method that is not seen to act is refused.
+    counted = args.device == "cuda" and args.inner == "inductor"
     config = QuestConfig(
-        page_size=args.page_size, num_dense_layers=args.num_dense_layers, inner=args.inner
+        page_size=args.page_size,
+        num_dense_layers=args.num_dense_layers,
+        inner=args.inner,
+        inductor_options={"triton.cudagraphs": False} if counted else None,
     )
     methods = [parse_method(name, config) for name in dict.fromkeys(args.methods)]
     for method in methods:
@@ -120,6 +126,9 @@ def make_groups(args: argparse.Namespace, model: Any, encoder: Encoder | None) -
             groups.append(_group(args, name, length, config.vocab_size, encoder, book))
     for path in args.jsonl:
         groups += jsonl_groups(path, args.samples, _needed(encoder, str(path), args), most)
+    for (task, length), count in Counter((g.task, g.length) for g in groups).items():
+        if count > 1:
+            raise ValueError(f"--tasks, --jsonl: {count} times task {task!r} of length {length}")
     return groups
 
 

@@ -160,7 +160,10 @@ class Decoder:
         graphs = [g for c in self._compiled for g in _backend_of(c).report().graphs]
         inner = graphs[-1].inner if graphs else self.config.inner
         status = ops.native_status()
-        kernels = status.info if status.loaded and self._is_on_cpu() else "torch reference"
+        if self._is_on_cpu():
+            kernels = status.info if status.loaded else "torch reference"
+        else:
+            kernels = ops.cuda_kernels()
         return f"quest_compile.backend, inner {inner}, {kernels}"
 
     def report(self, method: Method, budget: int) -> str:

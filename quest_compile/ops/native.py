@@ -74,7 +74,8 @@ def announce_slow(subject: str, message: str) -> None:
 def decode_form(form: str) -> Iterator[None]:
     """How native CUDA kernels run sparse steps in here, in every thread: for tests and benchmarks.
 
-    ``form``: "auto", "two_kernels", or "cluster": one kernel wherever that is possible.
+    ``form``: "auto", "two_kernels", or "cluster": one kernel wherever that is possible, which it is
+    not for other summaries than min/max, several queries, top_p and select_every.
 
     Raises:
         RuntimeError: there is no such form.

@@ -18,15 +18,15 @@ CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 MOST_REGISTERS = {
     "attend_kernel": 224,
     "PageScorer": 255,
-    "SketchScorer": 240,
+    "SketchScorer": 248,
     "select_kernel": 64,
     "cluster_kernel": 255,
 }
 FEW_REGISTERS = 128
 NUM_INSTANCES = {
     "attend_kernel": 9,
-    "PageScorer": 6,
-    "SketchScorer": 3,
+    "PageScorer": 12,  # with and without scores that are kept
+    "SketchScorer": 6,
     "finish_kernel": 1,
     "select_kernel": 1,
     "cluster_kernel": 9,

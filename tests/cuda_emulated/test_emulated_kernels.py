@@ -77,7 +77,7 @@ def test_other_operators_are_one_launch(name):
     assert configure() == 1
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd", "sketch"])
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 @pytest.mark.parametrize("form", ["two_kernels", "cluster"])
 def test_foreign_writes_are_repaired_whichever_cta_comes_first(form, seed, summary):

@@ -50,7 +50,7 @@ def test_rest_of_the_batch_changes_no_bit(name, case):
         assert_same_bits(actual, [x[rows] for x in expected])
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd", "sketch"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_summaries_have_the_bits_of_the_cpu(case, summary):
     states = []
@@ -99,7 +99,7 @@ def test_a_sparse_step_is_two_kernels_or_one_and_nothing_else(form):
 
 
 @has_clusters
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd"])
 @pytest.mark.parametrize("case", [*CASES, *FEW_CASES, *LONG_CASES], ids=str)
 def test_both_forms_give_the_same_bits(case, summary):
     """Also where clusters come one after the other, and in whatever order their CTAs come."""
@@ -116,7 +116,7 @@ def test_both_forms_give_the_same_bits(case, summary):
 
 
 @has_clusters
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd"])
 def test_foreign_writes_are_repaired_by_clusters(summary):
     case = Case(torch.bfloat16, 128, 128, 8, 4, lengths=(500,) * 20, max_seq_len=512)
     inputs = make_inputs(case, "cuda")
@@ -134,7 +134,7 @@ def test_foreign_writes_are_repaired_by_clusters(summary):
 
 
 @each_form
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
+@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd", "sketch"])
 def test_a_captured_step_follows_the_lengths_in_device_memory(summary, form):
     """Decoding over page ends, the budget and a rollback, by replays of one graph."""
     case = Case(torch.bfloat16, 128, 128, 2, 4, lengths=(300, 300), max_seq_len=2048)

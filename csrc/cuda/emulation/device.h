@@ -88,6 +88,7 @@ inline float square_root(float x) { return sqrtf(x); }
 inline int nearest_int(float x) { return static_cast<int>(rintf(x)); }
 inline float round_down(float x) { return floorf(x); }
 inline float round_up(float x) { return ceilf(x); }
+inline double round_up(double x) { return ceil(x); }
 template <class To, class From>
 To bit_cast(From x) {
   static_assert(sizeof(To) == sizeof(From), "");
