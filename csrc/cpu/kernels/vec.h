@@ -102,10 +102,5 @@ QUEST_INLINE void prefetch(const void* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
 
-// To the L1 cache.
-QUEST_INLINE void prefetch_near(const void* p, int bytes) {
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 3);
-}
-
 }  // namespace QUEST_ISA
 }  // namespace quest
