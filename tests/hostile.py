@@ -152,6 +152,14 @@ class Inputs:
             settings["score_scale"] = self.score_scale()
         return ops.select_pages(scores, self.seq_lens, self.attn_mask, **settings)
 
+    def attend(self, pages):
+        """The out of attend_pages."""
+        caches = (self.key_cache, self.value_cache)
+        page_size = self.case.page_size
+        return ops.attend_pages(
+            self.query, *caches, pages, self.seq_lens, self.attn_mask, page_size=page_size
+        )[0]
+
 
 def make_inputs(case, device="cpu", seed=0):
     generator = torch.Generator().manual_seed(seed)

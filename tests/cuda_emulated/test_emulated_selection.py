@@ -91,10 +91,7 @@ def test_sparse_decode_attends_what_is_chosen(case, form, shares):
     scores = inputs.scores()
     pages = inputs.pages(scores)
     assert_selects_shares(inputs, scores, pages)
-    query, keys, values, _, lengths, mask = inputs.sparse()
-    composed, _ = ops.attend_pages(
-        query, keys, values, pages, lengths, mask, page_size=case.page_size
-    )
+    composed = inputs.attend(pages)
     fits = inputs.fits()
     assert torch.equal(out[~fits], composed[~fits])
     assert torch.equal(out[fits], ops.dense_decode(*inputs.dense())[fits])

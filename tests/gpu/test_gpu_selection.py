@@ -49,10 +49,7 @@ def test_sparse_decode_attends_what_is_chosen(case, shares, form):
     scores = inputs.scores()
     pages = inputs.pages(scores)
     assert_selects_shares(inputs, scores, pages)
-    query, keys, values, _, lengths, mask = inputs.sparse()
-    composed, _ = ops.attend_pages(
-        query, keys, values, pages, lengths, mask, page_size=case.page_size
-    )
+    composed = inputs.attend(pages)
     fits = inputs.fits()
     dense = ops.dense_decode(*inputs.dense())
     with native.decode_form(form):

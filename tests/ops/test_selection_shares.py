@@ -136,15 +136,13 @@ def test_sparse_decode_is_score_select_attend(case, summary, shares):
     inputs = make_inputs(dataclasses.replace(case, summary=summary, budget_pages=9))
     out = ops.sparse_decode(*inputs.sparse(), **settings_of(inputs, **shares))
     kind = {"page_size": case.page_size, "group_reduce": case.group_reduce}
-    query, keys, values, rows, lengths, mask = inputs.sparse()
+    query, _, _, rows, lengths, mask = inputs.sparse()
     scores = ops.score_pages(query, rows, lengths, summary=summary, **kind)
     scale = case.head_dim**-0.5
     scale = scale / case.group_size if case.group_reduce == "sum" else scale
     choice = {"page_budget": 9, "page_size": case.page_size, "score_scale": scale, **shares}
     pages = ops.select_pages(scores, lengths, mask, **choice)
-    composed, _ = ops.attend_pages(
-        query, keys, values, pages, lengths, mask, page_size=case.page_size
-    )
+    composed = inputs.attend(pages)
     num_used = -(-lengths // case.page_size)
     share = (num_used * shares.get("budget_fraction", 1.0)).ceil().clamp(min=4)
     fits = num_used <= share.clamp(max=9)

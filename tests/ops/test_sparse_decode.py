@@ -30,9 +30,7 @@ def test_equals_score_select_attend(case):
     inputs = make_inputs(case)
     out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     pages = inputs.pages(inputs.scores())
-    composed, _ = ops.attend_pages(
-        *inputs.sparse()[:3], pages, inputs.seq_lens, inputs.attn_mask, page_size=case.page_size
-    )
+    composed = inputs.attend(pages)
     is_sparse = ~fits(inputs)
     assert torch.equal(out[is_sparse], composed[is_sparse])
 
