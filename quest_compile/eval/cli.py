@@ -15,6 +15,7 @@ import torch
 
 from quest_compile import recall
 from quest_compile.bench.identity import identity
+from quest_compile.bench.options import INTERRUPTED
 from quest_compile.config import QuestConfig
 from quest_compile.eval import plots
 from quest_compile.eval.encode import Encoder
@@ -32,8 +33,6 @@ from quest_compile.eval.tasks import (
     jsonl_groups,
     text_group,
 )
-
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> int:
             "the same command with --resume goes on",
             file=sys.stderr,
         )
-        status = _INTERRUPTED
+        status = INTERRUPTED
     if records.lines:
         write_results(args, records)
     return status
