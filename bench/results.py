@@ -17,7 +17,7 @@ from typing import Any
 from quest_compile.bench.identity import identity
 
 # Results that are to be compared must agree in these.
-_CONDITIONS = ("commit", "cpu_model_name", "torch", "transformers", "kernels")
+CONDITIONS = ("commit", "cpu_model_name", "torch", "transformers", "kernels")
 
 
 class RefusedError(RuntimeError):
@@ -111,7 +111,7 @@ class Recorder:
 
     def _check_conditions(self) -> None:
         for result in self.results:
-            for name in _CONDITIONS:
+            for name in CONDITIONS:
                 was, now = result.metadata.get(name), self._identity.get(name)
                 if was != now:
                     raise ValueError(
