@@ -1,10 +1,14 @@
-"""torchbench's entry: where it writes, and what it refuses."""
+"""torchbench's entry: where it writes, and what it refuses; the list of benchmarks."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from quest_compile.bench import run as subject
+from quest_compile.bench.__main__ import BENCHMARKS
+from quest_compile.bench.__main__ import main as bench_main
 from quest_compile.bench.results import Recorder, Result
 from quest_compile.bench.run import DRIVEN, run
 
@@ -16,7 +20,7 @@ def measured(monkeypatch):
 
     def main(args):
         seen.append(args)
-        folder = subject.Path(args[args.index("--output") + 1])
+        folder = Path(args[args.index("--output") + 1])
         Recorder(args[0], folder).add([Result("tiny", "quest_64", [1.0, 3.0, 2.0], {})])
         return 0
 
@@ -67,3 +71,15 @@ def test_an_error_is_not_taken_for_the_results_of_an_earlier_run(tmp_path):
     Recorder("overhead", tmp_path).add([Result("tiny", "quest_64", [1.0], {})])
     with pytest.raises(ValueError, match="bench overhead ended with an error"):
         run(["overhead", "--output", str(tmp_path)])
+
+
+def test_the_list_and_the_readme_say_the_same(capsys):
+    assert bench_main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    text = (Path(__file__).resolve().parents[2] / "bench" / "README.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \|", text, re.MULTILINE))
+    assert list(rows) == list(BENCHMARKS)
+    for name, what in BENCHMARKS.items():
+        assert re.search(rf"^  {name} +{re.escape(what)}$", listed, re.MULTILINE)
+        assert rows[name].startswith(what)
+    assert tuple(BENCHMARKS)[: len(DRIVEN)] == DRIVEN
