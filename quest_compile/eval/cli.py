@@ -124,7 +124,7 @@ def make_groups(args: argparse.Namespace, model: Any, encoder: Encoder | None) -
         for length in args.lengths:
             groups.append(_group(args, name, length, config.vocab_size, encoder, book))
     for path in args.jsonl:
-        groups += jsonl_groups(path, args.samples, _needed(encoder, str(path), args), most)
+        groups += jsonl_groups(path, args.samples, _needed(encoder, f"--jsonl {path}", args), most)
     for (task, length), count in Counter((g.task, g.length) for g in groups).items():
         if count > 1:
             raise ValueError(f"--tasks, --jsonl: {count} times task {task!r} of length {length}")
@@ -153,10 +153,10 @@ def _group(
 
 def _needed(encoder: Encoder | None, what: str, args: argparse.Namespace) -> Encoder:
     if encoder is None:
-        raise ValueError(
-            f"{what} needs a tokenizer, and {args.model} has none (the recall model answers "
-            f"--tasks {RECALL}16 and {AGREEMENT})"
-        )
+        why = "its folder must hold that too"
+        if args.model == RECALL_MODEL:
+            why = f"it reads symbols, not text: it answers --tasks {RECALL}N and {AGREEMENT}"
+        raise ValueError(f"{what} needs a tokenizer, and {args.model} has none ({why})")
     return encoder
 
 
