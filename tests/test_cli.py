@@ -67,7 +67,9 @@ def test_demo_with_an_own_model_and_text(model_folder, prompt_file, capsys):
 def test_explain_needs_only_the_configuration(model_folder, tmp_path, capsys):
     shutil.copy(model_folder / "config.json", tmp_path)
     assert cli.main(["explain", str(tmp_path), "--budget", "64"]) == 0
-    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
+    assert "budget 64, page_size 16, summary minmax, group_reduce sum, top_p 1, " in out
 
 
 def test_bench_lists_its_benchmarks(capsys):
