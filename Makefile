@@ -21,6 +21,9 @@ SITE_PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 NATIVE_STATUS := from quest_compile.ops.native import native_status as s; \
   print('Native library:', s().info if s().loaded else 'none: ' + s().reason)
 
+HAS_CUDA := $(if $(filter 0,$(QUEST_COMPILE_CUDA)),,$(shell command -v nvcc))
+CUDA_TIME := $(if $(HAS_CUDA),; CUDA kernels: some more (QUEST_COMPILE_CUDA=0: none))
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-nightly test-no-native test-sanitizers test-transformers lint format bench clean distclean
 
@@ -73,16 +76,17 @@ distclean: clean ## remove the virtual environments too
 
 # bin/pip is the last thing venv writes: an interrupted run is started again.
 $(BIN)/pip:
-	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
+	@echo '[1/3] Making $(VENV): some seconds'
+	@$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
 
 $(VENV)/toolchain.stamp: pyproject.toml | $(BIN)/pip
-	@echo 'Installing $(TOOLCHAIN): minutes the first time'
-	$(BIN)/python $(PIP) $(TOOLCHAIN)
+	@echo '[2/3] Installing $(TOOLCHAIN): a few minutes the first time'
+	@$(BIN)/python $(PIP) $(TOOLCHAIN)
 	@touch $@
 
 $(INSTALLED): $(VENV)/toolchain.stamp CMakeLists.txt $(NATIVE_SOURCES)
-	@echo 'Building quest_compile and installing what tests and benchmarks need'
-	$(BIN)/python $(PIP) --no-build-isolation -e '.[dev]'
+	@echo '[3/3] Building quest_compile, installing what tests need: a few minutes$(CUDA_TIME)'
+	@$(BIN)/python $(PIP) --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c "$(NATIVE_STATUS)"
 	@touch $@
 

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 
 from quest_compile.eval.samples import NotActiveError
 
+# bench/README.md begins its descriptions with these.
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
     "decode": "whole models, a token per step, dense and with Quest side by side",
     "compile": "time to the first token, cold and warm, and seconds of the passes",
     "memory": "peak of a process, and what page summaries add",
     "longrun": "thousands of tokens: no step gets slower",
-    "eval": "does Quest hurt a model? the same as quest-compile eval",
-    "report": "tables and plots from results",
-    "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
-    "sketch-accuracy": "attention mass and answers that page summaries keep",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
+    "eval": "does Quest hurt a model? the same as quest-compile eval",
+    "sketch-accuracy": "attention mass and answers that page summaries keep",
+    "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
+    "report": "tables and plots from results",
 }
 
 

@@ -1,7 +1,8 @@
 """Tables (Markdown) and plots (SVG and PNG) from folders of results; the README's are made by it.
 
 Writes report.md and, with matplotlib (pip install 'quest-compile[plots]'), plots into each folder.
-With the results.json of quest-compile eval: right answers too, against budgets and times.
+With --accuracy, results of quest-compile eval (its --out folder or the results.json in it): right
+answers too, against budgets and times.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from quest_compile.bench.report.document import document, with_tables
 from quest_compile.bench.results import load_results
 
+EVAL_RESULTS = "results.json"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write reports; print them too."""
@@ -24,18 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="folders of results")
     parser.add_argument(
-        "--accuracy", type=Path, metavar="FILE", help="results of quest-compile eval"
+        "--accuracy", type=Path, metavar="PATH", help="results of quest-compile eval"
     )
     parser.add_argument("--readme", type=Path, help="make the marked tables of this file anew")
     parser.add_argument("--no-plots", action="store_true")
     args = parser.parse_args(argv)
     if not args.folders and args.readme is None:
         parser.error("expected folders of results, or --readme")
-    if args.accuracy is not None and not (args.folders and args.accuracy.is_file()):
-        parser.error(f"--accuracy takes an existing file, beside a folder; got {args.accuracy}")
+    accuracy = args.accuracy
+    if accuracy is not None and accuracy.is_dir():
+        accuracy /= EVAL_RESULTS
+    if accuracy is not None and not (args.folders and accuracy.is_file()):
+        parser.error(
+            "--accuracy takes a results.json of quest-compile eval, or the folder that has it, "
+            f"beside folders of bench results; got {args.accuracy}"
+        )
     for folder in args.folders:
-        plots = [] if args.no_plots else _plots(folder, args.accuracy)
-        text = document(folder, plots)
+        _check_folder(folder)
+        plots = [] if args.no_plots else _plots(folder, accuracy)
+        text = document(folder, plots, accuracy)
         (folder / "report.md").write_text(text, encoding="utf-8")
         print(text)
     if args.readme is not None:
@@ -43,6 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.readme.write_text(with_tables(text), encoding="utf-8")
         print(f"wrote the tables of {args.readme}")
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: no folder of bench results.
+    """
+    expected = "expected a folder of bench results (made with --output or --record)"
+    if (folder / EVAL_RESULTS).is_file():
+        raise ValueError(
+            f"{expected}, got {folder}, which quest-compile eval wrote: its report is results.md "
+            f"there; plots of its answers beside times: bench report DIR --accuracy {folder}"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{expected}, got {folder}, which is no folder")
 
 
 def _plots(folder: Path, accuracy: Path | None) -> list[str]:

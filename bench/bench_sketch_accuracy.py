@@ -5,126 +5,181 @@
 
 "recall": the shipped model answers questions about its context, decoding with compiled graphs.
 "synthetic": random keys with RoPE. "trained": queries and keys of a sentence encoder (BERT) that
-reads a book. "oracle" are the pages with the most attention mass. The result is JSON.
+reads a book. "oracle" are the pages with the most attention mass. The result is JSON, written after
+every step.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
-import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from quest_compile.bench import options
+from quest_compile.bench.identity import identity, record_folder
+from quest_compile.bench.results import CONDITIONS
+from quest_compile.bench.sketch_keys import KINDS, encoder_heads, num_encoder_heads, synthetic_heads
+from quest_compile.bench.sketch_mass import PAGE_SIZE, SUMMARIES, bytes_per_page, mass_kept
 
-from quest_compile import ops
-from quest_compile.bench.identity import identity
-from quest_compile.bench.sketch_keys import KINDS, encoder_heads, synthetic_heads
+_SYNTHETIC_PAGES = (32, 128)
+_TRAINED_PAGES = (2, 4, 8)
+_RECALLS = ((4096, 64), (8192, 128))
+# Options that change results.
+_SETTINGS = ("samples", "budgets", "long_budgets", "windows")
 
-SUMMARIES: dict[str, dict[str, Any]] = {
-    "minmax": {"summary": "minmax"},
-    "minmax_int8": {"summary": "minmax_int8"},
-    "meanstd": {"summary": "meanstd"},
-    "sketch": {"summary": "sketch"},
-    "sketch, 2 bits": {"summary": "sketch", "sketch_bits": 2},
-}
-PAGE_SIZE = 16
-
-
-def page_scores(query: Tensor, keys: Tensor, settings: dict[str, Any]) -> Tensor:
-    """[B, num_kv_heads, P] of queries [B, num_q_heads, 1, D] by the operators."""
-    seq_lens = torch.tensor([keys.shape[2]])
-    built = ops.build_page_summary(keys, seq_lens, **settings)
-    rows, channel_scale = built if isinstance(built, tuple) else (built, None)
-    return ops.score_pages(query, rows, seq_lens, channel_scale, **settings)
+# A step adds what it found to the result.
+Step = Callable[[dict[str, Any]], None]
 
 
-def bytes_per_page(head_dim: int, settings: dict[str, Any]) -> int:
-    """Of 16-bit keys."""
-    keys = torch.empty(1, 1, PAGE_SIZE, head_dim, dtype=torch.bfloat16)
-    rows, _ = ops.empty_page_summary(keys, PAGE_SIZE, **settings)
-    return rows[0, 0, 0].numel() * rows.element_size()
+def measure_synthetic(kind: str, result: dict[str, Any]) -> None:
+    kept = mass_kept(synthetic_heads(kind), _SYNTHETIC_PAGES)
+    rows = result.setdefault("synthetic", [])
+    for i, pages in enumerate(_SYNTHETIC_PAGES):
+        rows.append({"keys": kind, "pages": pages} | {name: kept[name][i] for name in kept})
 
 
-def mass_by_page(query: Tensor, keys: Tensor) -> Tensor:
-    """Attention of each query head [B, num_kv_heads, G, P], summed over pages."""
-    grouped = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
-    weights = (grouped @ keys.mT / math.sqrt(keys.shape[3])).softmax(-1)
-    return weights.unflatten(-1, (-1, PAGE_SIZE)).sum(-1)
+def measure_trained(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    heads: Iterable[Any] = encoder_heads(args.encoder, args.text, args.windows)
+    total = num_encoder_heads(args.encoder, args.windows)
+    heads = tqdm(heads, desc="trained", unit="query", total=total, leave=False)
+    result["trained"] = {"pages": list(_TRAINED_PAGES), **mass_kept(heads, _TRAINED_PAGES)}
 
 
-def mass_kept(heads: Iterator[tuple[Tensor, Tensor]], budgets: Sequence[int]) -> dict[str, Any]:
-    """Mean attention mass in the best pages: summary -> one value per budget in pages."""
-    kept: dict[str, list[list[float]]] = {}
-    for query, keys in heads:
-        mass = mass_by_page(query, keys)
-        scores = {name: page_scores(query, keys, kind) for name, kind in SUMMARIES.items()}
-        scores["oracle"] = mass.sum(2)
-        for name, score in scores.items():
-            values = []
-            for budget in budgets:
-                pages = score.topk(budget, -1).indices[:, :, None]
-                taken = mass.gather(-1, pages.expand(-1, -1, mass.shape[2], -1)).sum(-1)
-                values.append(taken.mean().item())
-            kept.setdefault(name, []).append(values)
-    return {name: torch.tensor(values).mean(0).tolist() for name, values in kept.items()}
+def measure_recall(
+    args: argparse.Namespace, tokens: int, records: int, result: dict[str, Any]
+) -> None:
+    """Answers right of the recall model; Quest without sinks and with the open page only.
 
-
-def measure_recall(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Answers right of the recall model; Quest without sinks and with the open page only."""
+    Raises:
+        KeyboardInterrupt: it was interrupted; answers so far are kept beside ``--out``.
+    """
     from quest_compile.eval.cli import main as evaluate
 
     methods = ["oracle"]
     for kind in SUMMARIES.values():
         settings = kind | {"num_sink_pages": 0, "num_recent_pages": 1}
         methods.append("quest:" + ",".join(f"{k}={v}" for k, v in settings.items()))
-    rows = []
-    for tokens, records, budgets in ((4096, 64, args.budgets), (8192, 128, args.long_budgets)):
-        folder = args.out.with_suffix("") / f"recall-{tokens}"
-        command = ["recall", "--tasks", f"recall-{records}", "--lengths", str(tokens)]
-        command += ["--samples", str(args.samples), "--out", str(folder), "--resume"]
-        evaluate([*command, "--budgets", *map(str, budgets), "--methods", *methods])
-        rows.append(json.loads((folder / "results.json").read_text()))
-    return rows
+    budgets = args.budgets if tokens == _RECALLS[0][0] else args.long_budgets
+    folder = _answers_folder(args.out) / f"recall-{tokens}"
+    command = ["recall", "--tasks", f"recall-{records}", "--lengths", str(tokens)]
+    command += ["--samples", str(args.samples), "--out", str(folder), "--resume"]
+    status = evaluate([*command, "--budgets", *map(str, budgets), "--methods", *methods])
+    if status == options.INTERRUPTED:
+        raise KeyboardInterrupt
+    found = json.loads((folder / "results.json").read_text("utf-8"))
+    result.setdefault("recall", []).append(found)
+
+
+def steps_of(args: argparse.Namespace, parts: Sequence[str]) -> dict[str, Step]:
+    """What to measure, by name."""
+    steps: dict[str, Step] = {}
+    if "synthetic" in parts:
+        for kind in KINDS:
+            steps[f"synthetic, {kind}"] = functools.partial(measure_synthetic, kind)
+    if "trained" in parts:
+        steps["trained"] = functools.partial(measure_trained, args)
+    if "recall" in parts:
+        for tokens, records in _RECALLS:
+            step = functools.partial(measure_recall, args, tokens, records)
+            steps[f"recall, {tokens} tokens"] = step
+    return steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="quest-compile bench sketch-accuracy")
-    parser.add_argument("--parts", nargs="+", choices=("recall", "synthetic", "trained"))
-    parser.add_argument("--out", type=Path, default=Path("sketch_accuracy.json"))
-    parser.add_argument("--samples", type=int, default=320, help="questions; default 320")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[32, 64, 128, 256])
-    parser.add_argument("--long-budgets", type=int, nargs="+", default=[128, 256])
-    parser.add_argument("--encoder", type=Path, help="folder of a BERT model, for trained")
-    parser.add_argument("--text", type=Path, help="UTF-8 book, for trained")
-    parser.add_argument("--windows", type=int, default=12, help="of 512 tokens of the book")
+    """Returns 0, or 130 after Ctrl-C."""
+    parser = _parser()
     args = parser.parse_args(argv)
     parts = args.parts or ["synthetic", "recall"]
-    result: dict[str, Any] = {"identity": identity(), "page_size": PAGE_SIZE}
-    result["bytes_per_page"] = {
+    if "trained" in parts and (args.encoder is None or args.text is None):
+        parser.error("--parts trained needs --encoder and --text")
+    if args.out is None:
+        name = f"{record_folder('sketch-accuracy')}.json" if args.record else "sketch_accuracy.json"
+        args.out = Path(name)
+    result = begin(args)
+    if not args.resume:
+        shutil.rmtree(_answers_folder(args.out), ignore_errors=True)
+    status = 0
+    try:
+        measure_all(args.out, steps_of(args, parts), result)
+        shutil.rmtree(_answers_folder(args.out), ignore_errors=True)
+    except KeyboardInterrupt:
+        status = options.interrupted()
+    print(json.dumps({k: v for k, v in result.items() if k != "recall"}, indent=1))
+    if args.out.exists():
+        print(f"wrote {args.out}")
+    return status
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """The result without any step, or with ``--resume`` that of ``--out``.
+
+    Raises:
+        ValueError: ``--out`` exists and there is no ``--resume``, or it was measured with other
+            settings, or elsewhere.
+    """
+    settings = {name: getattr(args, name) for name in _SETTINGS}
+    fresh = {"identity": identity(), "settings": settings, "page_size": PAGE_SIZE, "steps": []}
+    fresh["bytes_per_page"] = {
         str(head_dim): {name: bytes_per_page(head_dim, kind) for name, kind in SUMMARIES.items()}
         for head_dim in (32, 64, 128)
     }
-    if "synthetic" in parts:
-        result["synthetic"] = [
-            {"keys": kind, "pages": budget, **_single(mass_kept(synthetic_heads(kind), [budget]))}
-            for kind in KINDS
-            for budget in (32, 128)
-        ]
-    if "trained" in parts:
-        if args.encoder is None or args.text is None:
-            parser.error("--parts trained needs --encoder and --text")
-        heads = encoder_heads(args.encoder, args.text, args.windows)
-        result["trained"] = {"pages": [2, 4, 8], **mass_kept(heads, [2, 4, 8])}
-    if "recall" in parts:
-        result["recall"] = measure_recall(args)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "recall"}, indent=1))
-    return 0
+    if not args.out.exists():
+        return fresh
+    if not args.resume:
+        raise ValueError(f"--out {args.out} exists already: add --resume, or name another file")
+    earlier = json.loads(args.out.read_text("utf-8"))
+    was, now = ({**r.get("settings", {}), **r["identity"]} for r in (earlier, fresh))
+    for name in itertools.chain(_SETTINGS, CONDITIONS):
+        if was.get(name) != now[name]:
+            raise ValueError(
+                f"--resume: {args.out} was measured with {name} {was.get(name)!r}, "
+                f"this is {now[name]!r}"
+            )
+    return earlier
 
 
-def _single(kept: dict[str, list[float]]) -> dict[str, float]:
-    return {name: values[0] for name, values in kept.items()}
+def measure_all(out: Path, steps: dict[str, Step], result: dict[str, Any]) -> None:
+    """Add every step that ``result`` does not have, and write ``out`` after each."""
+    from tqdm import tqdm
+
+    for name, step in (bar := tqdm(steps.items(), desc="bench sketch-accuracy", unit="step")):
+        bar.set_postfix_str(name)
+        if name in result["steps"]:
+            continue
+        step(result)
+        result["steps"].append(name)
+        new = out.with_name(f"{out.name}.new")
+        new.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        new.replace(out)
+
+
+def _answers_folder(out: Path) -> Path:
+    """Where answers are kept until all is done."""
+    return out.with_name(f"{out.stem}-answers")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quest-compile bench sketch-accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=("recall", "synthetic", "trained"))
+    add("--out", type=Path, metavar="FILE", help="default sketch_accuracy.json")
+    add("--record", action="store_true", help="--out bench/results/DATE_MACHINE_COMMIT_NAME.json")
+    add("--resume", action="store_true", help="keep what the file has, measure what is missing")
+    add("--samples", type=int, default=320, help="questions; default 320")
+    add("--budgets", type=int, nargs="+", default=[32, 64, 128, 256])
+    add("--long-budgets", type=int, nargs="+", default=[128, 256])
+    add("--encoder", type=Path, help="folder of a BERT model, for trained")
+    add("--text", type=Path, help="UTF-8 book, for trained")
+    add("--windows", type=int, default=12, help="of 512 tokens of the book")
+    return parser

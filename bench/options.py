@@ -14,7 +14,8 @@ from quest_compile.bench.rounds import Rounds
 from quest_compile.bench.shapes import DTYPES, SHAPES, listed, tokens
 from quest_compile.ops.limits import SUMMARIES
 
-_INTERRUPTED = 130
+# Exit status after Ctrl-C.
+INTERRUPTED = 130
 
 
 def parser_of(
@@ -50,7 +51,11 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=Path, help="folder for one pyperf JSON file per method")
     add("--record", action="store_true", help="--output bench/results/DATE_MACHINE_COMMIT_NAME")
-    add("--resume", action="store_true", help="keep what the folder has, measure what is missing")
+    add(
+        "--resume",
+        action="store_true",
+        help="keep what the folder has, measure what is missing or marked",
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,4 +118,4 @@ def int_list(text: str) -> list[int]:
 def interrupted() -> int:
     """Say so after Ctrl-C; the exit status."""
     print("\ninterrupted: what is done is kept, --resume goes on", file=sys.stderr)
-    return _INTERRUPTED
+    return INTERRUPTED

@@ -17,7 +17,7 @@ from typing import Any
 from quest_compile.bench.identity import identity
 
 # Results that are to be compared must agree in these.
-_CONDITIONS = ("commit", "cpu_model_name", "torch", "transformers", "kernels")
+CONDITIONS = ("commit", "cpu_model_name", "torch", "transformers", "kernels")
 
 
 class RefusedError(RuntimeError):
@@ -49,6 +49,9 @@ class Result:
 class Recorder:
     """Keeps results in ``folder`` (nowhere if None) as they come, one file per method.
 
+    ``resume``: go on with what the folder has, without what was interrupted or is marked: that is
+    to be measured again, as is what was refused, which has no result.
+
     Raises:
         ValueError: the folder holds results and ``resume`` is not set, or their conditions differ.
     """
@@ -59,12 +62,14 @@ class Recorder:
         self.results: list[Result] = []
         self.refused: list[str] = []
         self._identity = identity()
+        self._earlier_methods: set[str] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             earlier = load_results(folder)
             if earlier and not resume:
                 raise ValueError(f"--output {folder} holds results already: add --resume")
-            self.results = [r for r in earlier if "interrupted" not in r.metadata]
+            self.results = [r for r in earlier if not r.marked and "interrupted" not in r.metadata]
+            self._earlier_methods = {r.method for r in earlier}
             self._check_conditions()
         elif resume:
             raise ValueError("--resume needs --output, the folder of the results to continue")
@@ -81,13 +86,13 @@ class Recorder:
             self.results = [r for r in self.results if (r.workload, r.method) != key]
             result.metadata = self._identity | {"benchmark": self.name} | result.metadata
             self.results.append(result)
-        if self.folder is not None:
-            write_results(self.folder, self.results)
+        self._write()
 
     def refuse(self, workload: str, error: Exception) -> None:
         """Say and remember that there is no result."""
         self.refused.append(f"{workload}: {error}")
         print(f"REFUSED {workload}: {error}", file=sys.stderr)
+        self._write()
 
     def status(self) -> int:
         """The exit status: 0 if every result may be trusted."""
@@ -96,9 +101,17 @@ class Recorder:
                 print(f"MARKED {result.workload}, {result.method}: {result.marked}")
         return 1 if self.refused or any(r.marked for r in self.results) else 0
 
+    def _write(self) -> None:
+        """One file per method; none where no result of it is left."""
+        if self.folder is None:
+            return
+        write_results(self.folder, self.results)
+        for method in self._earlier_methods - {r.method for r in self.results}:
+            (self.folder / f"{method}.json").unlink(missing_ok=True)
+
     def _check_conditions(self) -> None:
         for result in self.results:
-            for name in _CONDITIONS:
+            for name in CONDITIONS:
                 was, now = result.metadata.get(name), self._identity.get(name)
                 if was != now:
                     raise ValueError(

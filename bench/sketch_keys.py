@@ -18,6 +18,7 @@ KINDS = (
     "isotropic, heavy channels",
 )
 _HEADS, _GROUP, _HEAD_DIM, _TOKENS, _QUERIES = 8, 4, 128, 16384, 4
+_POSITIONS = range(4, 512, 8)
 
 
 def synthetic_heads(kind: str, seed: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,8 +77,16 @@ def encoder_heads(folder: Path, book: Path, num_windows: int) -> Iterator[tuple[
         with torch.no_grad():
             model(torch.tensor([window]))
         for queries, keys in found:
-            for position in range(4, 512, 8):
+            for position in _POSITIONS:
                 yield queries[:, :, position : position + 1].contiguous(), keys.contiguous()
+
+
+def num_encoder_heads(folder: Path, num_windows: int) -> int:
+    """How many ``encoder_heads`` gives of a book that is long enough."""
+    from transformers import AutoConfig
+
+    layers = AutoConfig.from_pretrained(folder).num_hidden_layers
+    return num_windows * layers * len(_POSITIONS)
 
 
 def _random_walk(normal, _generator) -> Tensor:

@@ -183,7 +183,8 @@ void check_seq_lens(const Tensor& seq_lens, const Tensor& query, int64_t batch) 
   QUEST_CHECK(dtype == ScalarType::Int || dtype == ScalarType::Long,
               "seq_lens: expected dtype int32 or int64, got ", dtype_name(dtype));
   QUEST_CHECK(seq_lens.dim() == 1 && (seq_lens.size(0) == 1 || seq_lens.size(0) == batch),
-              "seq_lens: expected shape [1] or [", batch, "], got ", to_string(seq_lens.sizes()));
+              "seq_lens: expected shape [1]", batch == 1 ? "" : " or " + to_string({batch}),
+              ", got ", to_string(seq_lens.sizes()));
   CHECK_SAME_DEVICE(seq_lens, query);
 }
 

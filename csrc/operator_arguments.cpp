@@ -169,8 +169,9 @@ int64_t check_page_indices(const Attention& a, const Tensor& page_indices) {
   const int64_t num_select_heads = page_indices.size(1), num_q_heads = a.shape.num_q_heads;
   QUEST_CHECK(page_indices.size(0) == a.shape.batch &&
                   (num_select_heads == a.shape.num_kv_heads || num_select_heads == num_q_heads),
-              "page_indices: expected shape [", a.shape.batch, ", ", a.shape.num_kv_heads, " or ",
-              num_q_heads, ", page_budget], got ", to_string(page_indices.sizes()));
+              "page_indices: expected shape [", a.shape.batch, ", ", a.shape.num_kv_heads,
+              a.shape.num_kv_heads == num_q_heads ? "" : " or " + std::to_string(num_q_heads),
+              ", page_budget], got ", to_string(page_indices.sizes()));
   return num_q_heads / num_select_heads;
 }
 

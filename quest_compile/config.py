@@ -103,7 +103,11 @@ class QuestConfig:
             raise TypeError(f"top_p must be a number, got {self.top_p!r}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and up to 1, got {self.top_p}")
-        _check_choice("page_size", self.page_size, tuple(PAGE_SIZES))
+        if self.page_size not in PAGE_SIZES:
+            raise ValueError(
+                f"page_size must be a multiple of {PAGE_SIZES.step} from {PAGE_SIZES.start} to "
+                f"{PAGE_SIZES.stop - 1}, got {self.page_size}"
+            )
         _check_choice("group_reduce", self.group_reduce, tuple(GROUP_REDUCTIONS))
         _check_choice("summary", self.summary, SUMMARIES)
         _check_choice("sketch_bits", self.sketch_bits, SKETCH_BITS)

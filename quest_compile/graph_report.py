@@ -17,7 +17,8 @@ class ReportRow:
     """One attention call.
 
     ``queries``: at once; the name of a symbol where the graph serves several numbers.
-    ``pages`` and ``tokens``: what a query attends at most; None where nothing was rewritten.
+    ``pages`` and ``tokens``: what a query attends at most, in a dense call the capacity of the
+    cache; None where there is no static cache.
     ``attention``: the operator that runs it.
     """
 

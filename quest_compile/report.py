@@ -70,7 +70,7 @@ class Report:
             return f"quest_compile: {NOTHING_COMPILED}{others}"
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
         for i, graph in enumerate(self.graphs):
-            lines += ["", f"graph {i}: {graph.summary} ({_settings(graph)})", *_table(graph)]
+            lines += ["", f"graph {i}: {graph.summary}", _settings(graph), *_table(graph)]
         limit = torch._dynamo.config.recompile_limit
         if len(self.graphs) >= limit:
             lines += ["", f"torch keeps {limit} graphs of a function (recompile_limit): calls that"]
@@ -101,7 +101,7 @@ def report_rewrite(
         audits=audits,
     )
     if graph.rows:
-        log.info("%s\n%s", graph.summary, "\n".join(_table(graph)))
+        log.info("%s", "\n".join([graph.summary, _settings(graph), *_table(graph)]))
         torch._logging.trace_structured(
             "artifact",
             metadata_fn=lambda: {"name": "quest_compile_report", "encoding": "json"},
@@ -127,7 +127,7 @@ def _table(graph: GraphReport) -> list[str]:
             row.treatment.value,
             row.attention,
             "-" if row.pages is None else str(row.pages),
-            "-" if row.tokens is None else str(row.tokens),
+            _tokens(row),
             row.reason.value,
             row.source,
         ]
@@ -137,12 +137,32 @@ def _table(graph: GraphReport) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells]
 
 
+def _tokens(row: ReportRow) -> str:
+    """Without a budget it is the capacity of the cache, most of which may not be written yet."""
+    if row.tokens is None:
+        return "-"
+    return str(row.tokens) if row.treatment is Treatment.SPARSE else f"{row.tokens} (cache)"
+
+
 def _settings(graph: GraphReport) -> str:
+    """One line, in the names of the settings."""
     config = graph.config
-    mode = f", mode {graph.mode}" if graph.mode else ""
-    mode += ", CUDA graph" if graph.is_cuda_graph else ""
     budget = "of each layer" if callable(config.budget) else config.budget
-    return f"budget {budget}, page {config.page_size}, inner {graph.inner}{mode}"
+    summary = config.summary
+    if summary == "sketch":
+        summary += f" of {config.sketch_bits} bit{'s' if config.sketch_bits > 1 else ''}"
+    parts = [
+        f"budget {budget}",
+        f"page_size {config.page_size}",
+        f"summary {summary}",
+        f"group_reduce {config.group_reduce}",
+        f"top_p {config.top_p:g}",
+        f"select_every {config.select_every}",
+        f"inner {graph.inner}",
+    ]
+    parts += [f"mode {graph.mode}"] if graph.mode else []
+    parts += ["CUDA graph"] if graph.is_cuda_graph else []
+    return ", ".join(parts)
 
 
 def _kernels() -> str:

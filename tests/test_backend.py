@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -75,6 +76,23 @@ def test_report_is_a_table_with_reasons_and_source_lines(model):
     assert "one of the first num_dense_layers layers" in text
     assert "sdpa_attention.py:" in text
     assert json.loads(json.dumps(backend.report().as_dict()))["graphs"][0]["rows"]
+
+
+def test_report_shows_the_settings_in_use_and_what_is_the_capacity_of_the_cache(model):
+    settings = {"summary": "sketch", "sketch_bits": 2, "group_reduce": "max", "top_p": 0.95}
+    backend = quest_compile.backend(budget=64, select_every=4, inner="eager", **settings)
+    decode(torch.compile(model, backend=backend), model, steps=1)
+    lines = str(backend.report()).splitlines()
+    assert (
+        "budget 64, page_size 16, summary sketch of 2 bits, group_reduce max, top_p 0.95, "
+        "select_every 4, inner eager"
+    ) in lines
+    assert max(map(len, lines[:4])) < 120
+    for row in backend.report().rows:
+        capacity = row.treatment.value == "dense"
+        (line,) = [x for x in lines if re.match(rf"{row.layer} +{row.treatment.value}", x)]
+        assert (f" {row.tokens} (cache) " in line) is capacity
+        assert (f" {row.tokens}  " in line) is not capacity
 
 
 def test_report_names_the_likely_reason_when_nothing_was_compiled(model):
@@ -260,7 +278,11 @@ class TestOptions:
             ({"budget": 47}, ValueError, "1 sink .* 2 recent pages of 16 tokens = 48 tokens"),
             ({"budget": 2048.0}, ValueError, "share of the context must be in .0, 1., got 2048.0"),
             ({"budget": True}, TypeError, "budget must be an int"),
-            ({"page_size": 12}, ValueError, "page_size must be one of 8, 16.*got 12"),
+            (
+                {"page_size": 12},
+                ValueError,
+                "page_size must be a multiple of 8 from 8 to 128, got 12",
+            ),
             ({"num_dense_layers": -1}, ValueError, "num_dense_layers must be at least 0"),
             ({"num_sink_pages": "1"}, TypeError, "num_sink_pages must be an int"),
             ({"num_recent_pages": 0}, ValueError, "num_recent_pages must be at least 1"),
@@ -274,6 +296,23 @@ class TestOptions:
     def test_bad_settings_name_themselves(self, settings, error, message):
         with pytest.raises(error, match=message):
             quest_compile.backend(**settings)
+
+    def test_page_sizes_are_those_of_the_operators(self):
+        scores, seq_lens = torch.zeros(1, 1, 8), torch.tensor([4])
+        select = (quest_compile.ops.select_pages, torch.ops.quest.select_pages)
+        calls = [lambda size: quest_compile.QuestConfig(page_size=size)]
+        calls += [
+            lambda size, s=s: s(scores, seq_lens, page_budget=8, page_size=size) for s in select
+        ]
+        for size in range(-8, 265):
+            refused = []
+            for call in calls:
+                try:
+                    call(size)
+                except (RuntimeError, ValueError) as error:
+                    assert "page_size" in str(error)
+                    refused.append(call)
+            assert len(refused) in (0, len(calls)), size
 
     @pytest.mark.parametrize(
         "function", [quest_compile.backend, quest_compile.compile_for_generate]

@@ -1,12 +1,17 @@
 """The commands of the README, as a user types them."""
 
+import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import VOCAB_SIZE, tiny_model
 
 from quest_compile import cli
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,9 @@ def test_demo_with_an_own_model_and_text(model_folder, prompt_file, capsys):
 def test_explain_needs_only_the_configuration(model_folder, tmp_path, capsys):
     shutil.copy(model_folder / "config.json", tmp_path)
     assert cli.main(["explain", str(tmp_path), "--budget", "64"]) == 0
-    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
+    assert "budget 64, page_size 16, summary minmax, group_reduce sum, top_p 1, " in out
 
 
 def test_bench_lists_its_benchmarks(capsys):
@@ -93,3 +100,16 @@ def test_mistakes_are_one_clear_line(arguments, message, capsys):
 def test_cuda_without_a_gpu_is_said(capsys):
     assert cli.main(["demo", "--device", "cuda"]) == 2
     assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("cuda", ["", "0"])
+def test_make_install_says_each_stage_and_how_long_it_takes(cuda, tmp_path, monkeypatch):
+    monkeypatch.setenv("QUEST_COMPILE_CUDA", cuda)
+    command = ["make", "--dry-run", "install", f"VENV={tmp_path}/venv"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = re.findall(
+        r"^echo '\[(\d)/3\] .+: (some seconds|a few minutes)(.*)'$", out, re.MULTILINE
+    )
+    assert [number for number, *_ in said] == ["1", "2", "3"]
+    assert ("CUDA kernels" in said[2][2]) is (cuda != "0" and shutil.which("nvcc") is not None)

@@ -207,6 +207,10 @@ class TestWritten:
         (["recall", "--methods", "quest:group_reduce"], "settings are name=value"),
         (["recall", "--methods", "quest:group=max"], "unknown option group"),
         (["recall", "--jsonl", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (
+            ["recall", "--jsonl", __file__],
+            "test_eval_cli.py needs a tokenizer, and recall has none (it reads symbols, not text",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line_and_write_nothing(arguments, message, out, capsys):

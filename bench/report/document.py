@@ -50,8 +50,9 @@ def conditions(results: Sequence[Result]) -> str:
     return text + "."
 
 
-def document(folder: Path, plots: Sequence[str] = ()) -> str:
-    """Markdown of all tables that fit; ``plots`` are names of SVG files beside it.
+def document(folder: Path, plots: Sequence[str] = (), accuracy: Path | None = None) -> str:
+    """Markdown of all tables that fit; ``plots`` are names of SVG files beside it, ``accuracy`` the
+    file whose answers they show.
 
     Raises:
         ValueError: no results there.
@@ -62,6 +63,9 @@ def document(folder: Path, plots: Sequence[str] = ()) -> str:
     parts = [f"# {folder.name}\n", conditions(results) + "\n"]
     for name in tables_for(results):
         parts += [f"## {name.capitalize()}\n", TABLES[name](results)]
+    if accuracy is not None and plots:
+        name = "/".join(accuracy.resolve().parts[-2:])
+        parts.append(f"Right answers in the plots are those of `{name}`.\n")
     parts += [f"![{name.removesuffix('.svg')}]({name})\n" for name in plots]
     return "\n".join(parts)
 

@@ -15,6 +15,7 @@ import torch
 
 from quest_compile import recall
 from quest_compile.bench.identity import identity
+from quest_compile.bench.options import INTERRUPTED
 from quest_compile.config import QuestConfig
 from quest_compile.eval import plots
 from quest_compile.eval.encode import Encoder
@@ -32,8 +33,6 @@ from quest_compile.eval.tasks import (
     jsonl_groups,
     text_group,
 )
-
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> int:
             "the same command with --resume goes on",
             file=sys.stderr,
         )
-        status = _INTERRUPTED
+        status = INTERRUPTED
     if records.lines:
         write_results(args, records)
     return status
@@ -125,7 +124,7 @@ def make_groups(args: argparse.Namespace, model: Any, encoder: Encoder | None) -
         for length in args.lengths:
             groups.append(_group(args, name, length, config.vocab_size, encoder, book))
     for path in args.jsonl:
-        groups += jsonl_groups(path, args.samples, _needed(encoder, str(path), args), most)
+        groups += jsonl_groups(path, args.samples, _needed(encoder, f"--jsonl {path}", args), most)
     for (task, length), count in Counter((g.task, g.length) for g in groups).items():
         if count > 1:
             raise ValueError(f"--tasks, --jsonl: {count} times task {task!r} of length {length}")
@@ -154,10 +153,10 @@ def _group(
 
 def _needed(encoder: Encoder | None, what: str, args: argparse.Namespace) -> Encoder:
     if encoder is None:
-        raise ValueError(
-            f"{what} needs a tokenizer, and {args.model} has none (the recall model answers "
-            f"--tasks {RECALL}16 and {AGREEMENT})"
-        )
+        why = "its folder must hold that too"
+        if args.model == RECALL_MODEL:
+            why = f"it reads symbols, not text: it answers --tasks {RECALL}N and {AGREEMENT}"
+        raise ValueError(f"{what} needs a tokenizer, and {args.model} has none ({why})")
     return encoder
 
 

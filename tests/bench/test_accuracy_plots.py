@@ -5,6 +5,7 @@ import json
 import pytest
 
 from quest_compile.bench import bench_report
+from quest_compile.bench.__main__ import main as bench_main
 from quest_compile.bench.report.accuracy import load_answers, setting_of
 from quest_compile.bench.results import Result, write_results
 
@@ -73,4 +74,28 @@ def test_other_files_are_refused(folder, tmp_path, capsys):
         load_answers(path)
     with pytest.raises(SystemExit):
         bench_report.main([str(folder), "--accuracy", str(tmp_path / "nothing.json")])
-    assert "--accuracy takes an existing file" in capsys.readouterr().err
+    assert "--accuracy takes a results.json of quest-compile eval" in capsys.readouterr().err
+
+
+def test_the_folder_of_an_evaluation_will_do_for_answers(folder):
+    pytest.importorskip("matplotlib")
+    out = folder / "quest-eval"
+    out.mkdir()
+    rows = [row("dense", 0, 0.98), row("quest", 2048, 0.97)]
+    (out / "results.json").write_text(json.dumps({"rows": rows}))
+    assert bench_report.main([str(folder), "--accuracy", str(out)]) == 0
+    report = (folder / "report.md").read_text()
+    assert "are those of `quest-eval/results.json`" in report
+    assert "](accuracy_recall-64_4096.svg)" in report
+
+
+def test_the_folder_of_an_evaluation_is_no_folder_of_bench_results(folder, capsys):
+    out = folder / "quest-eval"
+    out.mkdir()
+    (out / "results.json").write_text(json.dumps({"rows": []}))
+    assert bench_main(["report", str(out)]) == 2
+    says = capsys.readouterr().err
+    assert "expected a folder of bench results" in says
+    assert f"got {out}, which quest-compile eval wrote: its report is results.md" in says
+    assert bench_main(["report", str(out / "results.json")]) == 2
+    assert "which is no folder" in capsys.readouterr().err

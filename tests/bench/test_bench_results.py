@@ -62,6 +62,27 @@ def test_resume_measures_again_what_was_interrupted(tmp_path):
     assert not Recorder("ops", tmp_path, resume=True).has("tiny/context64")
 
 
+def test_resume_measures_again_what_was_marked_or_refused_and_keeps_the_rest(tmp_path):
+    recorder = Recorder("overhead", tmp_path)
+    recorder.add([Result(name, "quest", [1.0], {}) for name in ("good", "loaded")])
+    recorder.add([Result("loaded", "quest", [9.0], {"marked": "other processes"})])
+    recorder.add([Result("loaded", "dense", [9.0], {"marked": "other processes"})])
+    recorder.refuse("wrong", subject.RefusedError("not sparse"))
+    resumed = Recorder("overhead", tmp_path, resume=True)
+    assert resumed.has("good")
+    assert not resumed.has("loaded") and not resumed.has("wrong")
+    assert len(load_results(tmp_path)) == 3
+    resumed.add([Result("loaded", "quest", [2.0], {}), Result("wrong", "quest", [3.0], {})])
+    found = {(r.workload, r.method): (*r.values, r.marked) for r in load_results(tmp_path)}
+    # Nobody measured the dense method again: its marked value is gone.
+    assert found == {
+        ("good", "quest"): (1.0, ""),
+        ("loaded", "quest"): (2.0, ""),
+        ("wrong", "quest"): (3.0, ""),
+    }
+    assert resumed.status() == 0
+
+
 def test_resume_refuses_results_of_another_commit(tmp_path, monkeypatch):
     Recorder("ops", tmp_path).add([result()])
     monkeypatch.setattr(subject, "identity", lambda: IDENTITY | {"commit": "def"})

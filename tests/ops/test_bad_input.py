@@ -321,3 +321,15 @@ def test_message_says_what_was_expected_and_what_came():
     with pytest.raises(ValueError) as error:
         ops.sparse_decode(**{**good_arguments("sparse_decode"), "page_size": 12})
     assert str(error.value) == "page_size: expected a multiple of 8 from 8 to 128, got 12"
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(1, r"shape \[1\], got \[3\]"), (2, r"shape \[1\] or \[2\], got \[3\]")]
+)
+def test_a_native_message_gives_each_shape_once(batch, expected, serves_natively):
+    if not serves_natively:
+        pytest.skip("the checks in Python have a text of their own")
+    inputs = make_inputs(Case(torch.bfloat16, lengths=(100,) * batch, max_seq_len=128))
+    lengths = torch.tensor([100, 100, 100])
+    with pytest.raises(RuntimeError, match=f"seq_lens: expected {expected}"):
+        torch.ops.quest.dense_decode(inputs.query, inputs.key_cache, inputs.value_cache, lengths)

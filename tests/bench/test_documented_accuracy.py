@@ -1,0 +1,155 @@
+"""The accuracy tables of the documents say what the JSON on record says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quest_compile.bench.report.tables import select, whole
+from quest_compile.bench.results import load_results
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+ANSWERS = "2026-11-22_epyc-2-cores_2323d23_eval-recall.json"
+LONG_ANSWERS = "2026-11-24_epyc-2-cores_2abda21_eval-recall-8192.json"
+SELECTION = "2026-11-24_epyc-2-cores_9b1ef62_eval-recall-selection.json"
+SKETCHES = "2026-11-22_epyc-2-cores_3d132d4-changes_sketch-accuracy.json"
+SYNTHETIC = "2026-11-24_epyc-2-cores_6fab5a6_sketch-accuracy.json"
+BUDGETS = "2026-11-24_epyc-2-cores_f430b31_ops-budgets"
+
+NEWEST_ONLY = "quest:num_sink_pages=0,num_recent_pages=1"
+METHODS = {
+    "Quest": "quest",
+    "StreamingLLM": "streaming",
+    "quest (1 sink page, 2 recent pages)": "quest",
+    "quest, only the newest page always attended": NEWEST_ONLY,
+    "the same, per query head (the paper)": f"{NEWEST_ONLY},group_reduce=none",
+    "random pages": "random",
+    # docs/selection.md
+    "default": "quest",
+    "oracle: the pages with the most attention": "oracle",
+    'the same, `summary="meanstd"`': "quest:summary=meanstd,num_sink_pages=0,num_recent_pages=1",
+    "0.03125 of the context": "quest:budget=0.03125",
+    "0.0625 of the context": "quest:budget=0.0625",
+    "no dense layers; 512, 512, 128 by layer": "quest:num_dense_layers=0,budget=0:512/1:512/2:128",
+    "no dense layers; 128, 128, 512 by layer": "quest:num_dense_layers=0,budget=0:128/1:128/2:512",
+}
+SKETCH_ROWS = {"min/max": "minmax", "sketch": "sketch", "sketch, 2 bits": "sketch, 2 bits"}
+
+
+def load(name):
+    return json.loads((RESULTS / name).read_text("utf-8"))
+
+
+def table(document, header):
+    """The rows of cells below the table row that begins with ``header``; header first."""
+    lines = (ROOT / document).read_text("utf-8").splitlines()
+    (start,) = [i for i, line in enumerate(lines) if line.startswith(f"| {header} |")]
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines[start:end]]
+    return [rows[0], *rows[2:]]
+
+
+def method_of(label):
+    """``quest:...`` of a row whose label is the settings themselves, in the order of the JSON."""
+    if label in METHODS or "=" not in label:
+        return METHODS.get(label, label)
+    parts = label.replace("`", "").replace('"', "").split(", ")
+    return "quest:" + ",".join(sorted(parts, key=lambda part: not part.startswith("summary")))
+
+
+def right(rows, task, method, budget):
+    """Right answers in %, and tokens read."""
+    (row,) = [
+        row for row in rows if (row["task"], row["method"], row["budget"]) == (task, method, budget)
+    ]
+    return 100 * row["value"], row["tokens_read"]
+
+
+@pytest.mark.parametrize(
+    ("document", "header", "task", "dense"),
+    [
+        ("README.md", "budget | 64 | 128 | 256 | 512 | 1024 | dense", "recall-64", 97.8),
+        ("docs/accuracy.md", "64 records, 320 questions, dense 97.8 | 64", "recall-64", 97.8),
+        ("docs/accuracy.md", "16 records, 64 questions, dense 100 | 64", "recall-16", 100),
+    ],
+)
+def test_answers_of_the_recall_model(document, header, task, dense):
+    rows = load(ANSWERS)["rows"]
+    assert f"{right(rows, task, 'dense', 0)[0]:.1f}" == f"{dense:.1f}"
+    (_, *budgets), *body = table(document, header)
+    for label, *cells in body:
+        for budget, cell in zip(budgets, cells):
+            of = ("dense", 0) if budget == "dense" else (method_of(label), int(budget))
+            if cell or budget != "dense":
+                assert f"{float(cell):.1f}" == f"{right(rows, task, *of)[0]:.1f}", (label, budget)
+
+
+def test_ways_to_select():
+    rows = load(SELECTION)["rows"]
+    _, *body = table("docs/selection.md", "right answers in %, tokens read by a query")
+    _, *others = table("docs/selection.md", "budgets in place of one number")
+    assert len(body) > 20 and len(others) == 4
+    cells = [(label, budget, c) for label, *own in body for budget, c in zip((128, 256), own)]
+    for label, budget, cell in cells + [(label, 0, c) for label, c in others]:
+        percent, tokens = right(rows, "recall-64", method_of(label), budget)
+        assert cell == f"{percent:.1f} ({tokens:.0f})", (label, budget)
+
+
+@pytest.mark.parametrize(
+    ("document", "last"), [("docs/page_sketches.md", "sketch, 2 bits"), ("docs/selection.md", "")]
+)
+def test_attention_mass_of_synthetic_keys(document, last):
+    found = {(row["keys"], row["pages"]): row for row in load(SYNTHETIC)["synthetic"]}
+    (_, *summaries), *body = table(document, "keys")
+    assert len(body) == len(found) / 2 and (not last or last in summaries)
+    for keys, *cells in body:
+        for summary, cell in zip(summaries, cells):
+            assert cell == " ".join(f"{found[keys, n][summary]:.3f}" for n in (32, 128))
+
+
+def test_attention_mass_of_a_sentence_encoder():
+    summaries, cells = table("docs/page_sketches.md", "minmax | minmax_int8 | sketch")
+    trained = load(SKETCHES)["trained"]
+    assert trained["pages"] == [2, 4, 8]
+    assert cells == [" ".join(f"{x:.3f}" for x in trained[summary]) for summary in summaries]
+
+
+def test_answers_with_sketches():
+    found = load(SKETCHES)
+    rows = found["recall"][0]["rows"]
+    header, *body = table("docs/page_sketches.md", "| bytes, head_dim 64")
+    assert header[2:] == ["budget 64", "budget 128"]
+    for label, num_bytes, *cells in body:
+        kind = SKETCH_ROWS.get(label)
+        method = "oracle"
+        if kind:
+            assert int(num_bytes) == found["bytes_per_page"]["64"][kind]
+            summary = "sketch,sketch_bits=2" if "2 bits" in kind else kind
+            method = f"quest:summary={summary},num_sink_pages=0,num_recent_pages=1"
+        for budget, cell in zip((64, 128), cells):
+            percent, _ = right(rows, "recall-64", method, budget)
+            assert cell.removesuffix(" %") in (f"{percent:.1f}", f"{percent:.3g}")
+
+
+def test_answers_against_time():
+    rows, results = load(LONG_ANSWERS)["rows"], load_results(RESULTS / BUDGETS)
+    times = {
+        (r.method, r.metadata["context"]): 1e3 * r.median
+        for r in select(whole(results), dtype="bfloat16")
+    }
+    _, *body = table("docs/page_sketches.md", "| right | 32K tokens")
+    assert len(body) == 9
+    for label, answers, short, short_ratio, long, long_ratio in body:
+        summary, _, budget = label.partition(", ")
+        if summary == "dense":
+            method, of = "dense_decode", ("dense", 0)
+        else:
+            method = f"quest{'-sketch' if summary == 'sketch' else ''}_{budget}"
+            of = ("quest:summary=sketch" if summary == "sketch" else "quest", int(budget))
+        assert answers == f"{right(rows, 'recall-128', *of)[0]:.1f} %"
+        for context, cell, ratio in ((32768, short, short_ratio), (131072, long, long_ratio)):
+            own = times[method, context]
+            assert cell in (f"{own:.2f} ms", f"{own:.3g} ms")
+            faster = times["dense_decode", context] / own
+            assert ratio in (f"{faster:.1f}", f"{faster:.0f}")

@@ -1,0 +1,73 @@
+"""What bench/results/ and the documents show of results is what their JSON gives."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quest_compile.bench import bench_report
+from quest_compile.bench.report.document import with_tables
+from quest_compile.eval.markdown import markdown
+from quest_compile.eval.results import Row
+from quest_compile.eval.statistics import Comparison
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+EVALS = sorted(RESULTS.glob("*_eval-*.json"))
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" / "README.md"]
+
+
+@pytest.fixture
+def only_svg(monkeypatch):
+    """PNG files take most of the time, and show the same."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    savefig = figure.savefig
+
+    def save(self, path, **options):
+        if path.suffix == ".svg":
+            savefig(self, path, **options)
+
+    monkeypatch.setattr(figure, "savefig", save)
+
+
+def accuracy_of(report):
+    """The file that a report names for its answers, as arguments of bench report."""
+    named = re.search(r"are those of `(\S+)`", report)
+    return ["--accuracy", str(ROOT / "bench" / named[1])] if named else []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_reports_and_plots_are_those_of_the_results(folder, only_svg, tmp_path, capsys):
+    again = tmp_path / folder.name
+    again.mkdir()
+    for path in folder.glob("*.json"):
+        shutil.copy(path, again)
+    report = (folder / "report.md").read_text("utf-8")
+    assert bench_report.main([str(again), *accuracy_of(report)]) == 0
+    assert (again / "report.md").read_text("utf-8") == report
+    plots = {path.name for path in folder.glob("*.svg")}
+    assert plots == {path.name for path in again.glob("*.svg")}
+    for name in plots:
+        assert (folder / name).read_bytes() == (again / name).read_bytes(), name
+    assert {path.stem for path in folder.glob("*.png")} == {Path(name).stem for name in plots}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("path", EVALS, ids=lambda path: path.stem)
+def test_pages_of_eval_are_those_of_the_results(path):
+    found = json.loads(path.read_text("utf-8"))
+    rows = []
+    for row in found["rows"]:
+        comparison = row["comparison"] and Comparison(**row["comparison"])
+        rows.append(Row(**row | {"comparison": comparison}))
+    page = path.with_suffix(".md").read_text("utf-8")
+    assert markdown(rows, found["identity"], found["settings"]) == page
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_marked_tables_are_those_of_the_results(path):
+    text = path.read_text("utf-8")
+    assert with_tables(text) == text
