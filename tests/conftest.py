@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from quest_compile import ops
-from quest_compile.ops.cuda_providers import provider_of
 
 
 def pytest_report_header():
@@ -26,15 +25,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def _is_refused(params):
-    return params.get("summary") == "meanstd" or "shares" in params
-
-
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    if request.param == "cuda" and _is_refused(request.node.callspec.params):
-        if provider_of("sparse_decode") == "native":
-            pytest.skip("the CUDA kernels refuse it")
     return request.param
 
 

@@ -12,7 +12,7 @@ from quest_compile.bench.gpu_check.timing import ROTATED_BYTES
 from quest_compile.bench.shapes import SHAPES, Layer
 from quest_compile.ops.limits import FLOAT_SUMMARIES, row_bytes
 
-SUMMARIES = ("minmax", "minmax_int8", "sketch")
+SUMMARIES = ("minmax", "minmax_int8", "meanstd", "sketch")
 # Pages that an update compares with their keys, and one that it seals.
 _NUM_UPDATED_PAGES = 5
 
@@ -96,9 +96,10 @@ class Inputs:
 def make_inputs(workload: Workload, device: str, touched_bytes: int) -> list[Inputs]:
     """As many copies as it takes to read more than caches hold, and memory allows."""
     num_copies = max(2, -(-ROTATED_BYTES // max(1, touched_bytes)))
-    size = workload.dense_bytes * 1.1
+    # The summaries are a fifth of the caches.
+    size = workload.dense_bytes * 1.25
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else 2**28
-    if size * 1.3 > free:
+    if size * 1.2 > free:
         raise MemoryError(f"{size / 2**30:.0f} GiB needed, {free / 2**30:.0f} GiB free")
     num_copies = max(1, min(num_copies, 32, int(0.6 * free / size)))
     return [_make(workload, device, seed) for seed in range(num_copies)]

@@ -12,9 +12,16 @@ from typing import Any
 import torch
 
 from quest_compile import ops
+from quest_compile.bench.gpu_check.errors import relative_error
+from quest_compile.bench.gpu_check.smoke_ways import (
+    BUDGET,
+    PAGE_BUDGET,
+    run_shares,
+    run_stored_scores,
+    run_summary,
+)
 from quest_compile.ops import native, reference
 
-_PAGE_SIZE, _BUDGET = 16, 96
 # dtype, head_dim, group size, with a mask. Few: Triton compiles for each.
 _CASES = (
     (torch.bfloat16, 128, 4, True),
@@ -33,7 +40,9 @@ def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, 
         for kernels, source in (sources or sources_of(device)).items():
             for form in ("two_kernels", "cluster") if kernels == "native" else ("auto",):
                 with native.decode_form(form) if kernels == "native" else nullcontext():
-                    found = _run_case(source, device, *case)
+                    # Triton compiles more kernels for these, too.
+                    has_ways = kernels != "triton" or case is _CASES[0]
+                    found = _run_case(source, device, *case, has_ways)
                 for name, error in found:
                     key = (kernels, name)
                     rows[key] = max(rows.get(key, 0.0), error)
@@ -57,8 +66,9 @@ def sources_of(device: str) -> dict[str, Any]:
 
 
 def _run_case(
-    source: Any, device: str, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool
-) -> list[tuple[str, float]]:
+    source: Any, device: str, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool,
+    has_ways: bool
+) -> list[tuple[str, float]]:  # fmt: skip
     lengths, capacity, num_kv_heads = (203, 64, 1), 219, 2
     torch.manual_seed(head_dim + group_size)
     shape = (len(lengths), num_kv_heads, capacity, head_dim)
@@ -83,92 +93,48 @@ def _run_case(
     source.update_page_summary(summary_keys, written, *state)
     expected_state = [summary.clone(), num_sealed.clone()]
     reference.update_page_summary(summary_keys, written, *expected_state)
-    found.append(("update_page_summary", _error(state[0], expected_state[0])))
+    found.append(("update_page_summary", relative_error(state[0], expected_state[0])))
     rows = state[0]
     scores = source.score_pages(query, rows, seq_lens)
-    found.append(("score_pages", _error(scores, reference.score_pages(query, rows, seq_lens))))
-    limits = {"page_budget": _BUDGET // _PAGE_SIZE}
+    found.append(
+        ("score_pages", relative_error(scores, reference.score_pages(query, rows, seq_lens)))
+    )
+    limits = {"page_budget": PAGE_BUDGET}
     pages = source.select_pages(scores, seq_lens, mask, **limits)
     expected_pages = reference.select_pages(scores, seq_lens, mask, **limits)
     found.append(("select_pages", float((pages != expected_pages).sum())))
     attended = (query, keys, values, expected_pages, seq_lens, mask)
     out, lse = source.attend_pages(*attended)
     expected_out, expected_lse = reference.attend_pages(*attended)
-    found.append(("attend_pages", max(_error(out, expected_out), _error(lse, expected_lse))))
+    found.append(
+        ("attend_pages", max(relative_error(out, expected_out), relative_error(lse, expected_lse)))
+    )
     dense = (query, keys, values, seq_lens, mask)
     out = source.dense_decode(*dense)
-    found.append(("dense_decode", _error(out, reference.dense_decode(*dense))))
-    out = source.sparse_decode(query, keys, values, rows, seq_lens, mask, budget=_BUDGET)
+    found.append(("dense_decode", relative_error(out, reference.dense_decode(*dense))))
+    out = source.sparse_decode(query, keys, values, rows, seq_lens, mask, budget=BUDGET)
     expected_out, _ = reference.sparse_decode(
-        query, keys, values, rows, seq_lens, mask, budget=_BUDGET
+        query, keys, values, rows, seq_lens, mask, budget=BUDGET
     )
-    found.append(("sparse_decode", _error(out, expected_out)))
+    found.append(("sparse_decode", relative_error(out, expected_out)))
     state = [summary.clone(), num_sealed.clone()]
     out = source.sparse_decode_step(
-        query, summary_keys, values, written, *state, seq_lens, mask, budget=_BUDGET
+        query, summary_keys, values, written, *state, seq_lens, mask, budget=BUDGET
     )
     expected_out, _ = reference.sparse_decode(
-        query, summary_keys, values, rows, seq_lens, mask, budget=_BUDGET
+        query, summary_keys, values, rows, seq_lens, mask, budget=BUDGET
     )
-    found.append(("sparse_decode_step", _error(out, expected_out)))
-    found.append(("sparse_decode_step state", _error(state[0], expected_state[0])))
+    found.append(("sparse_decode_step", relative_error(out, expected_out)))
+    found.append(("sparse_decode_step state", relative_error(state[0], expected_state[0])))
     caches = (query, summary_keys, values)
-    kinds: list[dict[str, Any]] = [{"summary": "minmax_int8"}]
+    kinds: list[dict[str, Any]] = [{"summary": "meanstd"}, {"summary": "minmax_int8"}]
     kinds.append({"summary": "sketch", "sketch_bits": 1 + has_mask})
     for kind in kinds:
-        found += _run_scaled(source, caches, written, seq_lens, mask, kind)
+        found += run_summary(source, caches, written, seq_lens, mask, kind)
+    if has_ways:
+        found += run_shares(source, (query, keys, values), rows, seq_lens, mask)
+        found += run_stored_scores(source, caches, lengths[0] - 2)
     return found
-
-
-def _run_scaled(
-    source: Any, caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor], written: torch.Tensor,
-    seq_lens: torch.Tensor, mask: torch.Tensor | None, kind: dict[str, Any]
-) -> list[tuple[str, float]]:  # fmt: skip
-    """Of a summary with channel scales: rows and scales are those of the reference, bit for bit."""
-    query, keys, _ = caches
-    end = f", {kind['summary']}"
-    empty: Any = ops.empty_page_summary(keys, **kind)
-    num_sealed = torch.zeros(2, dtype=torch.int64, device=keys.device)
-    num_pages = int(written + 1) // _PAGE_SIZE
-
-    def new_state() -> list[torch.Tensor]:
-        return [torch.zeros_like(empty[0]), num_sealed.clone(), torch.zeros_like(empty[1])]
-
-    def num_wrong(state: list[torch.Tensor]) -> float:
-        wrong = (state[0] != expected[0])[:, :, :num_pages].sum() + (state[2] != expected[2]).sum()
-        return float(wrong)
-
-    expected, state = new_state(), new_state()
-    reference.update_page_summary(keys, written, *expected, **kind)
-    source.update_page_summary(keys, written, *state, **kind)
-    found = [(f"update_page_summary{end}", num_wrong(state))]
-    rows, _, scale = expected
-    of_tokens = {"attn_mask": mask} if kind["summary"] == "sketch" else {}
-    scores = source.score_pages(query, rows, seq_lens, scale, **of_tokens, **kind)
-    right = reference.score_pages(query, rows, seq_lens, scale, **of_tokens, **kind)
-    found.append((f"score_pages{end}", _error(scores, right)))
-    pages = reference.select_pages(scores, seq_lens, mask, page_budget=_BUDGET // _PAGE_SIZE)
-    right, _ = reference.attend_pages(*caches, pages, seq_lens, mask)
-    state = new_state()
-    out = source.sparse_decode_step(
-        *caches, written, *state[:2], seq_lens, mask, state[2], budget=_BUDGET, **kind
-    )
-    found.append((f"sparse_decode_step{end}", _error(out, right)))
-    found.append((f"sparse_decode_step state{end}", num_wrong(state)))
-    return found
-
-
-def _error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest value; infinite where other values are not finite."""
-    actual, expected = actual.float(), expected.float()
-    finite = expected.isfinite()
-    same = actual.isfinite() == finite
-    if not bool(same.all()):
-        return float("inf")
-    if not bool(finite.any()):
-        return 0.0
-    size = expected[finite].abs().max().clamp(min=1e-6)
-    return float((actual[finite] - expected[finite]).abs().max() / size)
 
 
 def main() -> int:

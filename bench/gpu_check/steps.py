@@ -14,6 +14,7 @@ from quest_compile.bench.gpu_check.forms import run_forms
 from quest_compile.bench.gpu_check.inputs import Workload
 from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step
+from quest_compile.bench.gpu_check.ways import run_ways
 
 _8B, _7B, _K = "llama-3-8b", "llama-2-7b", 1024
 _MAIN = [Workload(_8B, 32 * _K, 1), Workload(_8B, 32 * _K, 8), Workload(_8B, 128 * _K, 1)]
@@ -37,8 +38,10 @@ def steps_of(device: str) -> list[Step]:
         tiny = [Workload("tiny", 256, batch, 64, torch.float32) for batch in (1, 2)]
         decodings = [Decoding("tiny", 256, 2, 3, 64, torch.float32)]
         main, rest, whole, more = tiny[:1], tiny[1:], decodings, decodings
+        ways = [Workload("tiny", 256, batch, 192, torch.float32) for batch in (1, 2)]
     else:
         main, rest = _MAIN, [workload for workload in _REST if workload not in _MAIN]
+        ways = _MAIN[:3]
         whole = [Decoding(_8B, 32 * _K, 8)]
         more = [Decoding(_8B, 128 * _K, 1), Decoding(_8B, 8 * _K, 1)]
 
@@ -52,15 +55,16 @@ def steps_of(device: str) -> list[Step]:
 
     return [
         step("environment", "Environment and copy bandwidth", 10, checks.environment),
-        step("results", "Every operator against plain torch", 30, checks.results),
+        step("results", "Every operator against plain torch", 40, checks.results),
         step("tests", "GPU tests", 100, checks.tests),
         step("attention", "Attention, main shapes", 60, run_attention, main, peers_of),
         step("forms", "One kernel by clusters, or two", 20, run_forms, _SMALL),
+        step("ways", "Ways to select", 10, run_ways, ways),
         step("end-to-end", "End to end, 8B shape", 120, run_end_to_end, whole),
         step("sanitizer", "compute-sanitizer", 40, checks.sanitizer),
         step("attention-more", "Attention, other shapes", 20, run_attention, rest, peers_of),
         step("end-to-end-more", "End to end, other contexts", 40, run_end_to_end, more),
-        step("flashinfer", "FlashInfer", 40, checks.flashinfer),
+        step("flashinfer", "FlashInfer", 20, checks.flashinfer),
     ]
 
 

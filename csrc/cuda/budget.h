@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/order.h"
+#include "softmax_weight.h"
 
 namespace quest {
 namespace cuda {
@@ -26,23 +27,10 @@ QUEST_DEVICE int64_t share_of(double top_p, int64_t total) {
   return static_cast<int64_t>(round_up(top_p * static_cast<double>(total)));
 }
 
-// 2^30 * 2^-x, as csrc/cpu/kernels/select.cpp has it.
-QUEST_DEVICE int32_t weight_of(float x) {
-  x = x > 0 ? x : 0;  // NaN, too
-  const int32_t units = static_cast<int32_t>((x < 31 ? x : 31) * 65536);
-  const int64_t rest = 65536 - (units & 65535);
-  int64_t power = 7270536;
-  power = 27946717 + (power * rest >> 16);
-  power = 129584418 + (power * rest >> 16);
-  power = 372069241 + (power * rest >> 16);
-  power = (1 << 29) + (power * rest >> 16);
-  return static_cast<int32_t>(power >> (units >> 16));
-}
-
 // Of a page of this order, `best` being the highest one that is a number's. NaN weighs as much.
 QUEST_DEVICE int32_t weight_of(int32_t order, int32_t best, float log2_scale) {
   const bool is_best = order == best || order == kNaNOrder;
-  return weight_of(is_best ? 0 : (score_of(best) - score_of(order)) * log2_scale);
+  return softmax_weight(is_best ? 0 : (score_of(best) - score_of(order)) * log2_scale);
 }
 
 }  // namespace cuda

@@ -21,6 +21,8 @@ from quest_compile.bench.gpu_check.steps import steps_of
 from quest_compile.bench.shapes import SHAPES, Layer
 from quest_compile.ops import flashinfer_attention, native, reference
 
+SUMMARIES = ("", ", minmax_int8", ", meanstd", ", sketch")
+
 
 def run(folder, *arguments):
     code = bench_gpu_check.main(["--device", "cpu", "--output", str(folder), *arguments])
@@ -29,7 +31,7 @@ def run(folder, *arguments):
 
 def test_measuring_steps_run_on_tiny_shapes(tmp_path):
     code, found = run(
-        tmp_path, "--only", "environment,results,attention,forms,sanitizer,flashinfer"
+        tmp_path, "--only", "environment,results,attention,forms,ways,sanitizer,flashinfer"
     )
     assert code == 0
     steps = {step["name"]: step for step in found["steps"]}
@@ -38,6 +40,7 @@ def test_measuring_steps_run_on_tiny_shapes(tmp_path):
         "results": "ok",
         "attention": "ok",
         "forms": "skipped",
+        "ways": "ok",
         "sanitizer": "skipped",
         "flashinfer": "skipped",
     }
@@ -45,7 +48,7 @@ def test_measuring_steps_run_on_tiny_shapes(tmp_path):
     timed = [row for row in steps["attention"]["rows"] if "us" in row]
     methods = {row["method"] for row in timed}
     for stem in ("sparse_decode_step", "update_page_summary", "score_pages"):
-        assert {stem, f"{stem}, minmax_int8", f"{stem}, sketch"} <= methods
+        assert {f"{stem}{summary}" for summary in SUMMARIES} <= methods
     assert {"dense_decode", "select_pages", "attend_pages"} <= methods
     assert not [row for row in steps["attention"]["rows"] if "refused" in row]
     markdown = (tmp_path / "gpu-check.md").read_text("utf-8")
@@ -72,7 +75,7 @@ def test_wrong_results_fail_the_step_and_are_not_timed(tmp_path, monkeypatch):
     assert "differs" in row["refused"] and "us" not in row
 
 
-@pytest.mark.parametrize("summary", ["", ", minmax_int8", ", sketch"])
+@pytest.mark.parametrize("summary", SUMMARIES)
 def test_an_update_that_does_nothing_is_not_timed(tmp_path, monkeypatch, summary):
     monkeypatch.setattr(ops, "update_page_summary", lambda *args, **kind: None)
     _, found = run(tmp_path, "--only", "attention")
@@ -89,6 +92,31 @@ def test_timed_steps_make_one_row_at_most():
         ops.reset_counters()
         call(x)
         assert ops.counters()["pages_sealed"] <= workload.layer.num_kv_heads, name
+
+
+@pytest.mark.parametrize(
+    ("way", "setting", "value"),
+    [
+        ("meanstd", "summary", "minmax"),
+        ("top_p", "top_p", 0.3),
+        ("budget_fraction", "budget_fraction", 0.5),
+        ("select_every, mean of 4 steps", "select_every", 2),
+    ],
+)
+def test_a_way_to_select_that_is_not_heeded_is_not_timed(
+    tmp_path, monkeypatch, way, setting, value
+):
+    right = ops.sparse_decode_step
+
+    def deaf(*arguments, **settings):
+        return right(*arguments, **settings | ({setting: value} if setting in settings else {}))
+
+    monkeypatch.setattr(ops, "sparse_decode_step", deaf)
+    code, found = run(tmp_path, "--only", "ways")
+    (step,) = found["steps"]
+    assert code == 1 and step["status"] == "failed" and way in step["why"]
+    for row in step["rows"]:
+        assert ("refused" in row) == (row["way"] == way) != ("us" in row)
 
 
 @pytest.mark.parametrize("difference", [0, 1])
@@ -140,7 +168,33 @@ def test_smoke_finds_a_wrong_operator(name):
     rows = {row["operator"]: row["ok"] for row in smoke("cpu", {"wrong": Wrong()})}
     assert not rows[name] and rows["attend_pages"]
     if name != "select_pages":
-        assert not rows[f"{name}, minmax_int8"] and not rows[f"{name}, sketch"]
+        for summary in ("minmax_int8", "meanstd", "sketch"):
+            assert not rows[f"{name}, {summary}"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "setting", "value"),
+    [
+        ("select_pages", "top_p", 1.0),
+        ("sparse_decode", "top_p", 1.0),
+        ("select_pages", "budget_fraction", 1.0),
+        ("sparse_decode", "budget_fraction", 1.0),
+        ("sparse_decode_step", "select_every", 2),
+    ],
+)
+def test_smoke_finds_a_way_to_select_that_is_not_heeded(operator, setting, value):
+    class Deaf:
+        def __getattr__(self, name):
+            def call(*arguments, **settings):
+                if name == operator and setting in settings:
+                    settings[setting] = value
+                return getattr(ops, name)(*arguments, **settings)
+
+            return call
+
+    wrong = {row["operator"] for row in smoke("cpu", {"deaf": Deaf()}) if not row["ok"]}
+    state = " state" if setting == "select_every" else ""
+    assert wrong == {f"{operator}{state}, {setting}"}
 
 
 def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path):

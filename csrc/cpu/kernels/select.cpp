@@ -1,14 +1,14 @@
 // The page_budget best pages, in ascending order, without sorting.
 //
-// 1. A key per page: an integer in the order of the scores, with forced pages above all and dead
-// pages
-//    below. 2. The smallest threshold that no more than page_budget keys exceed, by bisection. 3.
-//    The pages above it, and as many as there is room for of those at it, lowest index first.
+// 1. A key per page: an integer in the order of scores, forced pages above all, dead ones below.
+// 2. The smallest threshold that no more than page_budget keys exceed, by bisection.
+// 3. The pages above it, and as many as there is room for of those at it, lowest index first.
 //
 // top_p counts, before that, how many of the best pages that are not forced have that share of the
 // weights, which are integers: sums of them depend on no order.
 #include "cpu/kernels/vec.h"
 #include "params.h"
+#include "softmax_weight.h"
 
 namespace quest {
 namespace QUEST_ISA {
@@ -49,20 +49,6 @@ void force_pages(const SelectParams& p) {
 
 bool is_candidate(int32_t key) { return key != kForced && key != kDead; }
 
-// 2^30 * 2^-x for x >= 0, without a rounding that could differ from machine to machine: x in units
-// of 2^-16, and a polynomial in integers, within 4e-6 (quest_compile/ops/reference_selection.py).
-int32_t weight_of(float x) {
-  x = x > 0 ? x : 0;  // NaN, too
-  const int32_t units = static_cast<int32_t>((x < 31 ? x : 31) * 65536);
-  const int64_t rest = 65536 - (units & 65535);
-  int64_t power = 7270536;
-  power = 27946717 + (power * rest >> 16);
-  power = 129584418 + (power * rest >> 16);
-  power = 372069241 + (power * rest >> 16);
-  power = (1 << 29) + (power * rest >> 16);
-  return static_cast<int32_t>(power >> (units >> 16));
-}
-
 // Returns the sum. NaN has the weight of the best score.
 int64_t weigh_pages(const SelectParams& p) {
   float best = -kInfinity;
@@ -74,7 +60,7 @@ int64_t weigh_pages(const SelectParams& p) {
     const float score = p.scores[page];
     const bool is_best = score == best || score != score;
     const float distance = is_best ? 0 : (best - score) * p.log2_scale;
-    p.weights[page] = is_candidate(p.keys[page]) ? weight_of(distance) : 0;
+    p.weights[page] = is_candidate(p.keys[page]) ? softmax_weight(distance) : 0;
     total += p.weights[page];
   }
   return total;

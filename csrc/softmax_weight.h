@@ -1,0 +1,29 @@
+// What a page weighs in the softmax over page scores: a whole number, without a rounding that could
+// differ from device to device (quest_compile/ops/reference_selection.py).
+#pragma once
+
+#include <stdint.h>
+
+// Static: every copy of a CPU kernel has it in its own instruction set.
+#ifdef __CUDACC__
+#define QUEST_EVERYWHERE static __device__ __forceinline__
+#else
+#define QUEST_EVERYWHERE static inline
+#endif
+
+namespace quest {
+
+// 2^30 * 2^-x for x >= 0: x in units of 2^-16, and a polynomial in integers, within 4e-6.
+QUEST_EVERYWHERE int32_t softmax_weight(float x) {
+  x = x > 0 ? x : 0;  // NaN, too
+  const int32_t units = static_cast<int32_t>((x < 31 ? x : 31) * 65536);
+  const int64_t rest = 65536 - (units & 65535);
+  int64_t power = 7270536;
+  power = 27946717 + (power * rest >> 16);
+  power = 129584418 + (power * rest >> 16);
+  power = 372069241 + (power * rest >> 16);
+  power = (1 << 29) + (power * rest >> 16);
+  return static_cast<int32_t>(power >> (units >> 16));
+}
+
+}  // namespace quest
