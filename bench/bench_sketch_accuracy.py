@@ -5,8 +5,8 @@
 
 "recall": the shipped model answers questions about its context, decoding with compiled graphs.
 "synthetic": random keys with RoPE. "trained": queries and keys of a sentence encoder (BERT) that
-reads a book. "oracle" are the pages with the most attention mass. The result is JSON, written after
-every step.
+reads a book. "oracle" are the pages with the most attention mass. The result is JSON and, beside
+it, Markdown, written after every step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from quest_compile.bench import options
 from quest_compile.bench.identity import identity, record_folder
 from quest_compile.bench.results import CONDITIONS
 from quest_compile.bench.sketch_keys import KINDS, encoder_heads, num_encoder_heads, synthetic_heads
-from quest_compile.bench.sketch_mass import PAGE_SIZE, SUMMARIES, bytes_per_page, mass_kept
+from quest_compile.bench.sketch_mass import mass_kept
+from quest_compile.bench.sketch_recall import measure_recall
+from quest_compile.bench.sketch_scores import PAGE_SIZE, SUMMARIES, bytes_per_page
+from quest_compile.bench.sketch_tables import markdown
 
 _SYNTHETIC_PAGES = (32, 128)
 _TRAINED_PAGES = (2, 4, 8)
 _RECALLS = ((4096, 64), (8192, 128))
 # Options that change results.
-_SETTINGS = ("samples", "budgets", "long_budgets", "windows")
+_SETTINGS = ("samples", "long_samples", "budgets", "long_budgets", "windows")
 
 # A step adds what it found to the result.
 Step = Callable[[dict[str, Any]], None]
@@ -49,31 +52,17 @@ def measure_trained(args: argparse.Namespace, result: dict[str, Any]) -> None:
     heads: Iterable[Any] = encoder_heads(args.encoder, args.text, args.windows)
     total = num_encoder_heads(args.encoder, args.windows)
     heads = tqdm(heads, desc="trained", unit="query", total=total, leave=False)
-    result["trained"] = {"pages": list(_TRAINED_PAGES), **mass_kept(heads, _TRAINED_PAGES)}
+    kept = mass_kept(heads, _TRAINED_PAGES)
+    result["trained"] = {"windows": args.windows, "pages": list(_TRAINED_PAGES), **kept}
 
 
-def measure_recall(
-    args: argparse.Namespace, tokens: int, records: int, result: dict[str, Any]
-) -> None:
-    """Answers right of the recall model; Quest without sinks and with the open page only.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted; answers so far are kept beside ``--out``.
-    """
-    from quest_compile.eval.cli import main as evaluate
-
-    methods = ["oracle"]
-    for kind in SUMMARIES.values():
-        settings = kind | {"num_sink_pages": 0, "num_recent_pages": 1}
-        methods.append("quest:" + ",".join(f"{k}={v}" for k, v in settings.items()))
-    budgets = args.budgets if tokens == _RECALLS[0][0] else args.long_budgets
+def answer(args: argparse.Namespace, tokens: int, records: int, result: dict[str, Any]) -> None:
+    """Answers so far are kept beside ``--out`` when this is interrupted."""
+    is_short = tokens == _RECALLS[0][0]
+    samples = args.samples if is_short else args.long_samples
+    budgets = args.budgets if is_short else args.long_budgets
     folder = _answers_folder(args.out) / f"recall-{tokens}"
-    command = ["recall", "--tasks", f"recall-{records}", "--lengths", str(tokens)]
-    command += ["--samples", str(args.samples), "--out", str(folder), "--resume"]
-    status = evaluate([*command, "--budgets", *map(str, budgets), "--methods", *methods])
-    if status == options.INTERRUPTED:
-        raise KeyboardInterrupt
-    found = json.loads((folder / "results.json").read_text("utf-8"))
+    found = measure_recall(tokens, records, samples, budgets, folder)
     result.setdefault("recall", []).append(found)
 
 
@@ -87,7 +76,7 @@ def steps_of(args: argparse.Namespace, parts: Sequence[str]) -> dict[str, Step]:
         steps["trained"] = functools.partial(measure_trained, args)
     if "recall" in parts:
         for tokens, records in _RECALLS:
-            step = functools.partial(measure_recall, args, tokens, records)
+            step = functools.partial(answer, args, tokens, records)
             steps[f"recall, {tokens} tokens"] = step
     return steps
 
@@ -111,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(_answers_folder(args.out), ignore_errors=True)
     except KeyboardInterrupt:
         status = options.interrupted()
-    print(json.dumps({k: v for k, v in result.items() if k != "recall"}, indent=1))
+    print(markdown(result))
     if args.out.exists():
-        print(f"wrote {args.out}")
+        print(f"wrote {args.out} and {args.out.with_suffix('.md')}")
     return status
 
 
@@ -127,7 +116,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(args, name) for name in _SETTINGS}
     fresh = {"identity": identity(), "settings": settings, "page_size": PAGE_SIZE, "steps": []}
     fresh["bytes_per_page"] = {
-        str(head_dim): {name: bytes_per_page(head_dim, kind) for name, kind in SUMMARIES.items()}
+        str(head_dim): {name: bytes_per_page(head_dim, name) for name in SUMMARIES}
         for head_dim in (32, 64, 128)
     }
     if not args.out.exists():
@@ -158,6 +147,7 @@ def measure_all(out: Path, steps: dict[str, Step], result: dict[str, Any]) -> No
         new = out.with_name(f"{out.name}.new")
         new.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         new.replace(out)
+        out.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
 
 def _answers_folder(out: Path) -> Path:
@@ -176,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE", help="default sketch_accuracy.json")
     add("--record", action="store_true", help="--out bench/results/DATE_MACHINE_COMMIT_NAME.json")
     add("--resume", action="store_true", help="keep what the file has, measure what is missing")
-    add("--samples", type=int, default=320, help="questions; default 320")
+    add("--samples", type=int, default=320, help="questions at 4096 tokens; default 320")
+    add("--long-samples", type=int, default=640, help="at 8192 tokens; default 640")
     add("--budgets", type=int, nargs="+", default=[32, 64, 128, 256])
     add("--long-budgets", type=int, nargs="+", default=[128, 256])
     add("--encoder", type=Path, help="folder of a BERT model, for trained")

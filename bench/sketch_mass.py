@@ -9,31 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quest_compile import ops
-
-SUMMARIES: dict[str, dict[str, Any]] = {
-    "minmax": {"summary": "minmax"},
-    "minmax_int8": {"summary": "minmax_int8"},
-    "meanstd": {"summary": "meanstd"},
-    "sketch": {"summary": "sketch"},
-    "sketch, 2 bits": {"summary": "sketch", "sketch_bits": 2},
-}
-PAGE_SIZE = 16
-
-
-def page_scores(query: Tensor, keys: Tensor, settings: dict[str, Any]) -> Tensor:
-    """[B, num_kv_heads, P] of queries [B, num_q_heads, 1, D] by the operators."""
-    seq_lens = torch.tensor([keys.shape[2]])
-    built = ops.build_page_summary(keys, seq_lens, **settings)
-    rows, channel_scale = built if isinstance(built, tuple) else (built, None)
-    return ops.score_pages(query, rows, seq_lens, channel_scale, **settings)
-
-
-def bytes_per_page(head_dim: int, settings: dict[str, Any]) -> int:
-    """Of 16-bit keys."""
-    keys = torch.empty(1, 1, PAGE_SIZE, head_dim, dtype=torch.bfloat16)
-    rows, _ = ops.empty_page_summary(keys, PAGE_SIZE, **settings)
-    return rows[0, 0, 0].numel() * rows.element_size()
+from quest_compile.bench.sketch_scores import MAXIMUM, PAGE_SIZE, SUMMARIES, page_scores
 
 
 def mass_by_page(query: Tensor, keys: Tensor) -> Tensor:
@@ -48,7 +24,7 @@ def mass_kept(heads: Iterable[tuple[Tensor, Tensor]], budgets: Sequence[int]) ->
     kept: dict[str, list[list[float]]] = {}
     for query, keys in heads:
         mass = mass_by_page(query, keys)
-        scores = {name: page_scores(query, keys, kind) for name, kind in SUMMARIES.items()}
+        scores = {name: page_scores(query, keys, name) for name in (*SUMMARIES, *MAXIMUM)}
         scores["oracle"] = mass.sum(2)
         for name, score in scores.items():
             values = []

@@ -53,12 +53,12 @@ Keep = Callable[[Step], Tensor]
 def oracle(step: Step) -> Tensor:
     """The pages with the most attention, known only after dense attention: the most that any
     choice of pages for a whole group can keep."""
-    return _best_pages(step, _in_pages(step.weights.sum(2), step.config.page_size).sum(-1))
+    return keep_best_pages(step, _in_pages(step.weights.sum(2), step.config.page_size).sum(-1))
 
 
 def random_pages(step: Step) -> Tensor:
     shape = (*step.key.shape[:2], -(-step.key.shape[2] // step.config.page_size))
-    return _best_pages(step, torch.rand(shape, generator=step.generator).to(step.key.device))
+    return keep_best_pages(step, torch.rand(shape, generator=step.generator).to(step.key.device))
 
 
 def streaming(step: Step) -> Tensor:
@@ -115,7 +115,7 @@ KEEP: dict[str, Keep] = {
 }
 
 
-def _best_pages(step: Step, scores: Tensor) -> Tensor:
+def keep_best_pages(step: Step, scores: Tensor) -> Tensor:
     """The newest page and, by score [1, K, P], the best of the others up to the page budget."""
     newest = (step.seq_len - 1) // step.config.page_size
     scores = scores.float().clone()

@@ -14,9 +14,12 @@ from quest_compile.backend import backend
 from quest_compile.budgets import LayerBudgets
 from quest_compile.config import QuestConfig
 from quest_compile.eval.attention import NAME, EvalAttention
+from quest_compile.eval.audited_mass import AuditedMass
 from quest_compile.eval.baselines import KEEP
 
 DENSE, QUEST = "dense", "quest"
+# The others know neither sink nor recent pages: no budget has to hold them.
+_NO_FORCED_PAGES = (("num_sink_pages", 0), ("num_recent_pages", 1))
 _OF_REFERENCE = {"group_reduce", "num_sink_pages", "num_recent_pages", "page_size"}
 
 
@@ -59,6 +62,8 @@ def parse_method(name: str, config: QuestConfig) -> Method:
         known = ", ".join((DENSE, QUEST, *KEEP))
         raise ValueError(f"method must be one of {known}, or quest:setting=value,...; got {name!r}")
     settings = tuple(_parse_setting(name, part) for part in rest.split(",") if part)
+    if kind not in (QUEST, "quest-reference"):
+        settings = _NO_FORCED_PAGES
     if kind == "quest-reference" and (unknown := set(dict(settings)) - _OF_REFERENCE):
         raise ValueError(f"method {name}: quest-reference does not know {min(unknown)}")
     config.replace(dict(settings))
@@ -96,7 +101,7 @@ class Activity:
     ``sparse_steps``: steps with an attention call that left something out. Per query of those
     calls: ``tokens_read`` on average, ``most_tokens_read`` at most; None where they are not
     counted (operators on GPUs). ``mass_kept``: share of the dense attention weight in what was
-    attended, by the baselines only.
+    attended; of Quest with ``audit`` only, over the calls that were audited.
     """
 
     steps: int = 0
@@ -126,6 +131,7 @@ class Decoder:
         """The call for decode steps of this method; ``label`` seeds what is random."""
         config = self.config_of(method, budget) if method.kind != DENSE else self.config
         self._method, self._activity = method, Activity()
+        self._audited = AuditedMass(_backend_of(config))
         if method.kind in (DENSE, QUEST):
             self.model.set_attn_implementation("sdpa")
             ops.reset_counters()
@@ -144,6 +150,7 @@ class Decoder:
             if counted["sparse_rows"]:
                 found.tokens_read = counted["tokens_attended"] / counted["sparse_rows"]
                 found.most_tokens_read = counted["max_tokens_attended"]
+            found.mass_kept = self._audited.kept()
         elif self.attention.kept.calls and self._method.kind != DENSE:
             kept = self.attention.kept
             found.tokens_read = kept.tokens / kept.calls
@@ -160,17 +167,13 @@ class Decoder:
         graphs = [g for c in self._compiled for g in _backend_of(c).report().graphs]
         inner = graphs[-1].inner if graphs else self.config.inner
         status = ops.native_status()
-        if self._is_on_cpu():
-            kernels = status.info if status.loaded else "torch reference"
-        else:
+        kernels = status.info if status.loaded else "torch reference"
+        if next(self.model.parameters()).device.type != "cpu":
             kernels = ops.cuda_kernels()
         return f"quest_compile.backend, inner {inner}, {kernels}"
 
     def report(self, method: Method, budget: int) -> str:
         return str(_backend_of(self.config_of(method, budget)).report())
-
-    def _is_on_cpu(self) -> bool:
-        return next(self.model.parameters()).device.type == "cpu"
 
     def _compile(self, config: QuestConfig) -> Callable[..., Any]:
         if config not in self._compiled:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quest_compile.bench import bench_sketch_accuracy as subject
-from quest_compile.bench import identity, sketch_keys, sketch_mass
+from quest_compile.bench import identity, sketch_keys, sketch_mass, sketch_recall, sketch_scores
 from quest_compile.bench.__main__ import main as bench_main
 
 
@@ -65,14 +65,16 @@ def test_a_file_is_not_written_over_and_not_continued_with_other_settings(
 def test_record_names_its_file_by_date_machine_and_commit(small, tmp_path, monkeypatch):
     monkeypatch.setattr(identity, "RESULTS", tmp_path)
     assert subject.main(["--parts", "synthetic", "--record"]) == 0
-    (path,) = tmp_path.iterdir()
     commit = re.escape(identity.commit().replace("+", "-"))
-    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d_.+_{commit}_sketch-accuracy\.json", path.name)
+    for path, ending in zip(sorted(tmp_path.iterdir()), ("json", "md"), strict=True):
+        name = rf"\d{{4}}-\d\d-\d\d_.+_{commit}_sketch-accuracy\.{ending}"
+        assert re.fullmatch(name, path.name)
 
 
 def test_answers_so_far_are_kept_and_go_into_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "_RECALLS", ((1024, 16),))
-    monkeypatch.setattr(subject, "SUMMARIES", {"minmax": {"summary": "minmax"}})
+    monkeypatch.setattr(sketch_recall, "SUMMARIES", {"minmax": {"summary": "minmax"}})
+    monkeypatch.setattr(sketch_recall, "MAXIMUM", {})
     out = tmp_path / "kept.json"
     command = ["--parts", "recall", "--out", str(out), "--samples", "4", "--budgets", "64"]
     from quest_compile.eval.records import Records
@@ -90,18 +92,14 @@ def test_answers_so_far_are_kept_and_go_into_the_file(tmp_path, monkeypatch):
     assert (tmp_path / "kept-answers" / "recall-1024" / "records.jsonl").exists()
     assert subject.main([*command, "--resume"]) == 0
     (found,) = load(out)["recall"]
-    assert {row["method"].partition(":")[0] for row in found["rows"]} == {
-        "dense",
-        "oracle",
-        "quest",
-    }
+    assert {row["method"] for row in found["rows"]} == {"dense", "oracle", "minmax"}
     assert not (tmp_path / "kept-answers").exists()
 
 
 def test_pages_with_the_most_mass_are_best_and_all_pages_have_all_of_it(small):
     heads = list(sketch_keys.synthetic_heads("topics"))
     kept = sketch_mass.mass_kept(heads, [4, 64])
-    assert set(kept) == {*sketch_mass.SUMMARIES, "oracle"}
+    assert set(kept) == {*sketch_scores.SUMMARIES, *sketch_scores.MAXIMUM, "oracle"}
     for values in kept.values():
         assert 0 < values[0] <= kept["oracle"][0] + 1e-6
         torch.testing.assert_close(values[1], 1.0)
