@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from quest_compile import ops
 from quest_compile.bench import bench_decode, options
 from quest_compile.bench.decode.decoder import Decoder, Place
 from quest_compile.bench.decode.methods import check_memory, decoders_of, names_of
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = Place(context, context + args.rounds + 8, batch)
             check_memory(model, settings, place, [name])
             (decoder,) = decoders_of(model, settings, place, [name])
-            facts = {"dtype": dtype, "batch": batch, "context": context, "kernels": kernels}
+            facts = {"dtype": dtype, "batch": batch, "context": context} | kernels
             facts |= {"threads": args.threads[0], "device": args.device, "shape": shape}
             try:
                 found = _windows(title, decoder, args, facts)
@@ -107,7 +106,7 @@ def _windows(
                 values, read = [], 0
                 for _ in range(size):
                     values.append(decoder.sample(1))
-                    read += ops.counters()["bytes_read"]
+                    read += decoder.counts.last["bytes_read"]
                     bar.update()
                 windows.append(values)
                 sizes.append(read // size)

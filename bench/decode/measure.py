@@ -66,7 +66,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "device": device,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "kernels": kernels,
+        **kernels,
         "model_bytes": weight_bytes(model),
         **sample_fields(samples),
     }
