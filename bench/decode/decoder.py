@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from quest_compile.bench.decode.check import CheckingBackend
 from quest_compile.bench.decode.counts import StepCounts
 from quest_compile.bench.decode.models import filled_cache, weight_bytes
+from quest_compile.bench.progress import nothing
 from quest_compile.bench.results import RefusedError
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, rewind, step_inputs
@@ -47,16 +49,20 @@ class Decoder:
         self.tokens: list[list[int]] = []
         self._is_replacing = isinstance(config, QuestConfig)
 
-    def prepare(self, mode: str | None) -> torch.Tensor:
+    def prepare(self, mode: str | None, doing: Callable[[str], None] = nothing) -> torch.Tensor:
         """Check, compile, decode once; the logits [B, vocab] of that step.
+
+        ``doing`` hears what goes on.
 
         Raises:
             RefusedError: a wrong result, or nothing was replaced.
         """
         self._start()
         if self._is_replacing:
+            doing(f"{self.name}: checking every attention call")
             checked = self._check()
             self._start()
+        doing(f"{self.name}: compiling")
         self._step = torch.compile(self._model, backend=self._backend, mode=mode)
         with torch.no_grad():
             inputs = step_inputs(self._cache, self._token, self._position)
@@ -95,6 +101,7 @@ class Decoder:
 
     def _check(self) -> torch.Tensor:
         """The logits of a step of the rewritten graph, run node by node and checked."""
+        assert self.config is not None
         backend = CheckingBackend(self.config)
         checking = torch.compile(self._model, backend=backend)
         with torch.no_grad():
@@ -102,6 +109,9 @@ class Decoder:
         num_checked = sum(backend.layers.values())
         if not num_checked:
             raise RefusedError(f"{self.name}: no layer was replaced")
+        is_long = self.place.capacity > self.config.page_budget * self.config.page_size
+        if is_long and not backend.layers["sparse_decode"] and not self.name.startswith("dense"):
+            raise RefusedError(f"{self.name}: no layer is sparse")
         self.metadata["replaced_layers"] = num_checked
         self.metadata["sparse_layers"] = backend.layers["sparse_decode"]
         self.metadata["error_over_that_of_torch"] = backend.worst
@@ -125,9 +135,9 @@ class Decoder:
         return seconds
 
 
-def num_equal_tokens(own: Decoder, other: Decoder) -> int:
-    """How many tokens both decoded alike before the first difference."""
-    pairs = zip(own.tokens, other.tokens)
+def num_equal_tokens(own: list[list[int]], other: list[list[int]]) -> int:
+    """How many steps both decoded alike before the first difference."""
+    pairs = zip(own, other)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 

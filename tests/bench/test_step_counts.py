@@ -7,7 +7,7 @@ import torch
 from quest_compile import ops
 from quest_compile.backend import QuestBackend
 from quest_compile.bench import bench_decode
-from quest_compile.bench.decode import counts, methods
+from quest_compile.bench.decode import counts
 from quest_compile.bench.ops import checks
 from quest_compile.bench.ops import methods as ops_methods
 from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
@@ -23,21 +23,15 @@ ARGUMENTS += ["--rounds", "3", "--max-load", "99"]
 READ = ["sparse_calls_per_step", "dense_calls_per_step", "tokens_read_per_query"]
 READ += ["kv_bytes_per_step", "bytes_moved"]
 
-pytestmark = pytest.mark.skipif(
-    not ops.native_status().loaded, reason="bench refuses to time plain torch"
-)
+pytestmark = [
+    pytest.mark.usefixtures("eager_decoding"),
+    pytest.mark.skipif(not ops.native_status().loaded, reason="bench refuses to time plain torch"),
+]
 
 
 @pytest.fixture(autouse=True)
-def _eager(monkeypatch):
-    limit, threads = torch._dynamo.config.recompile_limit, torch.get_num_threads()
-    monkeypatch.setattr(methods, "inner_compiler", lambda *_: "eager")
-    monkeypatch.setattr("quest_compile.bench.decode.measure._READ_BYTES", 2**20)
+def _one_copy(monkeypatch):
     monkeypatch.setattr("quest_compile.bench.ops.inputs._ROTATED_BYTES", 1)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.config.recompile_limit = limit
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
