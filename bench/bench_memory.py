@@ -1,7 +1,8 @@
 """What decoding needs in memory: the peak of a process, and what the page summaries add.
 
 Every value is from a process of its own. On a CPU the peak is the largest resident set, compiler
-included; on a GPU what torch allocated at most.
+included; on a GPU what torch allocated at most. Afterwards the process decodes with the model as it
+is, uncompiled, from the same cache, and the results say how many tokens are alike.
 """
 
 from __future__ import annotations

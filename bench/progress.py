@@ -42,8 +42,13 @@ class Progress:
         """Without a terminal: a line with the seconds since the last one."""
         now = time.perf_counter()
         seconds, self._start = now - self._start, now
-        if not sys.stderr.isatty():
-            print(f"{self._description}: {what}, {seconds:.1f} s", file=sys.stderr, flush=True)
+        say(f"{self._description}: {what}, {seconds:.1f} s")
+
+
+def say(text: str) -> None:
+    """A line on stderr where that is no terminal."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
 
 
 def nothing(what: str) -> None:

@@ -20,7 +20,7 @@ from quest_compile.bench.decode.models import weight_bytes
 from quest_compile.bench.ops.checks import check_kernels
 from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.ops.measure import sample_fields
-from quest_compile.bench.progress import Progress
+from quest_compile.bench.progress import Progress, say
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.rounds import Rounds, Samples, measure_rounds
 from quest_compile.bench.shapes import ModelShape
@@ -81,7 +81,9 @@ def measure(
             continue
         if decoders[0].name.startswith("dense") and decoder.tokens:
             facts["tokens_as_dense"] = num_equal_tokens(decoder.tokens, decoders[0].tokens)
-        rate = facts["bytes_moved"] / samples.median(decoder.name)
+        seconds = samples.median(decoder.name)
+        say(f"{title}: {decoder.name}, {1e3 * seconds:.3g} ms a step")
+        rate = facts["bytes_moved"] / seconds
         facts |= {"bytes_per_second": rate, "fraction_of_read_loop": rate / bandwidth}
         results.append(Result(title, decoder.name, samples.values[decoder.name], common | facts))
     return results, samples

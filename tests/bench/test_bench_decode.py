@@ -96,6 +96,7 @@ def test_quest_without_a_sparse_layer_is_refused(tmp_path, capsys):
     # What goes on, without a terminal.
     assert "making tiny-2layers, float32" in err
     assert "checking and compiling: dense_decode, " in err
+    assert f"threads{torch.get_num_threads()}: dense_decode, " in err
     assert {r.method for r in load_results(tmp_path)} == {"dense_decode", "read_loop"}
 
 
