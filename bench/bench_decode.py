@@ -25,12 +25,15 @@ from quest_compile.bench import options
 from quest_compile.bench.decode.decoder import Place
 from quest_compile.bench.decode.measure import measure
 from quest_compile.bench.decode.methods import DENSE_METHODS
-from quest_compile.bench.decode.models import own_model, random_model
+from quest_compile.bench.decode.models import check_context, own_model, random_model
 from quest_compile.bench.identity import print_table
 from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.results import Recorder, RefusedError, Result
-from quest_compile.bench.shapes import DTYPES, SHAPES, ModelShape, workload_name
+from quest_compile.bench.shapes import DTYPES, SHAPES, ModelShape, dtype_name, workload_name
 from quest_compile.ops.limits import SUMMARIES
+
+# Room behind the rounds: a step more is decoded before them, and disturbed rounds repeat.
+SPARE = 8
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("methods: " + ", ".join(args.methods or known))
         print("\n".join(_name(args, *case) for case in cases))
         return 0
+    for context in args.contexts:
+        check_context(args.model, context, args.rounds + SPARE)
     recorder = options.recorder_of("decode", args)
     possible = [name for name in known if not name.startswith("llama_cpp")]
     status = None
@@ -78,6 +83,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 
 
 def model_of(args: argparse.Namespace, dtype: torch.dtype) -> Any:
+    print(f"making {shape_name(args)}, {dtype_name(dtype)}", file=sys.stderr, flush=True)
     if args.model:
         return own_model(args.model, dtype, args.device)
     return random_model(SHAPES[args.model_shape], dtype, args.device, args.layers)
@@ -116,10 +122,8 @@ def _measure_all(
             continue
         torch.set_num_threads(threads)
         if model is None or model.dtype is not DTYPES[dtype]:
-            print(f"making {shape_name(args)}, {dtype}", file=sys.stderr)
             model = model_of(args, DTYPES[dtype])
-        # A step more for each method is decoded before the rounds, and disturbed rounds repeat.
-        place = Place(context, context + args.rounds + 8, batch)
+        place = Place(context, context + args.rounds + SPARE, batch)
         rounds = options.rounds_of(args)
         try:
             found, samples = measure(

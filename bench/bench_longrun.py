@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from quest_compile import ops
 from quest_compile.bench import bench_decode, options
 from quest_compile.bench.decode.decoder import Decoder, Place
-from quest_compile.bench.decode.methods import check_memory, decoders_of, names_of
+from quest_compile.bench.decode.methods import check_memory, decoder_of, names_of
+from quest_compile.bench.decode.models import check_context
 from quest_compile.bench.load import LoadMeter
 from quest_compile.bench.ops.checks import check_kernels
+from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.shapes import DTYPES, workload_name
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print(f"methods: {', '.join(methods)}\n{title}, {args.rounds} tokens")
         return 0
+    num_tokens = args.rounds + bench_decode.SPARE
+    check_context(args.model, context, num_tokens)
     recorder = options.recorder_of("longrun", args)
     torch.set_num_threads(args.threads[0])
     torch._dynamo.config.recompile_limit = 64
@@ -63,13 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = [m for m in methods if not _is_done(recorder, title, m)]
         model = bench_decode.model_of(args, DTYPES[dtype]) if missing else None
         for name in missing:
-            place = Place(context, context + args.rounds + 8, batch)
+            place = Place(context, context + num_tokens, batch)
             check_memory(model, settings, place, [name])
-            (decoder,) = decoders_of(model, settings, place, [name])
-            facts = {"dtype": dtype, "batch": batch, "context": context, "kernels": kernels}
+            facts = {"dtype": dtype, "batch": batch, "context": context} | kernels
             facts |= {"threads": args.threads[0], "device": args.device, "shape": shape}
             try:
-                found = _windows(title, decoder, args, facts)
+                with Progress(name, args.rounds, "token") as progress:
+                    progress.doing("filling its cache")
+                    decoder = decoder_of(name, model, settings, place)
+                    found = _windows(title, decoder, args, facts, progress)
             except RefusedError as error:
                 recorder.refuse(title, error)
                 continue
@@ -86,36 +91,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_done(recorder: Recorder, title: str, method: str) -> bool:
-    return any(r.method == method and r.workload.startswith(title) for r in recorder.results)
+    return any(r.method == method and r.workload.startswith(f"{title}/") for r in recorder.results)
 
 
 def _windows(
-    title: str, decoder: Decoder, args: argparse.Namespace, facts: dict[str, Any]
+    title: str,
+    decoder: Decoder,
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+    progress: Progress,
 ) -> list[Result]:
     """Decode everything; one result per window."""
-    from tqdm import tqdm
-
-    decoder.prepare("reduce-overhead" if args.device == "cuda" else None)
+    decoder.prepare("reduce-overhead" if args.device == "cuda" else None, progress.doing)
+    progress.done("checked and compiled")
+    progress.doing("")
     decoder.sample(0)
     size = args.rounds // _NUM_WINDOWS
     before, meter = _resident_bytes(), LoadMeter()
     windows, sizes, loads = [], [], []
     is_whole = True
-    with tqdm(total=args.rounds, desc=decoder.name, unit="token") as bar:
-        try:
-            for _ in range(_NUM_WINDOWS):
-                values, read = [], 0
-                for _ in range(size):
-                    values.append(decoder.sample(1))
-                    read += ops.counters()["bytes_read"]
-                    bar.update()
-                windows.append(values)
-                sizes.append(read // size)
-                loads.append(meter.other_load() or 0.0)
-        except KeyboardInterrupt:
-            if len(windows) < 2:
-                raise
-            is_whole = False
+    try:
+        for _ in range(_NUM_WINDOWS):
+            values, read = [], 0
+            for _ in range(size):
+                values.append(decoder.sample(1))
+                read += decoder.counts.last["bytes_read"]
+                progress.update()
+            windows.append(values)
+            sizes.append(read // size)
+            loads.append(meter.other_load() or 0.0)
+    except KeyboardInterrupt:
+        if len(windows) < 2:
+            raise
+        is_whole = False
+    progress.done(f"{size * len(windows)} tokens")
     medians = [statistics.median(values) for values in windows]
     drift = medians[-1] / medians[0]
     found = decoder.facts()

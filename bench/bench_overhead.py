@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from quest_compile.bench import options
+from quest_compile.bench.load import LoadMeter, load_facts
+from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.config import QuestConfig
@@ -52,14 +54,20 @@ def passes_seconds(num_layers: int) -> tuple[list[float], dict[str, Any]]:
     gm = decode_graph(num_layers)
     with torch.no_grad():
         rewrites = [run_passes(gm, config=QuestConfig()) for _ in range(ROUNDS)]
-    replaced = [d.treatment is Treatment.SPARSE for d in rewrites[0].decisions].count(True)
-    if replaced != num_layers - 2:
-        raise RefusedError(f"{replaced} of {num_layers} layers are sparse, not all but two")
-    return [r.seconds for r in rewrites], {"nodes": len(gm.graph.nodes), "sparse_layers": replaced}
+    decisions = rewrites[0].decisions
+    num_sparse = [d.treatment is Treatment.SPARSE for d in decisions].count(True)
+    if num_sparse != num_layers - 2:
+        raise RefusedError(f"{num_sparse} of {num_layers} layers are sparse, not all but two")
+    replaced = num_sparse + sum(d.uses_dense_decode for d in decisions)
+    facts = {"layers": num_layers, "replaced_layers": replaced, "sparse_layers": num_sparse}
+    return [r.seconds for r in rewrites], facts | {"nodes": len(gm.graph.nodes)}
 
 
-def state_seconds(num_layers: int, *, steps: int = 2000) -> dict[str, list[float]]:
-    """Seconds of a step that does nothing, and of one that finds, checks and records the state."""
+def state_seconds(
+    num_layers: int, *, steps: int = 2000
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of a step that does nothing, and of one that finds, checks and records the state;
+    with proof that it did. Nothing is decoded and no cache is read."""
     caches = [torch.zeros(1, 8, 256, 128) for _ in range(num_layers)]
     arguments = [*caches, *(torch.zeros(1) for _ in range(9 * num_layers))]
 
@@ -75,18 +83,27 @@ def state_seconds(num_layers: int, *, steps: int = 2000) -> dict[str, list[float
             for _ in range(steps):
                 call(*arguments)
             times[name].append((time.perf_counter() - start) / steps)
-    return times
+    num_states = sum(hasattr(cache, "_quest_page_summaries") for cache in caches)
+    if num_states != num_layers:
+        raise RefusedError(f"{num_states} of {num_layers} layers have a state")
+    return times, {"layers": num_layers, "layers_with_state": num_states}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; ``--output FOLDER`` keeps pyperf JSON."""
     parser = argparse.ArgumentParser(prog="quest-compile bench overhead", description=__doc__)
     options.add_output_arguments(parser)
-    recorder = options.recorder_of("overhead", parser.parse_args(argv))
+    parser.add_argument("--max-load", type=float, default=0.25, help="cores others may use")
+    args = parser.parse_args(argv)
+    recorder = options.recorder_of("overhead", args)
     status = None
     try:
-        for num_layers in LAYER_COUNTS:
-            _measure(num_layers, recorder)
+        with Progress("bench overhead", len(LAYER_COUNTS), "graph") as progress:
+            for num_layers in LAYER_COUNTS:
+                progress.doing(f"{num_layers} layers")
+                _measure(num_layers, recorder, args.max_load)
+                progress.update()
+                progress.done(f"{num_layers} layers")
     except KeyboardInterrupt:
         status = options.interrupted()
     if recorder.results:
@@ -94,15 +111,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status or recorder.status()
 
 
-def _measure(num_layers: int, recorder: Recorder) -> None:
+def _measure(num_layers: int, recorder: Recorder, max_load: float) -> None:
     name = f"overhead/{num_layers} layers"
-    if not recorder.has(f"{name}/passes"):
+
+    def passes() -> list[Result]:
+        seconds, facts = passes_seconds(num_layers)
+        return [Result(f"{name}/passes", "quest", seconds, facts)]
+
+    def state() -> list[Result]:
+        times, facts = state_seconds(num_layers)
+        return [
+            Result(f"{name}/a step with {what}", "quest", values, dict(facts))
+            for what, values in times.items()
+        ]
+
+    for measured, measure in ((f"{name}/passes", passes), (f"{name}/a step with state", state)):
+        if recorder.has(measured):
+            continue
+        meter = LoadMeter()
         try:
-            seconds, facts = passes_seconds(num_layers)
+            results = measure()
         except RefusedError as error:
-            recorder.refuse(name, error)
-        else:
-            recorder.add([Result(f"{name}/passes", "quest", seconds, facts)])
-    if not recorder.has(f"{name}/a step with state"):
-        for what, values in state_seconds(num_layers).items():
-            recorder.add([Result(f"{name}/a step with {what}", "quest", values, {})])
+            recorder.refuse(measured, error)
+            continue
+        facts = {"device": "cpu", "threads": torch.get_num_threads()}
+        facts |= load_facts(meter, max_load)
+        for result in results:
+            result.metadata |= facts
+        recorder.add(results)

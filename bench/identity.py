@@ -32,16 +32,24 @@ def identity() -> dict[str, Any]:
         "transformers": _version("transformers"),
         "quest_compile": __version__,
         "kernels": ops.native_status().info,
+        "instruction_set": instruction_set(),
     }
     if torch.cuda.is_available():
         found["cuda_device"] = torch.cuda.get_device_name()
+        found["cuda_kernels"] = ops.cuda_kernels()
     return found
+
+
+def instruction_set() -> str:
+    """Of the CPU kernels that serve, such as "avx2"; "torch" where none do."""
+    found = re.search(r"cpu:(\w+)", ops.native_status().info)
+    return found[1] if found else "torch"
 
 
 def record_folder(name: str) -> Path:
     """Where results of this machine and commit are kept: ``results/DATE_MACHINE_COMMIT_NAME``."""
     cpu = re.sub(r"\W+", "-", re.sub(r"\(.*?\)|\bAMD\b|\bIntel\b|CPU|@.*", "", _cpu_name()))
-    machine = f"{cpu.strip('-').lower()}-{os.cpu_count()}-cores"
+    machine = f"{cpu.strip('-').lower()}-{instruction_set()}-{os.cpu_count()}-cores"
     if torch.cuda.is_available():
         machine = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
     date = datetime.date.today().isoformat()

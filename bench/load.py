@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 # user, nice, system, irq, softirq, steal of the first line of /proc/stat; not idle and iowait.
@@ -42,6 +43,17 @@ class LoadMeter:
         except (OSError, ValueError, IndexError):
             return seconds, None, 0.0
         return seconds, busy, own
+
+
+def load_facts(meter: LoadMeter, max_load: float) -> dict[str, Any]:
+    """Metadata of what was measured since the last question; marked above ``max_load``."""
+    load = meter.other_load()
+    if load is None:
+        return {}
+    if load <= max_load:
+        return {"other_load": load}
+    text = f"other processes used {load:.2g} cores, more than {max_load:g}"
+    return {"other_load": load, "marked": text}
 
 
 def _cpu_seconds(pid: int) -> float:

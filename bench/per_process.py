@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from quest_compile.bench import options
+from quest_compile.bench.bench_decode import shape_name
+from quest_compile.bench.decode.fresh_start import SPARE, Probe
 from quest_compile.bench.decode.methods import names_of
-from quest_compile.bench.decode.probe import Probe
-from quest_compile.bench.load import LoadMeter
+from quest_compile.bench.decode.models import check_context
+from quest_compile.bench.load import LoadMeter, load_facts
+from quest_compile.bench.ops.checks import check_kernels
 from quest_compile.bench.ops.inputs import Setting
+from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.shapes import DTYPES, workload_name
 from quest_compile.ops.limits import SUMMARIES
 
-# Workload, what to start, options -> results without the fields that all have.
-Measure = Callable[[str, Probe, argparse.Namespace], list[Result]]
+# Workload, what to start, options, who hears what goes on -> results without the fields that all
+# have.
+Measure = Callable[[str, Probe, argparse.Namespace, Callable[[str], None]], list[Result]]
 
 
 def main(
@@ -35,8 +41,6 @@ def main(
         parser.set_defaults(summaries=["minmax"], **quick)
         args = parser.parse_args(argv)
     options.check(parser, args)
-    if args.model:
-        parser.error(f"bench {name} makes its models itself: --model-shape, not --model")
     settings = tuple(
         Setting(*s) for s in itertools.product(args.summaries or SUMMARIES, args.budgets)
     )
@@ -50,6 +54,8 @@ def main(
         print(f"methods: {', '.join(methods)}")
         print("\n".join(_title(name, args, case) for case in cases))
         return 0
+    for context in args.contexts:
+        check_context(args.model, context, SPARE)
     recorder = options.recorder_of(name, args)
     status = None
     try:
@@ -70,56 +76,65 @@ def _measure_all(
     measure: Measure,
     recorder: Recorder,
 ) -> None:
-    from tqdm import tqdm
-
     jobs = list(itertools.product(cases, methods))
-    for case, method in (bar := tqdm(jobs, desc=f"bench {name}", unit="method")):
-        bar.set_postfix_str(method)
-        title = _title(name, args, case)
-        if any(r.workload.startswith(title) and r.method == method for r in recorder.results):
-            continue
-        dtype, batch, context, threads = case
-        probe = Probe(
-            method,
-            args.model_shape,
-            dtype,
-            args.layers,
-            context,
-            batch,
-            threads,
-            args.device,
-            settings,
-        )
-        meter = LoadMeter()
-        try:
-            results = measure(title, probe, args)
-        except RefusedError as error:
-            recorder.refuse(title, error)
-            continue
-        common = {"dtype": dtype, "batch": batch, "context": context, "threads": threads}
-        common |= {"device": args.device, "shape": shape_of(args)} | _load(meter, args.max_load)
-        for result in results:
-            result.metadata |= common
-            # Load changes times, not sizes.
-            if result.unit == "byte":
-                result.metadata.pop("marked", None)
-        recorder.add(results)
+    try:
+        kernels = check_kernels(args.device)
+    except RefusedError as error:
+        recorder.refuse(f"bench {name}", error)
+        return
+    with Progress(f"bench {name}", len(jobs), "method") as progress:
+        for case, method in jobs:
+            title = _title(name, args, case)
+            if not _is_done(recorder, title, method):
+                probe = _probe_of(method, args, case, settings)
+                meter = LoadMeter()
+                doing = functools.partial(_tell, progress, method)
+                doing("")
+                try:
+                    results = measure(title, probe, args, doing)
+                except RefusedError as error:
+                    recorder.refuse(title, error)
+                else:
+                    facts = _common(args, case) | kernels | load_facts(meter, args.max_load)
+                    recorder.add(_with_facts(results, facts))
+                progress.done(f"{title}, {method}")
+            progress.update()
 
 
-def _load(meter: LoadMeter, max_load: float) -> dict[str, Any]:
-    load = meter.other_load()
-    if load is None:
-        return {}
-    if load <= max_load:
-        return {"other_load": load}
-    text = f"other processes used {load:.2g} cores, more than {max_load:g}"
-    return {"other_load": load, "marked": text}
+def _is_done(recorder: Recorder, title: str, method: str) -> bool:
+    return any(r.method == method and r.workload.startswith(f"{title}/") for r in recorder.results)
 
 
-def shape_of(args: argparse.Namespace) -> str:
-    return f"{args.model_shape}-{args.layers}layers" if args.layers else args.model_shape
+def _tell(progress: Progress, method: str, what: str) -> None:
+    progress.doing(f"{method}: {what}" if what else method)
+
+
+def _probe_of(
+    method: str,
+    args: argparse.Namespace,
+    case: tuple[str, int, int, int],
+    settings: tuple[Setting, ...],
+) -> Probe:
+    dtype, batch, context, threads = case
+    place = (context, batch, threads, args.device)
+    return Probe(method, args.model_shape, dtype, args.layers, *place, settings, args.model)
+
+
+def _common(args: argparse.Namespace, case: tuple[str, int, int, int]) -> dict[str, Any]:
+    dtype, batch, context, threads = case
+    found = {"dtype": dtype, "batch": batch, "context": context, "threads": threads}
+    return found | {"device": args.device, "shape": shape_name(args)}
+
+
+def _with_facts(results: list[Result], facts: dict[str, Any]) -> list[Result]:
+    for result in results:
+        result.metadata |= facts
+        # Load changes times, not sizes.
+        if result.unit == "byte":
+            result.metadata.pop("marked", None)
+    return results
 
 
 def _title(name: str, args: argparse.Namespace, case: tuple[str, int, int, int]) -> str:
     dtype, batch, context, threads = case
-    return f"{name}/" + workload_name(shape_of(args), DTYPES[dtype], batch, context, threads)
+    return f"{name}/" + workload_name(shape_name(args), DTYPES[dtype], batch, context, threads)

@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from quest_compile import ops
 from quest_compile.bench.decode.check import CheckingBackend
-from quest_compile.bench.decode.models import cache_bytes, filled_cache, weight_bytes
+from quest_compile.bench.decode.counts import StepCounts
+from quest_compile.bench.decode.models import filled_cache, weight_bytes
+from quest_compile.bench.progress import nothing
 from quest_compile.bench.results import RefusedError
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, rewind, step_inputs
@@ -34,28 +36,33 @@ class Place:
 class Decoder:
     """One method: a compiled model, its cache, and what it decoded so far."""
 
-    def __init__(self, name: str, model: Any, backend: Any, place: Place, config: Any) -> None:
+    def __init__(
+        self, name: str, model: Any, backend: Any, place: Place, config: QuestConfig | None
+    ) -> None:
         self.name, self.place, self.config = name, place, config
         self.metadata: dict[str, Any] = {}
         self._model, self._backend = model, backend
         self._cache = filled_cache(model, place.context, place.capacity, place.batch)
-        self._cache_bytes = cache_bytes(self._cache)
         self._weight_bytes = weight_bytes(model)
-        self._counted: dict[str, int] = {}
+        self.counts = StepCounts(model, self._cache, backend, config)
         # Of the first pass through the free part of the cache.
         self.tokens: list[list[int]] = []
         self._is_replacing = isinstance(config, QuestConfig)
 
-    def prepare(self, mode: str | None) -> torch.Tensor:
+    def prepare(self, mode: str | None, doing: Callable[[str], None] = nothing) -> torch.Tensor:
         """Check, compile, decode once; the logits [B, vocab] of that step.
+
+        ``doing`` hears what goes on.
 
         Raises:
             RefusedError: a wrong result, or nothing was replaced.
         """
         self._start()
         if self._is_replacing:
+            doing(f"{self.name}: checking every attention call")
             checked = self._check()
             self._start()
+        doing(f"{self.name}: compiling")
         self._step = torch.compile(self._model, backend=self._backend, mode=mode)
         with torch.no_grad():
             inputs = step_inputs(self._cache, self._token, self._position)
@@ -70,17 +77,10 @@ class Decoder:
         if self._position >= self.place.capacity:
             self._start()
             self._decode()
-        ops.reset_counters()
-        if self._is_replacing:
-            # The token that is decoded counts.
-            is_sparse = self._position + 1 > self.config.budget
-            self._counted["steps_to_be_sparse"] = (
-                self._counted.get("steps_to_be_sparse", 0) + is_sparse
-            )
+        self.counts.begin()
         seconds = self._decode()
-        for key, count in ops.counters().items():
-            self._counted[key] = self._counted.get(key, 0) + count
-        self._counted["steps"] = self._counted.get("steps", 0) + 1
+        # The token that was decoded counts.
+        self.counts.end(self._position)
         return seconds
 
     def facts(self) -> dict[str, Any]:
@@ -89,27 +89,19 @@ class Decoder:
         Raises:
             RefusedError: a layer that should be sparse was not, in some step.
         """
-        counted, steps = self._counted, self._counted["steps"]
-        kv_bytes, tokens = self._cache_bytes, float(self.place.capacity)
         if self._is_replacing:
-            kv_bytes, tokens = counted["bytes_read"] // steps, float(self.place.context)
-            self._check_counters(steps)
-        if counted["sparse_rows"]:
-            tokens = counted["tokens_attended"] / counted["sparse_rows"]
-        return self.metadata | {
-            "cache_capacity": self.place.capacity,
-            "sparse_calls_per_step": counted["sparse_calls"] / steps,
-            "dense_calls_per_step": counted["dense_calls"] / steps,
-            "tokens_read_per_query": tokens,
-            "kv_bytes_per_step": kv_bytes,
+            self.counts.check(self.name, self.metadata["sparse_layers"])
+        found = self.metadata | {"cache_capacity": self.place.capacity} | self.counts.facts()
+        return found | {
             "weight_bytes": self._weight_bytes,
-            "bytes_moved": kv_bytes + self._weight_bytes,
+            "bytes_moved": found["kv_bytes_per_step"] + self._weight_bytes,
             "digest": hashlib.sha256(str(self.tokens).encode()).hexdigest()[:16],
             "tokens_decoded": len(self.tokens),
         }
 
     def _check(self) -> torch.Tensor:
         """The logits of a step of the rewritten graph, run node by node and checked."""
+        assert self.config is not None
         backend = CheckingBackend(self.config)
         checking = torch.compile(self._model, backend=backend)
         with torch.no_grad():
@@ -117,18 +109,13 @@ class Decoder:
         num_checked = sum(backend.layers.values())
         if not num_checked:
             raise RefusedError(f"{self.name}: no layer was replaced")
+        is_long = self.place.capacity > self.config.page_budget * self.config.page_size
+        if is_long and not backend.layers["sparse_decode"] and not self.name.startswith("dense"):
+            raise RefusedError(f"{self.name}: no layer is sparse")
         self.metadata["replaced_layers"] = num_checked
         self.metadata["sparse_layers"] = backend.layers["sparse_decode"]
         self.metadata["error_over_that_of_torch"] = backend.worst
         return logits[:, -1].float()
-
-    def _check_counters(self, steps: int) -> None:
-        expected = self.metadata["sparse_layers"] * self._counted["steps_to_be_sparse"]
-        if self._counted["sparse_calls"] != expected:
-            raise RefusedError(
-                f"{self.name}: {self._counted['sparse_calls']} sparse calls in {steps} steps of "
-                f"{self.metadata['sparse_layers']} sparse layers"
-            )
 
     def _start(self) -> None:
         rewind(self._cache, self.place.context)
@@ -148,9 +135,9 @@ class Decoder:
         return seconds
 
 
-def num_equal_tokens(own: Decoder, other: Decoder) -> int:
-    """How many tokens both decoded alike before the first difference."""
-    pairs = zip(own.tokens, other.tokens)
+def num_equal_tokens(own: list[list[int]], other: list[list[int]]) -> int:
+    """How many steps both decoded alike before the first difference."""
+    pairs = zip(own, other)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 

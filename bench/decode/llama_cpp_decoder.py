@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class LlamaDecoder:
         }
         self._model, self._shape, self._place = model, shape, place
 
-    def prepare(self, mode: str | None) -> torch.Tensor | None:
+    def prepare(self, mode: str | None, doing: Callable[[str], None]) -> torch.Tensor | None:
+        doing(f"{self.name}: filling its cache")
         self._session = LlamaSession(
             self._model,
             self._place.context,

@@ -24,11 +24,11 @@ def names_of(settings: list[Setting], wanted: list[str] | None) -> list[str]:
 
 
 def compilation_of(
-    name: str, model: Any, settings: list[Setting]
+    name: str, model: Any, settings: list[Setting], wanted: str = "inductor"
 ) -> tuple[Any, Any, QuestConfig | None, str]:
     """The model to compile, the backend, its settings (None if nothing is rewritten), and what
-    compiles in the end."""
-    inner = inner_compiler("inductor", [next(model.parameters())])
+    compiles in the end: ``wanted`` where that is possible."""
+    inner = inner_compiler(wanted, [next(model.parameters())])
     by_name = {setting.name: setting for setting in settings}
     config = None
     if name == "dense_decode":
@@ -41,25 +41,25 @@ def compilation_of(
     return own, backend, config, inner
 
 
-def decoders_of(
-    model: Any, settings: list[Setting], place: Place, wanted: list[str] | None
-) -> list[Decoder]:
-    """A decoder per method."""
-    decoders = []
-    for name in names_of(settings, wanted):
-        own, backend, config, inner = compilation_of(name, model, settings)
-        decoder = Decoder(name, own, backend, place, config)
-        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        decoder.metadata |= {"compiler": inner, "layers": num_layers}
-        if config is not None and name not in DENSE_METHODS:
-            decoder.metadata |= {
-                "summary": config.summary,
-                "budget": config.budget,
-                "page_size": config.page_size,
-                "num_dense_layers": config.num_dense_layers,
-            }
-        decoders.append(decoder)
-    return decoders
+def decoder_of(name: str, model: Any, settings: list[Setting], place: Place) -> Decoder:
+    """The decoder of this method, its cache filled."""
+    own, backend, config, inner = compilation_of(name, model, settings)
+    decoder = Decoder(name, own, backend, place, config)
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder.metadata |= {"compiler": inner, "layers": num_layers} | setting_facts(name, config)
+    return decoder
+
+
+def setting_facts(name: str, config: QuestConfig | None) -> dict[str, Any]:
+    """Metadata of a method that is Quest."""
+    if config is None or name in DENSE_METHODS:
+        return {}
+    return {
+        "summary": config.summary,
+        "budget": config.budget,
+        "page_size": config.page_size,
+        "num_dense_layers": config.num_dense_layers,
+    }
 
 
 def check_memory(

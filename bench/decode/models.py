@@ -13,6 +13,7 @@ from quest_compile.decoding import prefill, rewind
 
 # Tokens in a row that are about the same thing.
 _TOPIC_TOKENS = 64
+_RANDOM_POSITIONS = 131072 + 4096
 
 
 def random_model(shape: ModelShape, dtype: torch.dtype, device: str, num_layers: int | None) -> Any:
@@ -29,7 +30,7 @@ def random_model(shape: ModelShape, dtype: torch.dtype, device: str, num_layers:
         num_key_value_heads=shape.layer.num_kv_heads,
         head_dim=shape.layer.head_dim,
         rope_theta=shape.rope_theta,
-        max_position_embeddings=131072 + 4096,
+        max_position_embeddings=_RANDOM_POSITIONS,
         tie_word_embeddings=shape.is_tied,
         bos_token_id=0,
         eos_token_id=None,
@@ -45,6 +46,25 @@ def own_model(path: str, dtype: torch.dtype, device: str) -> Any:
 
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     return model.to(device).eval()
+
+
+def check_context(path: str | None, context: int, num_tokens: int) -> None:
+    """Of the model in a folder or of the hub; None: of random weights.
+
+    Raises:
+        ValueError: it has no positions for ``num_tokens`` behind ``context`` tokens.
+    """
+    limit: int | None = _RANDOM_POSITIONS
+    if path is not None:
+        from transformers import AutoConfig
+
+        config: Any = AutoConfig.from_pretrained(path)
+        limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and context + num_tokens > limit:
+        raise ValueError(
+            f"--contexts: {path or 'models with random weights'} take at most {limit} tokens, got "
+            f"{context} and {num_tokens} to decode"
+        )
 
 
 def with_enable_gqa(model: Any) -> Any:
@@ -117,6 +137,12 @@ def _fill(cached: torch.Tensor, context: int, has_topics: bool, generator: torch
 
 def cache_bytes(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def page_summary_bytes(layer: Any) -> int:
+    """Of the states that hang on the key cache of a layer (see ``quest_compile.state``)."""
+    states = getattr(layer.keys, "_quest_page_summaries", None) or {}
+    return sum(tensor.nbytes for state in states.values() for tensor in state.tensors())
 
 
 def weight_bytes(model: Any) -> int:

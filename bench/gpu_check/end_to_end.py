@@ -12,6 +12,7 @@ import torch
 
 import quest_compile
 from quest_compile import ops
+from quest_compile.bench.decode.counts import decode_graph
 from quest_compile.bench.decode.models import (
     cache_bytes,
     filled_cache,
@@ -174,8 +175,8 @@ def _sparse_calls(device: str, num_steps: int) -> int:
     counted = ops.counters()["sparse_calls"]
     if counted or device == "cpu":
         return counted
-    graphs = [g for g in quest_compile.report().graphs if g.is_decode]
-    return graphs[-1].count("sparse") * num_steps if graphs else 0
+    graph = decode_graph(quest_compile.report())
+    return graph.count("sparse") * num_steps if graph else 0
 
 
 def num_recorded(device: str) -> int:

@@ -11,8 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from quest_compile import ops
 from quest_compile.bench.ops.inputs import Setting, Step
 from quest_compile.bench.ops.methods import TORCH_METHODS, Method, score, select
+from quest_compile.bench.ops.reads import is_sparse, reads_of
 from quest_compile.bench.results import RefusedError
 from quest_compile.ops import reference
+from quest_compile.ops.cuda_providers import NAMES as CUDA_OPERATORS
 
 # As in the tests: units in the last place that are granted on top of twice torch's own error.
 _GRANTED_ULPS = 2
@@ -23,19 +25,24 @@ _OWN_FACTOR, _TORCH_FACTOR = 2, 32
 _SCORE_TOLERANCE = 1e-4
 
 
-def check_kernels(device: str) -> str:
-    """The kernels that serve.
+def check_kernels(device: str) -> dict[str, str]:
+    """Metadata that names the kernels that serve.
 
     Raises:
         RefusedError: plain torch serves, or not the instruction set asked for.
     """
     status = ops.native_status()
-    if device == "cpu" and not status.loaded:
+    if device == "cuda":
+        plain = [name for name in CUDA_OPERATORS if ops.provider_of(name) == "torch"]
+        if plain:
+            raise RefusedError(f"plain torch serves, not our kernels: {', '.join(plain)}")
+        return {"kernels": status.info, "cuda_kernels": ops.cuda_kernels()}
+    if not status.loaded:
         raise RefusedError(f"plain torch serves, not our kernels: {status.reason}")
     wanted = os.environ.get("QUEST_COMPILE_ISA")
     if wanted and f"cpu:{wanted}" not in status.info.split():
         raise RefusedError(f"QUEST_COMPILE_ISA={wanted}, but {status.info} serves")
-    return status.info
+    return {"kernels": status.info}
 
 
 def check_method(method: Method, step: Step) -> dict[str, Any]:
@@ -64,12 +71,28 @@ def check_method(method: Method, step: Step) -> dict[str, Any]:
         _TORCH_FACTOR if method.name in TORCH_METHODS else _OWN_FACTOR,
     )
     if method.name.startswith(("quest", "dense_decode")):
-        found |= {name: counted[name] for name in ("sparse_calls", "dense_calls", "bytes_read")}
+        found |= {name: counted[name] for name in ("sparse_calls", "dense_calls")}
+        found |= _reads(method, step, counted)
+        method.bytes_moved = found["bytes_read"]
+    return found
+
+
+def _reads(method: Method, step: Step, counted: dict[str, int]) -> dict[str, int]:
+    """As counted; where operators do not look at values, as the setting says."""
+    if are_values_counted(step):
+        found = {"bytes_read": counted["bytes_read"]}
         if counted["sparse_rows"]:
             found["tokens_per_query"] = counted["tokens_attended"] // counted["sparse_rows"]
-        if counted["bytes_read"]:
-            method.bytes_moved = counted["bytes_read"]
-    return found
+        return found
+    tensors = (step.key_cache, step.value_cache)
+    reads = reads_of(*tensors, step.key_cache.shape[2], method.setting)
+    found = {"bytes_read": reads.num_bytes}
+    return found | ({"tokens_per_query": reads.tokens} if counted["sparse_calls"] else {})
+
+
+def are_values_counted(step: Step) -> bool:
+    """Do the operators count what they read of this step, not calls alone?"""
+    return step.key_cache.is_cpu
 
 
 def _check_path(method: Method, step: Step, counted: dict[str, int]) -> None:
@@ -77,8 +100,8 @@ def _check_path(method: Method, step: Step, counted: dict[str, int]) -> None:
     if method.name == "dense_decode":
         expected = "dense_calls"
     elif method.setting is not None:
-        is_sparse = step.key_cache.shape[2] > method.setting.budget
-        expected = "sparse_calls" if is_sparse else "sparse_calls_covered"
+        is_covered = not is_sparse(method.setting, step.key_cache.shape[2])
+        expected = "sparse_calls_covered" if is_covered else "sparse_calls"
     for name in ("sparse_calls", "sparse_calls_covered", "dense_calls"):
         if counted[name] != (name == expected):
             raise RefusedError(f"{method.name}: expected {expected}, counted {counted}")

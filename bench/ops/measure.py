@@ -33,7 +33,7 @@ def prepare(
     kernels = check_kernels(workload.device)
     steps = make_steps(workload, settings)
     methods = methods_of(workload, steps, settings, wanted)
-    facts = {m.key: check_method(m, steps[0]) | {"kernels": kernels} for m in methods}
+    facts = {m.key: check_method(m, steps[0]) | kernels for m in methods}
     flush = CacheFlush(workload.device)
     samplers = {m.key: _sampler(m.call, steps, flush) for m in methods}
     return methods, samplers, facts

@@ -15,20 +15,10 @@ from quest_compile.decoding import step_inputs
 TINY = ["--model-shape", "tiny", "--contexts", "240", "--budgets", "64", "--dtype", "float32"]
 FAST = ["--rounds", "3", "--max-load", "99", "--no-llama-cpp", "--summaries", "minmax"]
 
-pytestmark = pytest.mark.skipif(
-    not ops.native_status().loaded, reason="bench refuses to time plain torch"
-)
-
-
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch):
-    limit, threads = torch._dynamo.config.recompile_limit, torch.get_num_threads()
-    monkeypatch.setattr(methods, "inner_compiler", lambda *_: "eager")
-    monkeypatch.setattr("quest_compile.bench.decode.measure._READ_BYTES", 2**20)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.config.recompile_limit = limit
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.usefixtures("eager_decoding"),
+    pytest.mark.skipif(not ops.native_status().loaded, reason="bench refuses to time plain torch"),
+]
 
 
 def test_methods_side_by_side_prove_what_they_did(tmp_path):
@@ -96,6 +86,18 @@ def test_a_method_that_replaces_nothing_is_refused(tmp_path, monkeypatch, capsys
     arguments = [*TINY, *FAST, "--methods", "dense_decode,quest_64", "--output", str(tmp_path)]
     assert bench_decode.main(arguments) == 1
     assert "quest_64: no layer was replaced" in capsys.readouterr().err
+
+
+def test_quest_without_a_sparse_layer_is_refused(tmp_path, capsys):
+    arguments = [*TINY, *FAST, "--layers", "2", "--output", str(tmp_path)]
+    assert bench_decode.main([*arguments, "--methods", "dense_decode,quest_64"]) == 1
+    err = capsys.readouterr().err
+    assert "quest_64: no layer is sparse" in err
+    # What goes on, without a terminal.
+    assert "making tiny-2layers, float32" in err
+    assert "checking and compiling: dense_decode, " in err
+    assert f"threads{torch.get_num_threads()}: dense_decode, " in err
+    assert {r.method for r in load_results(tmp_path)} == {"dense_decode", "read_loop"}
 
 
 def test_keys_are_like_those_the_model_makes_and_share_topics():

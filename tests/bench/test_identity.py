@@ -1,0 +1,38 @@
+"""What names the machine of a result."""
+
+import os
+import re
+
+import pytest
+import torch
+
+from quest_compile import ops
+from quest_compile.bench import identity
+from quest_compile.ops import NativeStatus
+
+
+@pytest.mark.parametrize(
+    ("info", "instruction_set"),
+    [
+        ("cpu:avx2", "avx2"),
+        ("cpu:avx512_bf16 cuda:sm_80,sm_90", "avx512_bf16"),
+        ("torch reference", "torch"),
+    ],
+)
+def test_the_instruction_set_is_a_field_and_names_the_folder(info, instruction_set, monkeypatch):
+    monkeypatch.setattr(ops, "native_status", lambda: NativeStatus(True, info, ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(identity, "_cpu_name", lambda: "AMD EPYC 7B13 (x) Processor @ 2.45GHz")
+    assert identity.identity()["instruction_set"] == instruction_set
+    name = identity.record_folder("ops").name
+    machine = f"epyc-7b13-processor-{instruction_set}-{os.cpu_count()}-cores"
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d_{machine}_.+_ops", name)
+
+
+def test_cuda_kernels_are_a_field_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(ops, "cuda_kernels", lambda: "native")
+    found = identity.identity()
+    assert (found["cuda_device"], found["cuda_kernels"]) == ("GPU", "native")
+    assert "_gpu_" in identity.record_folder("ops").name
