@@ -234,6 +234,16 @@ def test_without_a_gpu_it_says_so(capsys):
     assert "no CUDA GPU" in capsys.readouterr().err
 
 
+def test_parts_and_other_kernels_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_gpu_check, "record_folder", lambda name: tmp_path / name)
+    for kernels in ("", "triton"):
+        monkeypatch.setenv("QUEST_COMPILE_CUDA_KERNELS", kernels)
+        for only in ("forms", "forms,sanitizer"):
+            bench_gpu_check.main(["--device", "cpu", "--only", only])
+    names = ["forms", "forms-sanitizer", "triton-forms", "triton-forms-sanitizer"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"gpu-check-{name}" for name in names]
+
+
 def test_the_plan_for_a_gpu_fits_its_time_and_its_list_runs_nothing(capsys):
     assert bench_gpu_check.main(["--list"]) == 0
     assert "end-to-end" in capsys.readouterr().out
