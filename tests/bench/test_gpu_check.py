@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import re
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fake_flashinfer
 import pytest
@@ -12,6 +15,7 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench import bench_gpu_check, flashinfer_peer
+from quest_compile.bench.gpu_check import checks
 from quest_compile.bench.gpu_check.attention import own_methods, run_attention
 from quest_compile.bench.gpu_check.forms import compare_forms
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
@@ -21,6 +25,7 @@ from quest_compile.bench.gpu_check.steps import steps_of
 from quest_compile.bench.shapes import SHAPES, Layer
 from quest_compile.ops import flashinfer_attention, native, reference
 
+GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
 SUMMARIES = ("", ", minmax_int8", ", meanstd", ", sketch")
 
 
@@ -217,6 +222,24 @@ def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path
     assert [step["status"] for step in found] == ["failed", "failed", "skipped", "ok"]
     assert [step["rows"] for step in found] == [[{"value": 1}], [], [], [{"value": 2}]]
     assert "unexpected" in found[1]["why"] and record.has_failures
+
+
+def test_decoding_comes_first_of_the_gpu_tests_and_none_is_left_out():
+    root = Path(__file__).parents[2]
+    paths = [root / path for path in checks.test_paths(root, "cuda")]
+    for_gpus = {
+        path
+        for path in (root / "tests").rglob("test_*.py")
+        if re.search(r"mark\.cuda|^def test_.*\bdevice\b", path.read_text("utf-8"), re.MULTILINE)
+        and path.parts[-2:] != ("bench", "test_gpu_check.py")
+    }
+    assert all(any(path.is_relative_to(given) for given in paths) for path in for_gpus)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda and not nightly"]
+    listed = subprocess.run([*command, *paths], cwd=root, text=True, capture_output=True).stdout
+    files = [line.split("::")[0] for line in listed.splitlines() if "::" in line]
+    order = list(dict.fromkeys(files))
+    assert order[:3] == ["tests/test_cuda.py", "tests/test_cuda_decode.py", GPU_FILES[0]]
+    assert len(GPU_FILES) == 3 and set(GPU_FILES) <= set(order)
 
 
 def test_command_that_takes_too_long_is_ended():
