@@ -8,6 +8,7 @@ step: JSON and Markdown in --output.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from quest_compile.bench.gpu_check.checks import FLASHINFER_ROWS
 from quest_compile.bench.gpu_check.record import Record
 from quest_compile.bench.gpu_check.steps import flashinfer_rows, steps_of
 from quest_compile.bench.identity import record_folder
+from quest_compile.ops.cuda_providers import KERNELS_VARIABLE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for step in steps:
             print(f"{step.name:24} about {step.seconds:3.0f} s  {step.title}")
         return 0
-    folder = args.output or record_folder("gpu-check")
+    folder = args.output or record_folder(_name_of(args.only))
     record = Record(folder, args.minutes * 60, {"minutes": args.minutes, "device": args.device})
     try:
         for step in steps:
@@ -69,3 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.write()
     print(f"\nwrote {folder}/gpu-check.json and .md")
     return 1 if record.has_failures else 0
+
+
+def _name_of(only: str | None) -> str:
+    """Parts of it, and runs of other kernels, do not overwrite what the whole has found."""
+    kernels = os.environ.get(KERNELS_VARIABLE)
+    return "-".join(["gpu-check", *filter(None, [kernels, *(only or "").split(",")])])

@@ -16,7 +16,7 @@ from quest_compile.ops import checks, flashinfer_attention
 from quest_compile.ops.counters import count_cuda_call
 from quest_compile.ops.native import announce_refused, announce_slow, native_status
 
-_VARIABLE = "QUEST_COMPILE_CUDA_KERNELS"
+KERNELS_VARIABLE = "QUEST_COMPILE_CUDA_KERNELS"
 _CHOICES = ("native", "triton", "torch", "flashinfer")
 # Operators with kernels of their own for CUDA tensors.
 NAMES = (
@@ -38,10 +38,10 @@ def register() -> None:
     Raises:
         ValueError: the environment variable QUEST_COMPILE_CUDA_KERNELS has an unknown value.
     """
-    wanted = os.environ.get(_VARIABLE, "")
+    wanted = os.environ.get(KERNELS_VARIABLE, "")
     if wanted not in ("", *_CHOICES):
         names = ", ".join(_CHOICES)
-        raise ValueError(f"{_VARIABLE}: expected one of {names}, got {wanted!r}")
+        raise ValueError(f"{KERNELS_VARIABLE}: expected one of {names}, got {wanted!r}")
     for name in NAMES:
         has_native = native_status().loaded and _has_native(name)
         _providers[name] = provider = _choose(name, wanted, has_native)
@@ -110,9 +110,9 @@ def _flashinfer_version() -> str:
 
 
 def _why() -> str:
-    wanted = os.environ.get(_VARIABLE)
+    wanted = os.environ.get(KERNELS_VARIABLE)
     if wanted in ("native", "triton", "torch"):
-        return f" ({_VARIABLE}={wanted})"
+        return f" ({KERNELS_VARIABLE}={wanted})"
     return "" if _triton_version() else " (no native kernels, and triton is not installed)"
 
 

@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import re
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fake_flashinfer
 import pytest
@@ -12,6 +15,7 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench import bench_gpu_check, flashinfer_peer
+from quest_compile.bench.gpu_check import checks
 from quest_compile.bench.gpu_check.attention import own_methods, run_attention
 from quest_compile.bench.gpu_check.forms import compare_forms
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
@@ -21,6 +25,7 @@ from quest_compile.bench.gpu_check.steps import steps_of
 from quest_compile.bench.shapes import SHAPES, Layer
 from quest_compile.ops import flashinfer_attention, native, reference
 
+GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
 SUMMARIES = ("", ", minmax_int8", ", meanstd", ", sketch")
 
 
@@ -219,6 +224,24 @@ def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path
     assert "unexpected" in found[1]["why"] and record.has_failures
 
 
+def test_decoding_comes_first_of_the_gpu_tests_and_none_is_left_out():
+    root = Path(__file__).parents[2]
+    paths = [root / path for path in checks.test_paths(root, "cuda")]
+    for_gpus = {
+        path
+        for path in (root / "tests").rglob("test_*.py")
+        if re.search(r"mark\.cuda|^def test_.*\bdevice\b", path.read_text("utf-8"), re.MULTILINE)
+        and path.parts[-2:] != ("bench", "test_gpu_check.py")
+    }
+    assert all(any(path.is_relative_to(given) for given in paths) for path in for_gpus)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda and not nightly"]
+    listed = subprocess.run([*command, *paths], cwd=root, text=True, capture_output=True).stdout
+    files = [line.split("::")[0] for line in listed.splitlines() if "::" in line]
+    order = list(dict.fromkeys(files))
+    assert order[:3] == ["tests/test_cuda.py", "tests/test_cuda_decode.py", GPU_FILES[0]]
+    assert len(GPU_FILES) == 3 and set(GPU_FILES) <= set(order)
+
+
 def test_command_that_takes_too_long_is_ended():
     from quest_compile.bench.gpu_check.checks import _run
 
@@ -232,6 +255,16 @@ def test_command_that_takes_too_long_is_ended():
 def test_without_a_gpu_it_says_so(capsys):
     assert bench_gpu_check.main([]) == 2
     assert "no CUDA GPU" in capsys.readouterr().err
+
+
+def test_parts_and_other_kernels_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_gpu_check, "record_folder", lambda name: tmp_path / name)
+    for kernels in ("", "triton"):
+        monkeypatch.setenv("QUEST_COMPILE_CUDA_KERNELS", kernels)
+        for only in ("forms", "forms,sanitizer"):
+            bench_gpu_check.main(["--device", "cpu", "--only", only])
+    names = ["forms", "forms-sanitizer", "triton-forms", "triton-forms-sanitizer"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"gpu-check-{name}" for name in names]
 
 
 def test_the_plan_for_a_gpu_fits_its_time_and_its_list_runs_nothing(capsys):

@@ -1,0 +1,94 @@
+"""Tests for a GPU and checks of gpu-check on one that is not there: errors of their own show here,
+a tensor left on the CPU or a wrong argument, and not in the few minutes that a GPU is at hand."""
+
+import sys
+from pathlib import Path
+
+import emulated_library
+import gpu_stand_in
+import pytest
+import torch
+
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("gpu", "ops")]
+
+import test_gpu_kernels as kernels
+import test_gpu_selection as selection
+import test_gpu_sketches as sketches
+from hostile import CASES, Case, make_inputs
+
+from quest_compile import ops
+from quest_compile.bench.gpu_check import smoke
+
+FEW_CASES = kernels.FEW_CASES
+SHARES = selection.SHARES[2]
+nightly = pytest.mark.nightly
+
+
+@pytest.fixture(autouse=True)
+def emulated(library, monkeypatch):
+    """CPU tensors keep their kernels."""
+    with emulated_library.serving_cpu_tensors(library):
+        pass
+    emulated_library.configure(form="auto")
+    gpu_stand_in.install(monkeypatch)
+    with gpu_stand_in.StandIn():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("test", "arguments"),
+    [
+        (kernels.test_repeated_calls_give_the_same_bits, ("sparse_decode_step", FEW_CASES[0])),
+        (kernels.test_rest_of_the_batch_changes_no_bit, ("sparse_decode", FEW_CASES[0])),
+        (kernels.test_summaries_have_the_bits_of_the_cpu, (CASES[1], "sketch")),
+        (kernels.test_both_forms_give_the_same_bits, (CASES[1], "minmax")),
+        (kernels.test_lengths_out_of_range_are_clamped, (-5,)),
+        (selection.test_selects_the_pages_of_the_cpu, (50, "odd", SHARES)),
+        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[1], SHARES, "cluster")),
+        (sketches.test_rows_have_the_bits_of_the_reference, (torch.bfloat16, 1, 8, 8)),
+        (sketches.test_scores_agree_with_the_reference, (1, "sum", 8, 8)),
+        pytest.param(
+            kernels.test_foreign_writes_are_repaired_by_clusters, ("minmax",), marks=nightly
+        ),
+        pytest.param(
+            kernels.test_a_captured_step_follows_the_lengths_in_device_memory,
+            ("minmax", "cluster"),
+            marks=nightly,
+        ),
+        pytest.param(
+            selection.test_a_captured_step_takes_stored_scores_as_the_cpu_does,
+            ("minmax",),
+            marks=nightly,
+        ),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_gpu_test_runs(test, arguments):
+    test(*arguments)
+
+
+def test_smoke_runs_on_cuda_tensors(monkeypatch):
+    monkeypatch.setattr(smoke, "_CASES", smoke._CASES[1:2])
+    rows = smoke.smoke("cuda", {"native": ops})
+    assert len(rows) == 26 and all(row["ok"] for row in rows)
+
+
+def test_a_tensor_of_the_cpu_is_refused():
+    inputs = make_inputs(Case(torch.bfloat16), "cuda")
+    assert ops.dense_decode(*inputs.dense()).is_cuda
+    query, keys, values, lengths, _ = inputs.dense()
+    with pytest.raises(RuntimeError, match="on the CPU"):
+        query + query.cpu()
+    with pytest.raises(ValueError, match="value_cache: expected device cuda:0, got cpu"):
+        ops.dense_decode(query, keys, values.cpu(), lengths)
+
+
+def test_a_captured_call_changes_nothing_before_it_is_replayed():
+    total, one = torch.zeros(3, device="cuda"), torch.ones(3, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        twice = total.add_(one) * 2
+    assert total.tolist() == [0, 0, 0]
+    for _ in range(2):
+        graph.replay()
+    assert total.tolist() == [2, 2, 2] and twice.tolist() == [4, 4, 4]
