@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from quest_compile.bench.sketch_scores import MAXIMUM, SUMMARIES
+
+_ORDER = (*SUMMARIES, *MAXIMUM, "oracle")
+
 
 def markdown(result: dict[str, Any]) -> str:
     """The whole page: conditions, then a table for each part there is."""
@@ -15,17 +19,16 @@ def markdown(result: dict[str, Any]) -> str:
         lines += _synthetic(result["synthetic"])
     if "trained" in result:
         lines += _trained(result["trained"], result["bytes_per_page"]["32"])
-    return "\n".join(lines)
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def _recall(part: dict[str, Any], row_bytes: dict[str, int]) -> list[str]:
     cells = {(row["method"], row["budget"]): row for row in part["rows"]}
     dense = cells["dense", 0]
     budgets = sorted({budget for _, budget in cells if budget})
-    methods = [m for m in dict.fromkeys(m for m, _ in cells) if m != "dense"]
     table = [
         [method, _relative(method, row_bytes), *(_answers(cells[method, b]) for b in budgets)]
-        for method in sorted(methods, key="oracle".__eq__)
+        for method in _ORDER
     ]
     header = ["summary", "bytes", *(f"budget {budget}" for budget in budgets)]
     return [
@@ -49,18 +52,16 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def _synthetic(rows: list[dict[str, Any]]) -> list[str]:
-    methods = [name for name in rows[0] if name not in ("keys", "pages")]
-    table = [[r["keys"], r["pages"], *(f"{r[m]:.3f}" for m in methods)] for r in rows]
+    table = [[r["keys"], r["pages"], *(f"{r[name]:.3f}" for name in _ORDER)] for r in rows]
     title = ["## Synthetic keys with RoPE, attention mass kept", ""]
-    return [*title, *_table(["keys", "of 1024 pages", *methods], table), ""]
+    return [*title, *_table(["keys", "of 1024 pages", *_ORDER], table), ""]
 
 
 def _trained(part: dict[str, Any], row_bytes: dict[str, int]) -> list[str]:
     pages, windows = part["pages"], part["windows"]
     table = [
-        [name, _relative(name, row_bytes), *(f"{value:.3f}" for value in values)]
-        for name, values in part.items()
-        if name not in ("pages", "windows")
+        [name, _relative(name, row_bytes), *(f"{value:.3f}" for value in part[name])]
+        for name in _ORDER
     ]
     return [
         f"## Sentence encoder, {windows} windows of 512 tokens, attention mass kept",

@@ -49,6 +49,6 @@ def test_at_64_of_4096_tokens():
 
 @pytest.mark.nightly
 def test_at_128_of_8192_tokens():
-    task = (8192, 128, 64, 128, (0,))
-    assert share_right(*task, summary="minmax") <= 0.5
+    task = (8192, 128, 64, 128, range(5))
+    assert share_right(*task, summary="minmax") <= 0.45
     assert share_right(*task, summary="sketch") >= 0.8
