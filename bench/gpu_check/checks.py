@@ -160,9 +160,13 @@ class _Done:
 def _run(
     command: list[str], limit: float, folder: Path | None, environment: dict | None = None
 ) -> _Done:
-    """Output of both streams; after ``limit`` seconds a command and all it started are ended."""
+    """Output of both streams; after ``limit`` seconds a command and all it started are ended.
+
+    What is installed runs, not a checkout that happens to be the current folder.
+    """
+    variables = (environment or os.environ) | {"PYTHONSAFEPATH": "1"}
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True
     )  # fmt: skip
     try:
