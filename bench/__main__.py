@@ -19,6 +19,7 @@ BENCHMARKS = {
     "report": "tables and plots from results",
     "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
     "sketch-accuracy": "attention mass and answers that page summaries keep",
+    "selection": "time of a step with each way to select pages",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
 }
 
