@@ -32,7 +32,7 @@ def run(args: Sequence[str]) -> Path:
     if name not in DRIVEN:
         raise ValueError(
             f"args must begin with one of {', '.join(DRIVEN)}, got {name!r} "
-            "(eval, sketch-accuracy and gpu-check write results of their own)"
+            "(eval, sketch-accuracy, selection and gpu-check write results of their own)"
         )
     time = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
     parser = argparse.ArgumentParser(prog=f"quest-compile bench {name}", add_help=False)

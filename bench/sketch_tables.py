@@ -29,6 +29,7 @@ def _recall(part: dict[str, Any], row_bytes: dict[str, int]) -> list[str]:
     table = [
         [method, _relative(method, row_bytes), *(_answers(cells[method, b]) for b in budgets)]
         for method in _ORDER
+        if (method, budgets[0]) in cells
     ]
     header = ["summary", "bytes", *(f"budget {budget}" for budget in budgets)]
     return [

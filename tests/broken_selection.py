@@ -68,8 +68,7 @@ def _update_with(break_rows):
 
 
 def _dense(query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None,
-           channel_scale=None, *, budget, page_size=16, num_sink_pages=1, num_recent_pages=2,
-           group_reduce="sum", summary="minmax", scale=None):  # fmt: skip
+           channel_scale=None, *, scale=None, **selection):  # fmt: skip
     return torch.ops.quest.dense_decode(
         query, key_cache, value_cache, seq_lens, attn_mask, scale=scale
     )

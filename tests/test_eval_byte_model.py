@@ -78,6 +78,24 @@ def test_tasks_of_text_run_to_a_verdict(model_folder, book, tmp_path):
             assert row["same_as_dense"] in (1, None)
 
 
+def test_resume_with_another_file_is_an_error_that_names_both(model_folder, tmp_path, capsys):
+    torch._dynamo.reset()
+    jsonl = tmp_path / "mine.jsonl"
+    row = {"context": BOOK[:300], "question": " Who?", "answer_prefix": "", "answer": "the crew"}
+    options = ["--jsonl", str(jsonl), "--budgets", "128", "--out", str(tmp_path / "out")]
+
+    def evaluate(question, *more):
+        rows = row | {"question": question, "max_new_tokens": 2, "task": "whales"}
+        jsonl.write_text(json.dumps(rows))
+        return cli.main(["eval", str(model_folder), *options, "--methods", "oracle", *more])
+
+    assert evaluate(" Who?") == 0
+    assert evaluate(" Who?", "--resume") == 0
+    assert evaluate(" Why?", "--resume") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.count("jsonl='mine.jsonl ") == 2
+
+
 def test_what_text_tasks_need_is_said(model_folder, tmp_path, capsys):
     def message(*arguments):
         assert cli.main(["eval", str(model_folder), "--out", str(tmp_path / "x"), *arguments]) == 2

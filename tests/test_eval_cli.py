@@ -8,8 +8,11 @@ import torch
 from broken_selection import SILENTLY_DENSE, planted
 
 from quest_compile import cli
+from quest_compile.eval import cli as cli_module
 from quest_compile.eval import records as records_module
 
+# Lines of records.jsonl before the first cell: settings, conditions.
+HEADER = 2
 SMALL = ["--lengths", "1024", "--tasks", "recall-16", "--methods", "quest", "--samples", "16"]
 
 
@@ -77,6 +80,24 @@ class TestVerdicts:
             assert row["sparse_steps"] == 0
             assert row["same_as_dense"] == 1
 
+    @pytest.mark.parametrize("own", ["default:8192", "0.999", "2:2048/default:64"])
+    def test_so_is_a_budget_of_its_own_that_covers_the_context(self, out, own):
+        method = f"quest:budget={own}"
+        assert evaluate(out, *SMALL, "--methods", method) == 0
+        row = rows(out)["recall-16", method, 0]
+        assert row["verdict"] == "dense by construction"
+        assert row["sparse_steps"] == 0
+
+    @pytest.mark.parametrize("own", ["default:256", "0.25", "2:256/default:8192"])
+    def test_a_silently_dense_pass_with_a_budget_of_its_own_is_an_error(self, out, own, capsys):
+        with planted(SILENTLY_DENSE):
+            assert evaluate(out, *SMALL, "--methods", f"quest:budget={own}") == 2
+        assert "attended all 1024 tokens" in capsys.readouterr().err
+
+    def test_no_layer_left_to_be_sparse_is_an_error(self, out, capsys):
+        assert evaluate(out, *SMALL, "--budgets", 256, "--num-dense-layers", 3) == 2
+        assert "attended all 1024 tokens" in capsys.readouterr().err
+
     def test_a_silently_dense_pass_is_an_error_and_not_a_perfect_score(self, out, capsys):
         with planted(SILENTLY_DENSE):
             assert evaluate(out, *SMALL, "--budgets", 256) == 2
@@ -134,7 +155,7 @@ class TestInterrupted:
             patch.setattr(records_module.Records, "add", add_three_then_stop)
             assert evaluate(stopped, *arguments) == 130
         assert "3 cells are kept" in capsys.readouterr().err
-        assert len(lines(stopped)) == 1 + 3
+        assert len(lines(stopped)) == HEADER + 3
         assert ("recall-16", "dense", 0) in rows(stopped)
         kept = lines(stopped)
         # A run that was killed in the middle of a write.
@@ -142,8 +163,8 @@ class TestInterrupted:
             file.write('{"cell": ["recall-16", 1024')
 
         assert evaluate(stopped, *arguments, "--resume") == 0
-        assert lines(stopped)[:4] == kept
-        assert len(lines(stopped)) == 1 + 5
+        assert lines(stopped)[: HEADER + 3] == kept
+        assert len(lines(stopped)) == HEADER + 5
         assert rows(stopped) == whole
 
     def test_resume_adds_samples(self, out):
@@ -155,6 +176,50 @@ class TestInterrupted:
         assert evaluate(out, *SMALL, "--budgets", 256) == 0
         assert evaluate(out, *SMALL, "--budgets", 256, "--seed", 7, "--resume") == 2
         assert "was made with seed=0; now seed=7: choose another --out" in capsys.readouterr().err
+
+    def test_resume_with_another_model_is_an_error_that_names_both(self, out, capsys, monkeypatch):
+        assert evaluate(out, *SMALL, "--budgets", 256) == 0
+        before, (first, *_) = lines(out), map(json.loads, lines(out))
+        load = cli_module.recall.load_model
+
+        def trained_further(*args):
+            model = load(*args)
+            with torch.no_grad():
+                model.model.layers[2].self_attn.k_proj.weight.mul_(1.001)
+            return model
+
+        monkeypatch.setattr(cli_module.recall, "load_model", trained_further)
+        assert evaluate(out, *SMALL, "--budgets", 256, "--resume") == 2
+        weights = first["settings"]["weights"]
+        assert f"was made with weights='{weights}'; now weights='" in capsys.readouterr().err
+        assert lines(out) == before
+
+    def test_resume_with_another_commit_warns_and_the_results_name_both(
+        self, out, capsys, monkeypatch
+    ):
+        def commit(name):
+            identity = cli_module.identity
+            monkeypatch.setattr(cli_module, "identity", lambda: identity() | {"commit": name})
+
+        commit("aaaaaaa")
+        assert evaluate(out, *SMALL, "--budgets", 256) == 0
+        commit("bbbbbbb")
+        assert evaluate(out, *SMALL, "--budgets", 256, "--resume") == 0
+        warning = "has cells measured with commit='aaaaaaa'; this run has commit='bbbbbbb'"
+        assert warning in capsys.readouterr().err
+        assert "Measured in parts" not in (out / "results.md").read_text()
+        assert evaluate(out, *SMALL, "--budgets", 128, 256, "--resume") == 0
+
+        found = json.loads((out / "results.json").read_text())
+        assert [c["commit"] for c in found["conditions"]] == ["aaaaaaa", "bbbbbbb"]
+        measured = {(row["method"], row["budget"]): row["conditions"] for row in found["rows"]}
+        assert measured == {("dense", 0): [0], ("quest", 256): [0], ("quest", 128): [1]}
+        text = (out / "results.md").read_text().splitlines()
+        (first, second) = text[text.index("## Measured in parts") + 2 :]
+        assert "commit aaaaaaa;" in first and first.endswith(
+            ": recall-16 dense 0, recall-16 quest 256"
+        )
+        assert "commit bbbbbbb;" in second and second.endswith(": recall-16 quest 128")
 
     def test_results_are_not_overwritten(self, out, capsys):
         assert evaluate(out, *SMALL, "--budgets", 256) == 0

@@ -122,11 +122,13 @@ class EvalAttention:
         self.kept.masses.append(float(mass.mean()))
 
     def _watch(self, layer: int, query: Tensor, key: Tensor, scale: float) -> None:
-        """Attention each position gets from the queries of this slice, summed over a group."""
+        """Attention each position gets from the queries of this slice: for H2O summed over a group,
+        for SnapKV, which pools per head, not."""
         num_kv_heads, num_positions = key.shape[1:3]
         if layer not in self._h2o:
             self._h2o[layer] = torch.zeros(num_kv_heads, num_positions, device=key.device)
-            self._snap[layer] = torch.zeros_like(self._h2o[layer])
+            group_size = query.shape[1] // num_kv_heads
+            self._snap[layer] = self._h2o[layer][:, None].repeat(1, group_size, 1)
         start = self._num_watched.get(layer, 0)
         for first in range(0, query.shape[2], _ROWS):
             rows = query[:, :, first : first + _ROWS]
@@ -134,10 +136,10 @@ class EvalAttention:
             later = torch.arange(num_positions, device=key.device) > position[:, None]
             for head, (own, keys) in enumerate(zip(_by_kv_head(rows, num_kv_heads), key[0])):
                 logits = (own.float() @ keys.float().T) * scale
-                weights = logits.masked_fill(later, -torch.inf).softmax(-1).sum(0)
-                self._h2o[layer][head] += weights.sum(0)
+                weights = logits.masked_fill(later, -torch.inf).softmax(-1)
+                self._h2o[layer][head] += weights.sum((0, 1))
                 is_last = position >= self.context_len - SNAP_WINDOW
-                self._snap[layer][head] += weights[is_last].sum(0)
+                self._snap[layer][head] += weights[:, is_last].sum(1)
         self._num_watched[layer] = start + query.shape[2]
 
 

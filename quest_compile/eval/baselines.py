@@ -27,8 +27,8 @@ class Step:
     """One decode step in one layer.
 
     ``query`` [1, Q, 1, D]; ``key`` [1, K, T, D]; ``weights`` [1, K, G, T] of dense attention,
-    0 behind ``seq_len``; ``context_len``: positions that were prefilled; ``h2o``, ``snap`` [K, T]:
-    attention that the context gave its own positions, all queries or the last ones.
+    0 behind ``seq_len``; ``context_len``: positions that were prefilled; ``h2o`` [K, T], ``snap``
+    [K, G, T]: attention that the context gave its own positions, all queries or the last ones.
     """
 
     query: Tensor
@@ -77,10 +77,13 @@ def h2o(step: Step) -> Tensor:
 
 
 def snapkv(step: Step) -> Tensor:
-    """What the last queries of the context attended most, and the end of the context."""
+    """What the last queries of the context attended most, and the end of the context.
+
+    Neighbours are pooled per query head; what a group keeps is decided by the sum over its heads.
+    """
     assert step.snap is not None
     pooled = torch.nn.functional.max_pool1d(step.snap, _SNAP_POOL, 1, _SNAP_POOL // 2)
-    return _evicted(step, pooled, num_last=min(SNAP_WINDOW, step.num_tokens // 2))
+    return _evicted(step, pooled.sum(1), num_last=min(SNAP_WINDOW, step.num_tokens // 2))
 
 
 def quest_reference(step: Step) -> Tensor:

@@ -27,6 +27,7 @@ from quest_compile.eval.records import Records
 from quest_compile.eval.results import Row, rows_of
 from quest_compile.eval.run import run
 from quest_compile.eval.samples import AGREEMENT, PERPLEXITY, Group
+from quest_compile.eval.settings import conditions_of, settings_of
 from quest_compile.eval.tasks import (
     answer_group,
     book_of,
@@ -67,7 +68,8 @@ def evaluate(args: argparse.Namespace) -> int:
             config.replace({**dict(method.settings), "budget": budget})
     model, encoder = load(args)
     groups = make_groups(args, model, encoder)
-    records = Records(args.out, _settings(args, encoder), args.resume)
+    settings = settings_of(args, model, encoder)
+    records = Records(args.out, settings, args.resume, conditions_of(identity()))
     status = 0
     try:
         run(model, encoder, groups, methods, args.budgets, config, records)
@@ -166,8 +168,13 @@ def write_results(args: argparse.Namespace, records: Records) -> list[Row]:
     margins = {"margin_points": args.margin, "loss_margin_nats": args.loss_margin}
     settings = records.settings | margins
     described = identity()
-    result = {"identity": described, "settings": settings, "rows": [r.as_dict() for r in rows]}
-    text = markdown(rows, described, settings)
+    result = {
+        "identity": described,
+        "settings": settings,
+        "conditions": records.conditions,
+        "rows": [row.as_dict() for row in rows],
+    }
+    text = markdown(rows, described, settings, records.conditions)
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (args.out / "results.md").write_text(text, encoding="utf-8")
     print(text)
@@ -178,15 +185,3 @@ def write_results(args: argparse.Namespace, records: Records) -> list[Row]:
         print(plots.MISSING)
     print(f"wrote {', '.join(written)} in {args.out}")
     return rows
-
-
-def _settings(args: argparse.Namespace, encoder: Encoder | None) -> dict[str, Any]:
-    """What all lines of the records have in common."""
-    names = ("dtype", "device", "page_size", "num_dense_layers", "inner", "seed", "decoded")
-    files = {
-        option: None if path is None else f"{path.name}, {path.stat().st_size} bytes"
-        for option, path in (("haystack", args.haystack), ("text", args.text))
-    }
-    chat = encoder is not None and encoder.uses_chat
-    name = Path(args.model).name if Path(args.model).is_dir() else args.model
-    return {"model": name, **{n: getattr(args, n) for n in names}, **files, "chat": chat}

@@ -14,8 +14,14 @@ _HEADER = (
 )  # fmt: skip
 
 
-def markdown(rows: Sequence[Row], identity: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The whole page: conditions, a table per task and length, what served each method."""
+def markdown(
+    rows: Sequence[Row],
+    identity: dict[str, Any],
+    settings: dict[str, Any],
+    conditions: Sequence[dict[str, Any]],
+) -> str:
+    """The whole page: settings, a table per task and length, what served each method, and which
+    rows were measured under which ``conditions`` where those changed."""
     lines = [f"# Accuracy of {settings['model']}", ""]
     described = (*identity.items(), *((k, v) for k, v in settings.items() if k != "model"))
     lines += ["; ".join(f"{name} {value}" for name, value in described if value is not None), ""]
@@ -25,7 +31,19 @@ def markdown(rows: Sequence[Row], identity: dict[str, Any], settings: dict[str, 
     lines += ["## What served", ""]
     for name, served in dict.fromkeys((row.method, row.implementation) for row in rows):
         lines.append(f"- {name}: {served}")
+    if len(conditions) > 1:
+        lines += ["", "## Measured in parts", "", *_parts(rows, conditions)]
     return "\n".join(lines) + "\n"
+
+
+def _parts(rows: Sequence[Row], conditions: Sequence[dict[str, Any]]) -> list[str]:
+    """The conditions of each part, and the rows that have cells of it."""
+    lines = []
+    for number, found in enumerate(conditions):
+        own = [f"{r.task} {r.method} {r.budget}" for r in rows if number in r.conditions]
+        described = "; ".join(f"{name} {value}" for name, value in found.items())
+        lines.append(f"- {described}: {', '.join(own)}")
+    return lines
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,21 @@ class Cell(NamedTuple):
 
 
 class Records:
-    """The file ``records.jsonl`` of a folder. Its first line has the settings all lines share."""
+    """The file ``records.jsonl`` of a folder.
 
-    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
-        """Start a new file, or with ``resume`` read what is there.
+    Its first line has the settings all lines share. ``conditions``: commit, kernels, versions and
+    processor of each run that added records under other ones; a record has the number of its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        resume: bool,
+        conditions: dict[str, Any] | None = None,
+    ) -> None:
+        """Start a new file, or with ``resume`` read what is there, and warn on stderr when it was
+        measured under other conditions.
 
         Raises:
             ValueError: there are records and ``resume`` is not set, they were made with other
@@ -30,6 +42,8 @@ class Records:
         self.path = folder / "records.jsonl"
         self.settings = settings
         self.lines: dict[Cell, dict[str, Any]] = {}
+        self.conditions: list[dict[str, Any]] = []
+        self._now = json.loads(json.dumps(conditions or {}))
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             if not resume:
@@ -37,13 +51,28 @@ class Records:
                     f"{self.path} exists: go on with it (--resume), or choose another --out"
                 )
             self._read(settings)
+            self._warn_of_other_conditions()
         else:
             self._append({"settings": settings})
 
     def add(self, cell: Cell, **fields: Any) -> None:
         """Write one finished cell; it survives whatever happens next."""
+        if self._now not in self.conditions:
+            self.conditions.append(self._now)
+            self._append({"conditions": self._now})
+        fields["conditions"] = self.conditions.index(self._now)
         self.lines[cell] = fields
         self._append({"cell": list(cell), **fields})
+
+    def _warn_of_other_conditions(self) -> None:
+        for found in self.conditions:
+            if found != self._now:
+                was, now = _differences(found, self._now)
+                print(
+                    f"quest-compile: warning: {self.path} has cells measured with {was}; this run "
+                    f"has {now}: the results name both",
+                    file=sys.stderr,
+                )
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -60,6 +89,8 @@ class Records:
                 fields = json.loads(line)
                 if number == 1:
                     _check_same(self.path, fields["settings"], json.loads(json.dumps(settings)))
+                elif "cell" not in fields:
+                    self.conditions.append(fields["conditions"])
                 else:
                     self.lines[Cell(*fields.pop("cell"))] = fields
             except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -69,9 +100,13 @@ class Records:
 
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    names = sorted(found.keys() | wanted.keys())
-    differ = [name for name in names if found.get(name) != wanted.get(name)]
-    if differ:
-        was = ", ".join(f"{name}={found.get(name)!r}" for name in differ)
-        now = ", ".join(f"{name}={wanted.get(name)!r}" for name in differ)
+    if found != wanted:
+        was, now = _differences(found, wanted)
         raise ValueError(f"{path} was made with {was}; now {now}: choose another --out")
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, str]:
+    """``name=value, ...`` of both, where they differ."""
+    names = [n for n in sorted(found.keys() | wanted.keys()) if found.get(n) != wanted.get(n)]
+    was, now = (", ".join(f"{n}={x.get(n)!r}" for n in names) for x in (found, wanted))
+    return was, now

@@ -28,6 +28,7 @@ class Row:
     ``value``: mean score, or mean loss in nats per token. ``same_as_dense``: share of answers with
     the very tokens of dense decoding. ``kl``: nats per token from dense. The rest adds up what the
     records have: steps, sparse ones, tokens read per query. ``implementation``: what served it.
+    ``conditions``: numbers of those under which it was measured.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Row:
     tokens_read: float | None
     most_tokens_read: int | None
     mass_kept: float | None
+    conditions: tuple[int, ...]
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -103,6 +105,7 @@ def _row(
         tokens_read=_weighted_mean(activity, "tokens_read"),
         most_tokens_read=max(most) if most else None,
         mass_kept=_weighted_mean(activity, "mass_kept"),
+        conditions=tuple(sorted({line["conditions"] for line in own})),
     )
 
 

@@ -17,6 +17,7 @@ from quest_compile.eval.methods import DENSE, Decoder, Method
 from quest_compile.eval.protocol import Measurement, Session
 from quest_compile.eval.records import Cell, Records
 from quest_compile.eval.samples import AGREEMENT, Context, Group, NotActiveError
+from quest_compile.ops.limits import num_pages_of
 
 
 def run(
@@ -127,7 +128,7 @@ def _measure(
     activity = decoder.activity()
     if not is_dense and not activity.sparse_steps:
         config = decoder.config_of(method, cell.budget)
-        if method.has_budget or config.page_budget * config.page_size <= len(context.tokens):
+        if not _covers(config, decoder.model, len(context.tokens) + 1):
             report = decoder.report(method, cell.budget) if method.kind == "quest" else ""
             raise NotActiveError(
                 f"{method.name} with budget {config.budget} attended all {len(context.tokens)} "
@@ -142,3 +143,12 @@ def _measure(
         seconds=round(seconds, 3),
         **found,
     )
+
+
+def _covers(config: QuestConfig, model: Any, seq_len: int) -> bool:
+    """Is every layer that could be sparse dense for so many tokens, by its budget?"""
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    layers = range(config.num_dense_layers, num_layers)
+    num_pages = num_pages_of(seq_len, config.page_size)
+    covered = [config.layer_budget(layer, seq_len).covers(num_pages) for layer in layers]
+    return bool(covered) and all(covered)
