@@ -59,7 +59,7 @@ def test_overhead_can_be_driven(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench_overhead, "LAYER_COUNTS", (4,))
     monkeypatch.setattr(bench_overhead, "passes_seconds", lambda n: ([0.5], {}))
-    monkeypatch.setattr(bench_overhead, "state_seconds", lambda n: {"state": [0.25]})
+    monkeypatch.setattr(bench_overhead, "state_seconds", lambda n: ({"state": [0.25]}, {}))
     metrics = json.loads(run(["overhead", f"--output={tmp_path}"]).read_text())["metrics"]
     assert metrics == {
         "overhead/4 layers/passes, quest": 0.5,

@@ -10,11 +10,10 @@ from quest_compile.bench.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-ANSWERS = "2026-11-22_epyc-2-cores_2323d23_eval-recall.json"
+ANSWERS = "2026-11-24_epyc-2-cores_c61eb55_eval-recall.json"
 LONG_ANSWERS = "2026-11-24_epyc-2-cores_2abda21_eval-recall-8192.json"
 SELECTION = "2026-11-24_epyc-2-cores_9b1ef62_eval-recall-selection.json"
-SKETCHES = "2026-11-22_epyc-2-cores_3d132d4-changes_sketch-accuracy.json"
-SYNTHETIC = "2026-11-24_epyc-2-cores_6fab5a6_sketch-accuracy.json"
+SKETCHES = "2026-11-24_epyc-2-cores_50fca43_sketch-accuracy.json"
 BUDGETS = "2026-11-24_epyc-2-cores_f430b31_ops-budgets"
 
 NEWEST_ONLY = "quest:num_sink_pages=0,num_recent_pages=1"
@@ -24,6 +23,7 @@ METHODS = {
     "quest (1 sink page, 2 recent pages)": "quest",
     "quest, only the newest page always attended": NEWEST_ONLY,
     "the same, per query head (the paper)": f"{NEWEST_ONLY},group_reduce=none",
+    "the same, maximum over the group": f"{NEWEST_ONLY},group_reduce=max",
     "random pages": "random",
     # docs/selection.md
     "default": "quest",
@@ -34,7 +34,11 @@ METHODS = {
     "no dense layers; 512, 512, 128 by layer": "quest:num_dense_layers=0,budget=0:512/1:512/2:128",
     "no dense layers; 128, 128, 512 by layer": "quest:num_dense_layers=0,budget=0:128/1:128/2:512",
 }
-SKETCH_ROWS = {"min/max": "minmax", "sketch": "sketch", "sketch, 2 bits": "sketch, 2 bits"}
+SKETCH_ROWS = {
+    "min/max": "minmax",
+    "min/max, int8": "minmax_int8",
+    "mean and deviation": "meanstd",
+}
 
 
 def load(name):
@@ -100,7 +104,7 @@ def test_ways_to_select():
     ("document", "last"), [("docs/page_sketches.md", "sketch, 2 bits"), ("docs/selection.md", "")]
 )
 def test_attention_mass_of_synthetic_keys(document, last):
-    found = {(row["keys"], row["pages"]): row for row in load(SYNTHETIC)["synthetic"]}
+    found = {(row["keys"], row["pages"]): row for row in load(SKETCHES)["synthetic"]}
     (_, *summaries), *body = table(document, "keys")
     assert len(body) == len(found) / 2 and (not last or last in summaries)
     for keys, *cells in body:
@@ -109,27 +113,36 @@ def test_attention_mass_of_synthetic_keys(document, last):
 
 
 def test_attention_mass_of_a_sentence_encoder():
-    summaries, cells = table("docs/page_sketches.md", "minmax | minmax_int8 | sketch")
-    trained = load(SKETCHES)["trained"]
-    assert trained["pages"] == [2, 4, 8]
-    assert cells == [" ".join(f"{x:.3f}" for x in trained[summary]) for summary in summaries]
-
-
-def test_answers_with_sketches():
     found = load(SKETCHES)
-    rows = found["recall"][0]["rows"]
-    header, *body = table("docs/page_sketches.md", "| bytes, head_dim 64")
-    assert header[2:] == ["budget 64", "budget 128"]
-    for label, num_bytes, *cells in body:
-        kind = SKETCH_ROWS.get(label)
-        method = "oracle"
-        if kind:
-            assert int(num_bytes) == found["bytes_per_page"]["64"][kind]
-            summary = "sketch,sketch_bits=2" if "2 bits" in kind else kind
-            method = f"quest:summary={summary},num_sink_pages=0,num_recent_pages=1"
-        for budget, cell in zip((64, 128), cells):
-            percent, _ = right(rows, "recall-64", method, budget)
-            assert cell.removesuffix(" %") in (f"{percent:.1f}", f"{percent:.3g}")
+    trained, sizes = found["trained"], found["bytes_per_page"]["32"]
+    assert trained["pages"] == [2, 4, 8] and trained["windows"] == 12
+    _, *body = table("docs/page_sketches.md", "| bytes of min/max")
+    assert len(body) == 6
+    for summary, size, *cells in body:
+        if size:
+            assert float(size) == round(sizes[summary] / sizes["minmax"], 2)
+        for name, cell in zip((summary, f"{summary}, maximum"), cells):
+            assert cell == " ".join(f"{x:.3f}" for x in trained.get(name, ()))
+
+
+@pytest.mark.parametrize(
+    ("header", "part", "budgets"),
+    [("| bytes, head_dim 64", 0, (32, 64, 128, 256)), ("| budget 128 | 256", 1, (128, 256))],
+)
+def test_answers_with_sketches(header, part, budgets):
+    found = load(SKETCHES)
+    rows = {(row["method"], row["budget"]): row for row in found["recall"][part]["rows"]}
+    columns, *body = table("docs/page_sketches.md", header)
+    assert len(body) == 6 and [int(c.split()[-1]) for c in columns[-len(budgets) :]] == [*budgets]
+    for label, *cells in body:
+        method = SKETCH_ROWS.get(label, label)
+        if len(cells) > len(budgets) and cells[0]:
+            assert int(cells[0]) == found["bytes_per_page"]["64"][method]
+        for budget, cell in zip(budgets, cells[-len(budgets) :]):
+            row = rows[method, budget]
+            right, low, high = (100 * row[name] for name in ("right", "low", "high"))
+            mass = f"{row['mass_kept']:.2f}".lstrip("0")
+            assert cell == f"{right:.1f} [{low:.1f}, {high:.1f}] ({mass})", (label, budget)
 
 
 def test_answers_against_time():
