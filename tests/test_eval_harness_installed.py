@@ -1,5 +1,7 @@
 """The adapter inside the real lm-evaluation-harness, where it is installed."""
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -60,6 +62,35 @@ def test_generate_tasks_decode_sparsely_and_a_covering_budget_is_dense(model, to
         )
         expected = tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)
         assert answer == expected.split("\n\n")[0]
+
+
+def test_a_task_of_a_local_file_runs_through_simple_evaluate(model, tokenizer, tmp_path):
+    pytest.importorskip("datasets")
+    import lm_eval
+
+    from quest_compile.eval.harness import QuestLM
+
+    torch._dynamo.reset()
+    rows = tmp_path / "rows.jsonl"
+    asked = [{"q": "the whale swam away. " * 15 + f"Who {i}?", "a": "x"} for i in range(3)]
+    rows.write_text("\n".join(map(json.dumps, asked)))
+    task = {
+        "task": "whales",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    settings = {"num_decoded_prompt_tokens": 20, "quest": {"inner": "eager"}, "max_length": 512}
+    lm = QuestLM(model, tokenizer=tokenizer, budget=64, **settings)
+    found = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)
+    assert found["results"]["whales"]["sample_len"] == 3
+    assert lm.activity["samples"] == 3
+    assert lm.activity["sparse_steps"] == lm.activity["steps"] >= 3 * 20
 
 
 def test_log_likelihood_requests_are_refused(model, tokenizer):
