@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.bench_sketch_accuracy import mass_by_page
 from quest_compile.bench.sketch_keys import synthetic_heads
+from quest_compile.bench.sketch_mass import mass_by_page
 from quest_compile.ops import reference_sketch
 
 NUM_FIRST, BUDGET = 512, 16
