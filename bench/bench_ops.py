@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 from quest_compile.bench import options
 from quest_compile.bench.identity import print_table
+from quest_compile.bench.ops import overhead
 from quest_compile.bench.ops.inputs import Setting, Workload
 from quest_compile.bench.ops.levels import LEVELS, measure_levels
 from quest_compile.bench.ops.measure import measure, name_of
 from quest_compile.bench.ops.methods import TORCH_METHODS
-from quest_compile.bench.ops.overhead import measure_overhead
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.rounds import Rounds
 from quest_compile.bench.shapes import DTYPES, SHAPES, Layer, listed
@@ -124,8 +124,9 @@ def _measure_all(
         recorder.add(found)
         if samples.interrupted:
             raise KeyboardInterrupt
-    if not (args.no_overhead or args.isa or args.methods):
-        recorder.add(measure_overhead(rounds))
+    is_done = all(recorder.has(name, [overhead.METHOD]) for name in overhead.WORKLOADS)
+    if not (args.no_overhead or args.isa or args.methods or is_done):
+        recorder.add(overhead.measure_overhead(rounds))
 
 
 def _row(result: Result, recorder: Recorder) -> dict[str, object]:

@@ -20,6 +20,19 @@ from quest_compile.bench.shapes import Layer
 _CONTEXT, _SETTING = 32, Setting("minmax", budget=24, page_size=8)
 _CALLS = 300
 
+METHOD = "overhead"
+WORKLOADS = tuple(
+    f"overhead/{call}"
+    for call in (
+        "sparse_decode",
+        "sparse_decode_operator",
+        "dense_decode",
+        "update_page_summary",
+        "sdpa_group_as_q_len",
+        "torch_add",
+    )
+)
+
 
 def measure_overhead(rounds: Rounds) -> list[Result]:
     """Seconds per call; the values are means over a few hundred calls in a row."""
@@ -29,21 +42,21 @@ def measure_overhead(rounds: Rounds) -> list[Result]:
     cache_position, num_sealed = torch.tensor([_CONTEXT - 1]), torch.tensor([_CONTEXT // 8])
     tensors = (step.query, step.key_cache, step.value_cache, rows, step.seq_lens, None, None)
     direct = torch.ops.quest.sparse_decode.default
-    calls: dict[str, Callable[[], Any]] = {
-        "sparse_decode": lambda: ops.sparse_decode(*tensors, budget=24, page_size=8),
-        "sparse_decode_operator": lambda: direct(*tensors, budget=24, page_size=8),
-        "dense_decode": lambda: dense_decode(step),
-        "update_page_summary": lambda: ops.update_page_summary(
+    calls: list[Callable[[], Any]] = [
+        lambda: ops.sparse_decode(*tensors, budget=24, page_size=8),
+        lambda: direct(*tensors, budget=24, page_size=8),
+        lambda: dense_decode(step),
+        lambda: ops.update_page_summary(
             step.key_cache, cache_position, rows, num_sealed, channel_scale, page_size=8
         ),
-        "sdpa_group_as_q_len": lambda: sdpa_group_as_q_len(step),
-        "torch_add": lambda: step.query + step.query,
-    }
-    samplers = {name: _sampler(call) for name, call in calls.items()}
+        lambda: sdpa_group_as_q_len(step),
+        lambda: step.query + step.query,
+    ]
+    samplers = {name: _sampler(call) for name, call in zip(WORKLOADS, calls, strict=True)}
     samples = measure_rounds(samplers, rounds, "overhead of a call")
     facts = sample_fields(samples) | {"kernels": ops.native_status().info}
     return [
-        Result(f"overhead/{name}", "overhead", values, facts | {"calls_per_value": _CALLS})
+        Result(name, METHOD, values, facts | {"calls_per_value": _CALLS})
         for name, values in samples.values.items()
     ]
 

@@ -7,9 +7,9 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench import bench_ops
-from quest_compile.bench.ops import checks, methods
+from quest_compile.bench.ops import checks, methods, overhead
 from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
-from quest_compile.bench.results import RefusedError, load_results
+from quest_compile.bench.results import RefusedError, Result, load_results
 from quest_compile.bench.run import run
 from quest_compile.bench.shapes import Layer
 
@@ -63,6 +63,24 @@ def test_a_run_measures_every_method_under_the_same_names(tmp_path, monkeypatch)
     assert quest.metadata["kernels"] == ops.native_status().info
     metrics = json.loads(path.read_text())["metrics"]
     assert metrics[f"{quest.workload}, quest_64"] == quest.median
+
+
+def test_resume_measures_the_cost_of_a_call_again_only_where_it_is_missing(tmp_path, monkeypatch):
+    calls, facts = [], {"rounds_dropped": 0}
+
+    def measured(rounds):
+        calls.append(rounds)
+        return [Result(name, overhead.METHOD, [1e-5], facts) for name in overhead.WORKLOADS]
+
+    monkeypatch.setattr(overhead, "measure_overhead", measured)
+    monkeypatch.setattr(bench_ops, "workloads_of", lambda args: [])
+    command = ["--output", str(tmp_path), "--no-llama-cpp"]
+    assert bench_ops.main(command) == 0
+    assert bench_ops.main([*command, "--resume"]) == 0
+    assert len(calls) == 1
+    (tmp_path / "overhead.json").unlink()
+    assert bench_ops.main([*command, "--resume"]) == 0
+    assert len(calls) == 2
 
 
 def test_a_context_within_the_budget_is_dense_and_has_no_stages(steps, monkeypatch):
