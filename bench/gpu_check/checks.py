@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from quest_compile import ops
-from quest_compile.bench import flashinfer_peer, gpu_check
+from quest_compile.bench import gpu_check
+from quest_compile.bench.gpu_check import flashinfer_peer
 from quest_compile.bench.gpu_check.record import Record, StepFailedError, StepSkippedError
 from quest_compile.bench.gpu_check.smoke import smoke
 from quest_compile.bench.gpu_check.timing import copy_bandwidth

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from quest_compile.bench import flashinfer_peer
-from quest_compile.bench.gpu_check import checks
+from quest_compile.bench.gpu_check import checks, flashinfer_peer
 from quest_compile.bench.gpu_check.attention import run_attention
 from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
 from quest_compile.bench.gpu_check.forms import run_forms

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from quest_compile import ops
-from quest_compile.bench import bench_gpu_check, flashinfer_peer
-from quest_compile.bench.gpu_check import checks
+from quest_compile.bench import bench_gpu_check
+from quest_compile.bench.gpu_check import checks, flashinfer_peer
 from quest_compile.bench.gpu_check.attention import own_methods, run_attention
 from quest_compile.bench.gpu_check.forms import compare_forms
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs

@@ -9,7 +9,7 @@ from test_sparse_decode_step import assert_same_state, step, two_calls
 
 from quest_compile import ops
 from quest_compile.ops import reference, reference_selection
-from quest_compile.ops.triton import selection
+from quest_compile.ops.triton import launch_selection
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 SHARES = (
@@ -36,7 +36,7 @@ def make_scores(seed, num_pages):
 )
 def test_selects_the_pages_of_the_reference(shares, num_pages, tile, monkeypatch):
     """In one tile, and in two."""
-    monkeypatch.setattr(selection, "_MAX_TILE", tile)
+    monkeypatch.setattr(launch_selection, "_MAX_TILE", tile)
     scores, lengths = make_scores(num_pages, num_pages), torch.tensor([num_pages * 8 - 3, 100])
     mask = torch.rand(2, 1, 1, num_pages * 8) < 0.2
     for page_budget, attn_mask in ((6, None), (num_pages, mask)):
@@ -49,7 +49,7 @@ def test_rows_that_fit_are_those_with_few_pages():
     for fraction in (1e-3, 0.1, 0.3, 0.5, 0.9, 0.99, 1 - 2**-53, 1.0):
         for page_budget in (4, 7, 100, 1000):
             limits = {"num_sink_pages": 1, "num_recent_pages": 2, "budget_fraction": fraction}
-            fitting = selection.fitting_pages(page_budget, *limits.values())
+            fitting = launch_selection.fitting_pages(page_budget, *limits.values())
             for n in range(1, page_budget + 3):
                 most = reference_selection.page_budget_of(n, page_budget=page_budget, **limits)
                 assert (n <= fitting) == (n <= most), (fraction, page_budget, n)

@@ -12,21 +12,21 @@ from typing import Any
 from torch import Tensor
 
 from quest_compile.ops import reference_selection
-from quest_compile.ops.triton.attention import attend_rows
 from quest_compile.ops.triton.launch import Lengths, Mask
-from quest_compile.ops.triton.scaled_scoring import (
+from quest_compile.ops.triton.launch_attention import attend_rows
+from quest_compile.ops.triton.launch_scaled_scoring import (
     ScaledSummary,
     score_scaled_rows,
     update_scaled,
 )
-from quest_compile.ops.triton.scoring import (
+from quest_compile.ops.triton.launch_scoring import (
     Update,
     record,
     score_rows,
     start_update,
     update_alone,
 )
-from quest_compile.ops.triton.selection import fitting_pages, select_rows
+from quest_compile.ops.triton.launch_selection import fitting_pages, select_rows
 from quest_compile.ops.triton.stored_scores import StoredScores
 
 

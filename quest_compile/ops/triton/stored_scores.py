@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quest_compile.ops.triton import reuse as kernels
 from quest_compile.ops.triton.launch import on_device, power_of_two
-from quest_compile.ops.triton.scoring import Update
+from quest_compile.ops.triton.launch_scoring import Update
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from quest_compile.ops.triton.launch import (
     on_device,
     power_of_two,
 )
-from quest_compile.ops.triton.scoring import Update
+from quest_compile.ops.triton.launch_scoring import Update
 from quest_compile.ops.triton.stored_scores import StoredScores
 
 # What a program holds in registers: bytes of rows when scoring, values when they are made.

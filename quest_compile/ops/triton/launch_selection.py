@@ -12,7 +12,7 @@ from torch import Tensor
 from quest_compile.ops import reference_selection
 from quest_compile.ops.triton import select as kernels
 from quest_compile.ops.triton.launch import LOG2_E, Lengths, Mask, on_device, power_of_two
-from quest_compile.ops.triton.scoring import Update, is_contracted, page_tile
+from quest_compile.ops.triton.launch_scoring import Update, is_contracted, page_tile
 
 # Pages of a row that fit the registers of one program.
 _MAX_TILE = 8192
