@@ -98,9 +98,19 @@ def _against_budget(axes: Any, rows: Sequence[Row]) -> bool:
     return True
 
 
+def _interval(row: Row, dense: float) -> tuple[float, float]:
+    """Of the share of right answers, from that of the difference from dense."""
+    comparison = row["comparison"] or {"low": 0.0, "high": 0.0}
+    return max(dense + comparison["low"], 0.0), min(dense + comparison["high"], 1.0)
+
+
 def _against_time(axes: Any, rows: Sequence[Row], results: Sequence[Result]) -> bool:
-    """Right answers by the median of a step, a point per budget; a line per summary and context."""
+    """Right answers by the median of a step, a point per budget; a line per summary and context.
+
+    Bars: 95 % intervals of the difference from dense.
+    """
     dense = _dense(rows)
+    level = dense["value"] if dense else 0.0
     found = False
     for context in values_of(results, "context"):
         here = select(results, context=context)
@@ -109,19 +119,22 @@ def _against_time(axes: Any, rows: Sequence[Row], results: Sequence[Result]) -> 
             for r in here
             if "summary" in r.metadata
         }
-        points: dict[str, list[tuple[float, float, int]]] = {}
+        points: dict[str, list[tuple[int, float, Row]]] = {}
         for row in rows:
             setting = setting_of(row)
             if setting in seconds:
                 summary, budget = setting
-                points.setdefault(summary, []).append(
-                    (1e3 * seconds[setting], 100 * row["value"], budget)
-                )
+                points.setdefault(summary, []).append((budget, 1e3 * seconds[setting], row))
         for summary, own in points.items():
-            own.sort(key=lambda point: point[2])
+            own.sort(key=lambda point: point[0])
             label = f"{summary}, {tokens(context)} tokens"
-            axes.plot([x for x, _, _ in own], [y for _, y, _ in own], "o-", label=label)
-            for x, y, budget in own:
+            shares = [100 * row["value"] for *_, row in own]
+            ends = [_interval(row, level) for *_, row in own]
+            errors = [[y - 100 * low for y, (low, _) in zip(shares, ends)]]
+            errors.append([100 * high - y for y, (_, high) in zip(shares, ends)])
+            times = [x for _, x, _ in own]
+            axes.errorbar(times, shares, errors, fmt="o-", elinewidth=0.7, capsize=2, label=label)
+            for (budget, x, _), y in zip(own, shares):
                 axes.annotate(
                     str(budget), (x, y), fontsize=6, xytext=(2, 3), textcoords="offset points"
                 )
