@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quest_compile.bench.report.more_tables import TABLES
 from quest_compile.bench.report.names import is_quest
+from quest_compile.bench.report.stage_bars import too_many_bars
 from quest_compile.bench.results import Result, load_results
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,7 @@ def document(folder: Path, plots: Sequence[str] = (), accuracy: Path | None = No
     if accuracy is not None and plots:
         name = "/".join(accuracy.resolve().parts[-2:])
         parts.append(f"Right answers in the plots are those of `{name}`.\n")
+    parts += [f"{sentence}\n" for sentence in too_many_bars(results)]
     parts += [f"![{name.removesuffix('.svg')}]({name})\n" for name in plots]
     return "\n".join(parts)
 

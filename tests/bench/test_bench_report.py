@@ -9,6 +9,7 @@ from quest_compile.bench import bench_report
 from quest_compile.bench.report import tables
 from quest_compile.bench.report.document import document, with_tables
 from quest_compile.bench.report.names import label, seconds
+from quest_compile.bench.report.stage_bars import stage_bars, too_many_bars
 from quest_compile.bench.results import Result, write_results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -62,6 +63,67 @@ def test_speed_up_stands_beside_what_the_bytes_allow(results):
 
 def test_stages_stand_beside_the_operator(results):
     assert "bfloat16, 8K | 100 us | 20 us | 300 us | 1 ms |" in tables.stages(results)
+
+
+def staged(places, methods=("quest_2048", "quest-int8_2048")):
+    """Results of every method at every place, with their stages."""
+    found = []
+    for where in places:
+        facts = FACTS | {"shape": "s", "context": 8192, "budget": 2048} | where
+        name = "/".join(f"{key}{value}" for key, value in facts.items())
+        for method in methods:
+            parts = [Result(f"{name}/{stage}", method, [1e-4], facts) for stage in tables.STAGES]
+            found += [Result(name, method, [1e-3], facts), *parts]
+    return found
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [{"shape": shape, "context": n} for shape in "abc" for n in (4096, 8192)],
+        [{"threads": threads, "batch": batch} for threads in (1, 2) for batch in (1, 8)],
+    ],
+)
+def test_every_result_has_a_bar_of_its_own(places):
+    methods = ("quest_2048", "quest_2048_page32", "quest-int8_2048", "quest_1024@avx2")
+    bars = stage_bars(staged(places, methods))
+    assert len({name for name, _ in bars}) == len(bars) == len(places) * len(methods)
+    assert all(seconds == [1e-4] * 3 for _, seconds in bars)
+
+
+def test_labels_of_bars_name_what_varies():
+    assert [name for name, _ in stage_bars(staged([{"context": 4096}, {"context": 32768}]))] == [
+        "budget 2048, minmax_int8, 4K tokens",
+        "budget 2048, 4K tokens",
+        "budget 2048, minmax_int8, 32K tokens",
+        "budget 2048, 32K tokens",
+    ]
+    assert [name for name, _ in stage_bars(staged([{}]))] == [
+        "budget 2048, minmax_int8",
+        "budget 2048",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("places", "is_drawn", "is_said"),
+    [
+        ([{"context": 1024 * i} for i in range(1, 13)], True, False),
+        ([{"context": 1024 * i} for i in range(1, 14)], False, True),
+        ([{"shape": "a"}, {"shape": "b"}], False, False),
+        ([{"threads": 1}, {"threads": 2}], False, False),
+    ],
+    ids=["24 bars", "26 bars", "shapes", "threads"],
+)
+def test_stages_are_drawn_where_they_can_be_read(places, is_drawn, is_said, tmp_path, capsys):
+    plots = pytest.importorskip("quest_compile.bench.report.plots")
+    results = [
+        Result(r.workload, r.method, r.values, r.metadata | {"bytes_moved": 1})
+        for r in staged(places)
+    ]
+    assert ("stages_bfloat16.svg" in plots.write_plots(results, tmp_path)) == is_drawn
+    assert (tmp_path / "stages_bfloat16.png").is_file() == is_drawn
+    sentence = "The plot of stages in bfloat16 is left out: it would have 26 bars, more than 24."
+    assert too_many_bars(results) == ([sentence] if is_said else [])
 
 
 def test_marked_results_are_seen(results, tmp_path):
