@@ -173,3 +173,60 @@ def test_times_have_three_digits_and_a_unit():
         "988 us",
         "0.3 us",
     ]
+
+
+def cost(workload, method, value, unit="second"):
+    benchmark = workload.partition("/")[0]
+    facts = FACTS | {"benchmark": benchmark, "shape": "s", "context": 8192}
+    return Result(workload, method, [value], facts, unit)
+
+
+def test_costs_come_from_several_folders(tmp_path):
+    folders = {
+        "compile": [
+            cost("compile/s/first token, cold", "quest_2048", 30),
+            cost("compile/s/first token, warm", "quest_2048", 5),
+            cost("compile/s/passes", "quest_2048", 0.1),
+            cost("compile/s/first token, cold", "dense_transformers", 28),
+        ],
+        "memory": [
+            cost("memory/s/cache", "quest_2048", 2**28, "byte"),
+            cost("memory/s/page_summaries", "quest_2048", 2**24, "byte"),
+            cost("memory/s/peak", "quest_2048", 2**30, "byte"),
+        ],
+        "longrun": [
+            cost(f"longrun/s/tokens {i}-{i + 500}", "quest_2048", 0.06 + i / 1e5)
+            for i in (0, 500, 1000)
+        ],
+        "overhead": [
+            cost(f"overhead/{n} layers/{what}", "quest", n * 1e-3)
+            for n in (4, 32)
+            for what in ("passes", "a step with state")
+        ],
+    }
+    for name, results in folders.items():
+        (tmp_path / name).mkdir()
+        write_results(tmp_path / name, results)
+    folders["overhead"][0].metadata["commit"] = "other"
+    write_results(tmp_path / "overhead", folders["overhead"])
+    marker = "<!-- bench: costs compile\nmemory longrun overhead -->\n<!-- bench end -->"
+    right = with_tables(marker, tmp_path)
+    assert "| Quest, budget 2048 | 30 s | 5 s | 100 ms |" in right
+    assert "| `torch.compile` of the model as it is | 28 s | - | - |" in right
+    assert "| Quest, budget 2048 | 256.0 MiB | 16.0 MiB | 1024.0 MiB |" in right
+    assert "a step, tokens 0-500 | a step, tokens 1000-1500 |" in right
+    assert "| Quest, budget 2048 | 60 ms | 70 ms |" in right
+    assert "| 32 layers | 32 ms | 32 ms |" in right
+    assert "\ncompile, memory, longrun: 2 cores of x" in right
+    assert "\noverhead: 2 cores of x, kernels cpu:avx2, torch 2, commit other" in right
+    assert with_tables(right.replace("16.0 MiB", "15.0 MiB"), tmp_path) == right
+
+
+def test_costs_of_other_benchmarks_and_other_tables_of_several_folders_are_refused(
+    results, tmp_path
+):
+    write_results(tmp_path, results)
+    with pytest.raises(ValueError, match="table costs: expected results of compile, .* got ops"):
+        with_tables("<!-- bench: costs . -->\n<!-- bench end -->", tmp_path)
+    with pytest.raises(ValueError, match="table attention: expected one folder, got ., ./"):
+        with_tables("<!-- bench: attention . ./ -->\n<!-- bench end -->", tmp_path)
