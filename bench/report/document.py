@@ -8,10 +8,13 @@ from pathlib import Path
 
 from quest_compile.bench.report.more_tables import TABLES
 from quest_compile.bench.report.names import is_quest
+from quest_compile.bench.report.stage_bars import too_many_bars
 from quest_compile.bench.results import Result, load_results
 
 _ROOT = Path(__file__).resolve().parents[2]
-_MARKED = re.compile(r"(<!-- bench: (\w+) (\S+) -->\n).*?(<!-- bench end -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"(<!-- bench: (\w+)((?:\s+(?!-->)\S+)+)\s+-->\n).*?(<!-- bench end -->)", re.DOTALL
+)
 
 
 def tables_for(results: Sequence[Result]) -> list[str]:
@@ -66,6 +69,7 @@ def document(folder: Path, plots: Sequence[str] = (), accuracy: Path | None = No
     if accuracy is not None and plots:
         name = "/".join(accuracy.resolve().parts[-2:])
         parts.append(f"Right answers in the plots are those of `{name}`.\n")
+    parts += [f"{sentence}\n" for sentence in too_many_bars(results)]
     parts += [f"![{name.removesuffix('.svg')}]({name})\n" for name in plots]
     return "\n".join(parts)
 
@@ -76,17 +80,34 @@ def with_tables(text: str, root: Path = _ROOT) -> str:
         <!-- bench: TABLE FOLDER -->
         <!-- bench end -->
 
+    The table ``costs`` takes several folders, with spaces or line ends between them.
+
     Raises:
-        ValueError: no such table, or no results in the folder, which is relative to ``root``.
+        ValueError: no such table, several folders for another, or no results in a folder, which is
+            relative to ``root``.
     """
 
     def table(match: re.Match[str]) -> str:
-        begin, name, folder, end = match.groups()
+        begin, name, folders, end = match.groups()
         if name not in TABLES:
             raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
-        results = load_results(root / folder)
-        if not results:
-            raise ValueError(f"{folder} holds no results")
-        return f"{begin}{TABLES[name](results)}\n{conditions(results)}\n{end}"
+        groups = {folder: load_results(root / folder) for folder in folders.split()}
+        if len(groups) > 1 and name != "costs":
+            raise ValueError(f"table {name}: expected one folder, got {', '.join(groups)}")
+        for folder, results in groups.items():
+            if not results:
+                raise ValueError(f"{folder} holds no results")
+        made = TABLES[name]([r for results in groups.values() for r in results])
+        return f"{begin}{made}\n{_all_conditions(list(groups.values()))}\n{end}"
 
     return _MARKED.sub(table, text)
+
+
+def _all_conditions(groups: Sequence[Sequence[Result]]) -> str:
+    """A line for groups alike; with their benchmarks where there are several lines."""
+    found: dict[str, list[str]] = {}
+    for results in groups:
+        found.setdefault(conditions(results), []).append(results[0].metadata["benchmark"])
+    if len(found) == 1:
+        return next(iter(found))
+    return "\n".join(f"{', '.join(names)}: {text}" for text, names in found.items())

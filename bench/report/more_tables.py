@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from quest_compile.bench.report.costs import costs
 from quest_compile.bench.report.names import label, methods_of, seconds, tokens
 from quest_compile.bench.report.tables import (
     OPS_TABLES,
     first,
     mark,
     markdown,
+    quantity,
     select,
     values_of,
     whole,
@@ -86,15 +88,9 @@ def quantities(results: Sequence[Result]) -> str:
         cells = [workload]
         for method in methods:
             own = first([r for r in results if r.workload == workload], method)
-            cells.append("-" if own is None else _quantity(own) + mark(own))
+            cells.append("-" if own is None else quantity(own) + mark(own))
         rows.append(cells)
     return markdown(["", *map(label, methods)], rows)
-
-
-def _quantity(result: Result) -> str:
-    if result.unit == "byte":
-        return f"{result.median / 2**20:.1f} MiB"
-    return seconds(result.median)
 
 
 TABLES: dict[str, Callable[[Sequence[Result]], str]] = OPS_TABLES | {
@@ -103,4 +99,5 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = OPS_TABLES | {
     "threads": threads,
     "decode": decode,
     "quantities": quantities,
+    "costs": costs,
 }

@@ -9,7 +9,9 @@ from typing import Any
 
 import matplotlib
 
+from quest_compile.bench.report.document import tables_for
 from quest_compile.bench.report.names import is_quest, label, methods_of, tokens
+from quest_compile.bench.report.stage_bars import MAX_BARS, stage_bars
 from quest_compile.bench.report.tables import STAGES, first, select, values_of, whole
 from quest_compile.bench.results import Result
 
@@ -21,13 +23,16 @@ def write_plots(results: Sequence[Result], folder: Path) -> list[str]:
     matplotlib.rcParams.update({"svg.hashsalt": "quest_compile", "svg.fonttype": "none"})
     written = []
     found = whole(results)
+    has_stages = not {"shapes", "threads"} & set(tables_for(results))
     for dtype in values_of(found, "dtype"):
         here = select(found, dtype=dtype)
         plots: dict[str, Callable[[Any], bool]] = {
             "time": functools.partial(_time, results=here),
             "speedup": functools.partial(_speedup, results=here),
-            "stages": functools.partial(_stages, results=select(results, dtype=dtype)),
         }
+        if has_stages:
+            own = select(results, dtype=dtype)
+            plots["stages"] = functools.partial(_stages, results=own)
         for name, plot in plots.items():
             if draw(plot, f"{_subject(here)}, {dtype}", folder / f"{name}_{dtype}"):
                 written.append(f"{name}_{dtype}.svg")
@@ -102,25 +107,20 @@ def _speedup(axes: Any, results: Sequence[Result]) -> bool:
 
 
 def _stages(axes: Any, results: Sequence[Result]) -> bool:
-    """Bars of score, select and attend."""
-    bars = []
-    for result in whole(results):
-        parts = [
-            first([r for r in results if r.workload == f"{result.workload}/{stage}"], result.method)
-            for stage in STAGES
-        ]
-        if is_quest(result.method) and all(parts):
-            name = f"{_plain(result.method)}\n{tokens(result.metadata['context'])}"
-            bars.append((name, [1e6 * r.median for r in parts if r]))
-    if not bars:
+    """A horizontal bar of score, select and attend per result."""
+    bars = stage_bars(results)
+    if not 0 < len(bars) <= MAX_BARS:
         return False
-    bottoms = [0.0] * len(bars)
+    places = range(len(bars))
+    left = [0.0] * len(bars)
     for i, stage in enumerate(STAGES):
-        heights = [values[i] for _, values in bars]
-        axes.bar([name for name, _ in bars], heights, bottom=bottoms, label=stage)
-        bottoms = [b + h for b, h in zip(bottoms, heights)]
-    axes.tick_params(axis="x", labelsize=6)
-    axes.set_ylabel("us")
+        widths = [1e6 * seconds[i] for _, seconds in bars]
+        axes.barh(places, widths, left=left, label=stage)
+        left = [start + width for start, width in zip(left, widths)]
+    axes.set_yticks(places, [name for name, _ in bars], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.set_xlabel("us")
     return True
 
 

@@ -153,6 +153,13 @@ def mark(result: Result) -> str:
     return " (!)" if result.marked or "interrupted" in result.metadata else ""
 
 
+def quantity(result: Result) -> str:
+    """The median with its unit."""
+    if result.unit == "byte":
+        return f"{result.median / 2**20:.1f} MiB"
+    return seconds(result.median)
+
+
 OPS_TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "attention": attention,
     "contexts": contexts,

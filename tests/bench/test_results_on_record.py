@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quest_compile.bench import bench_report
+from quest_compile.bench import bench_report, sketch_tables
 from quest_compile.bench.report.document import with_tables
 from quest_compile.eval.markdown import markdown
 from quest_compile.eval.results import Row
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
 EVALS = sorted(RESULTS.glob("*_eval-*.json"))
+SKETCHES = sorted(RESULTS.glob("*_sketch-accuracy.json"))
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" / "README.md"]
 
 
@@ -67,6 +68,17 @@ def test_pages_of_eval_are_those_of_the_results(path):
     page = path.with_suffix(".md").read_text("utf-8")
     conditions = found.get("conditions", ())
     assert markdown(rows, found["identity"], found["settings"], conditions) == page
+
+
+@pytest.mark.parametrize("path", SKETCHES, ids=lambda path: path.stem)
+def test_pages_of_sketches_are_those_of_the_results(path):
+    found = json.loads(path.read_text("utf-8"))
+    assert sketch_tables.markdown(found) == path.with_suffix(".md").read_text("utf-8")
+
+
+def test_every_page_of_results_is_compared():
+    assert SKETCHES
+    assert {path.with_suffix(".md") for path in (*EVALS, *SKETCHES)} == set(RESULTS.glob("*.md"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
