@@ -17,9 +17,9 @@ BENCHMARKS = {
     "memory": "peak of a process, and what page summaries add",
     "longrun": "thousands of tokens: no step gets slower",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
+    "selection": "time of a step with each way to select pages",
     "eval": "does Quest hurt a model? the same as quest-compile eval",
     "sketch-accuracy": "attention mass and answers that page summaries keep",
-    "selection": "time of a step with each way to select pages",
     "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
     "report": "tables and plots from results",
 }

@@ -13,7 +13,7 @@ from quest_compile.bench.identity import identity, record_folder
 from quest_compile.bench.results import load_results
 
 # Those that keep their results as pyperf JSON.
-DRIVEN = ("ops", "decode", "compile", "memory", "longrun", "overhead")
+DRIVEN = ("ops", "decode", "compile", "memory", "longrun", "overhead", "selection")
 
 
 def run(args: Sequence[str]) -> Path:
@@ -32,7 +32,7 @@ def run(args: Sequence[str]) -> Path:
     if name not in DRIVEN:
         raise ValueError(
             f"args must begin with one of {', '.join(DRIVEN)}, got {name!r} "
-            "(eval, sketch-accuracy, selection and gpu-check write results of their own)"
+            "(eval, sketch-accuracy and gpu-check write results of their own)"
         )
     time = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
     parser = argparse.ArgumentParser(prog=f"quest-compile bench {name}", add_help=False)

@@ -1,6 +1,7 @@
 """Sketches find what min/max bounds miss: the recall model at budgets where a page is an answer.
 
-Through compiled graphs and the real operators; counters show that they ran."""
+Through compiled graphs and the real operators; counters show that they ran. The limits are a
+regression check of fixed contexts; the claim, with its interval, is in docs/page_sketches.md."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ def tables_for(results: Sequence[Result]) -> list[str]:
     """Which tables say something about these results."""
     benchmark = results[0].metadata.get("benchmark")
     if benchmark != "ops":
-        return ["decode"] if benchmark == "decode" else ["quantities"]
+        return [benchmark if benchmark in ("decode", "selection") else "quantities"]
     if any("@" in r.method for r in results):
         return ["levels"]
     if len({r.metadata.get("shape") for r in results if "shape" in r.metadata}) > 1:

@@ -1,4 +1,4 @@
-"""Tables of shapes, instruction sets, threads, whole models, compilation, memory and long runs."""
+"""Tables of shapes, instruction sets, threads, whole models, ways to select, and all others."""
 
 from __future__ import annotations
 
@@ -80,6 +80,34 @@ def decode(results: Sequence[Result]) -> str:
     return markdown(header, rows)
 
 
+def selection(results: Sequence[Result]) -> str:
+    """Ways to select, a row each: a step's time, and what it reads, by budget."""
+    budgets = values_of(results, "budget")
+    header = [""]
+    for budget in budgets:
+        header += [f"budget {budget}", "to default", "tokens read", "MiB read", "of read"]
+    rows = []
+    names = {r.method: r.metadata["way"] for r in results if "way" in r.metadata}
+    for method in sorted(names, key=lambda method: (method != "default", method)):
+        cells = [names[method] if method == "default" else f"`{names[method]}`"]
+        for budget in budgets:
+            here = select(results, budget=budget)
+            own, default = first(here, method), first(here, "default")
+            if own is None or default is None:
+                cells += ["-"] * 5
+                continue
+            facts = own.metadata
+            cells += [
+                seconds(own.median) + mark(own),
+                f"{own.median / default.median:.2f}",
+                f"{facts['tokens_read']:.0f}",
+                f"{facts['bytes_moved'] / 2**20:.1f}",
+                f"{facts['fraction_of_read_loop']:.2f}",
+            ]
+        rows.append(cells)
+    return markdown(header, rows)
+
+
 def quantities(results: Sequence[Result]) -> str:
     """Any benchmark: medians with their unit, a row per workload, a column per method."""
     methods = methods_of(results)
@@ -98,6 +126,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = OPS_TABLES | {
     "levels": levels,
     "threads": threads,
     "decode": decode,
+    "selection": selection,
     "quantities": quantities,
     "costs": costs,
 }

@@ -1,6 +1,9 @@
-"""The accuracy tables of the documents say what the JSON on record says."""
+"""The tables of accuracy and of ways to select in the documents say what the JSON on record says.
+
+Figures of a prototype beside them: test_accuracy_beside_prototype.py."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ LONG_ANSWERS = "2026-11-24_epyc-2-cores_2abda21_eval-recall-8192.json"
 SELECTION = "2026-11-24_epyc-2-cores_9b1ef62_eval-recall-selection.json"
 SKETCHES = "2026-11-24_epyc-2-cores_50fca43_sketch-accuracy.json"
 BUDGETS = "2026-11-24_epyc-2-cores_f430b31_ops-budgets"
+
+ACCURACY, WAYS = "docs/accuracy.md", "docs/selection.md"
+NO_TIMES = "It has no result on record yet."
 
 NEWEST_ONLY = "quest:num_sink_pages=0,num_recent_pages=1"
 METHODS = {
@@ -71,17 +77,20 @@ def right(rows, task, method, budget):
 
 
 @pytest.mark.parametrize(
-    ("document", "header", "task", "dense"),
+    ("document", "header", "task", "questions", "dense", "num_rows"),
     [
-        ("README.md", "budget | 64 | 128 | 256 | 512 | 1024 | dense", "recall-64", 97.8),
-        ("docs/accuracy.md", "64 records, 320 questions, dense 97.8 | 64", "recall-64", 97.8),
-        ("docs/accuracy.md", "16 records, 64 questions, dense 100 | 64", "recall-16", 100),
+        ("README.md", "budget | 64 | 128 | 256 | 512 | 1024 | dense", "recall-64", 320, 97.8, 2),
+        (ACCURACY, "64 records, 320 questions, dense 97.8 | 64", "recall-64", 320, 97.8, 9),
+        (ACCURACY, "16 records, 64 questions, dense 100 | 64", "recall-16", 64, 100, 9),
     ],
 )
-def test_answers_of_the_recall_model(document, header, task, dense):
+def test_answers_of_the_recall_model(document, header, task, questions, dense, num_rows):
     rows = load(ANSWERS)["rows"]
     assert f"{right(rows, task, 'dense', 0)[0]:.1f}" == f"{dense:.1f}"
+    compared = [row["comparison"] for row in rows if row["task"] == task and row["comparison"]]
+    assert {found["num_samples"] for found in compared} == {questions}
     (_, *budgets), *body = table(document, header)
+    assert len(body) == num_rows
     for label, *cells in body:
         for budget, cell in zip(budgets, cells):
             of = ("dense", 0) if budget == "dense" else (method_of(label), int(budget))
@@ -89,10 +98,41 @@ def test_answers_of_the_recall_model(document, header, task, dense):
                 assert f"{float(cell):.1f}" == f"{right(rows, task, *of)[0]:.1f}", (label, budget)
 
 
+@pytest.mark.parametrize(
+    ("document", "record"),
+    [(ACCURACY, ANSWERS), (WAYS, SELECTION), (WAYS, SKETCHES), ("docs/page_sketches.md", SKETCHES)],
+)
+def test_documents_name_the_record(document, record):
+    text = (ROOT / document).read_text("utf-8")
+    assert f"bench/results/{record.removesuffix('.json')}" in text
+
+
+def shows_times(text, folders):
+    """Is ``text`` with the marked table of one of ``folders``, or says that there is none?"""
+    named = re.findall(r"<!-- bench: selection bench/results/(\S+) -->", text)
+    if not folders:
+        return not named and NO_TIMES in text
+    return len(named) == 1 and named[0] in folders and NO_TIMES not in text
+
+
+def test_times_of_ways_to_select_are_the_record_or_said_to_be_missing():
+    """The marked table itself: test_results_on_record.py."""
+    folders = [path.name for path in RESULTS.glob("*_selection") if path.is_dir()]
+    assert shows_times((ROOT / WAYS).read_text("utf-8"), folders)
+
+
+def test_that_check_finds_what_is_wrong():
+    right, other = (f"<!-- bench: selection bench/results/{x}_selection -->" for x in "xy")
+    assert shows_times(NO_TIMES, []) and shows_times(right, ["x_selection"])
+    assert not any(shows_times(text, []) for text in ("", right, NO_TIMES + right))
+    for text in ("", NO_TIMES, other, NO_TIMES + right, right + right):
+        assert not shows_times(text, ["x_selection"])
+
+
 def test_ways_to_select():
     rows = load(SELECTION)["rows"]
-    _, *body = table("docs/selection.md", "right answers in %, tokens read by a query")
-    _, *others = table("docs/selection.md", "budgets in place of one number")
+    _, *body = table(WAYS, "right answers in %, tokens read by a query")
+    _, *others = table(WAYS, "budgets in place of one number")
     assert len(body) > 20 and len(others) == 4
     cells = [(label, budget, c) for label, *own in body for budget, c in zip((128, 256), own)]
     for label, budget, cell in cells + [(label, 0, c) for label, c in others]:
@@ -101,7 +141,7 @@ def test_ways_to_select():
 
 
 @pytest.mark.parametrize(
-    ("document", "last"), [("docs/page_sketches.md", "sketch, 2 bits"), ("docs/selection.md", "")]
+    ("document", "last"), [("docs/page_sketches.md", "sketch, 2 bits"), (WAYS, "")]
 )
 def test_attention_mass_of_synthetic_keys(document, last):
     found = {(row["keys"], row["pages"]): row for row in load(SKETCHES)["synthetic"]}
