@@ -155,6 +155,7 @@ class TestInterrupted:
             patch.setattr(records_module.Records, "add", add_three_then_stop)
             assert evaluate(stopped, *arguments) == 130
         assert "3 cells are kept" in capsys.readouterr().err
+        assert "**Interrupted**" in (stopped / "results.md").read_text()
         assert len(lines(stopped)) == HEADER + 3
         assert ("recall-16", "dense", 0) in rows(stopped)
         kept = lines(stopped)
@@ -163,6 +164,7 @@ class TestInterrupted:
             file.write('{"cell": ["recall-16", 1024')
 
         assert evaluate(stopped, *arguments, "--resume") == 0
+        assert "**Interrupted**" not in (stopped / "results.md").read_text()
         assert lines(stopped)[: HEADER + 3] == kept
         assert len(lines(stopped)) == HEADER + 5
         assert rows(stopped) == whole

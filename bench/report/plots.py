@@ -22,7 +22,8 @@ def write_plots(results: Sequence[Result], folder: Path) -> list[str]:
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "quest_compile", "svg.fonttype": "none"})
     written = []
-    found = whole(results)
+    # Others measure sizes, first tokens or windows, at several contexts perhaps.
+    found = [r for r in whole(results) if r.metadata.get("benchmark", "ops") in ("ops", "decode")]
     has_stages = not {"shapes", "threads"} & set(tables_for(results))
     for dtype in values_of(found, "dtype"):
         here = select(found, dtype=dtype)

@@ -81,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> int:
         )
         status = INTERRUPTED
     if records.lines:
-        write_results(args, records)
+        write_results(args, records, is_complete=not status)
     return status
 
 
@@ -162,7 +162,9 @@ def _needed(encoder: Encoder | None, what: str, args: argparse.Namespace) -> Enc
     return encoder
 
 
-def write_results(args: argparse.Namespace, records: Records) -> list[Row]:
+def write_results(
+    args: argparse.Namespace, records: Records, is_complete: bool = True
+) -> list[Row]:
     """JSON, Markdown and plots into the folder; the tables on the screen."""
     rows = rows_of(records.lines, args.margin / 100, args.loss_margin)
     margins = {"margin_points": args.margin, "loss_margin_nats": args.loss_margin}
@@ -171,10 +173,11 @@ def write_results(args: argparse.Namespace, records: Records) -> list[Row]:
     result = {
         "identity": described,
         "settings": settings,
+        "is_complete": is_complete,
         "conditions": records.conditions,
         "rows": [row.as_dict() for row in rows],
     }
-    text = markdown(rows, described, settings, records.conditions)
+    text = markdown(rows, described, settings, records.conditions, is_complete)
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (args.out / "results.md").write_text(text, encoding="utf-8")
     print(text)

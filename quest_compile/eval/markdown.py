@@ -19,12 +19,18 @@ def markdown(
     identity: dict[str, Any],
     settings: dict[str, Any],
     conditions: Sequence[dict[str, Any]],
+    is_complete: bool = True,
 ) -> str:
     """The whole page: settings, a table per task and length, what served each method, and which
-    rows were measured under which ``conditions`` where those changed."""
+    rows were measured under which ``conditions`` where those changed.
+
+    ``is_complete``: False for a run that was interrupted.
+    """
     lines = [f"# Accuracy of {settings['model']}", ""]
     described = (*identity.items(), *((k, v) for k, v in settings.items() if k != "model"))
     lines += ["; ".join(f"{name} {value}" for name, value in described if value is not None), ""]
+    if not is_complete:
+        lines += ["**Interrupted**: rows may have fewer samples than asked for, or be missing.", ""]
     for task, length in dict.fromkeys((row.task, row.length) for row in rows):
         own = [row for row in rows if (row.task, row.length) == (task, length)]
         lines += [f"## {_title(own[0])}", "", *table(own), ""]

@@ -9,6 +9,7 @@ from quest_compile.bench import bench_report
 from quest_compile.bench.report import tables
 from quest_compile.bench.report.document import document, with_tables
 from quest_compile.bench.report.names import label, seconds
+from quest_compile.bench.report.plots import write_plots
 from quest_compile.bench.report.stage_bars import stage_bars, too_many_bars
 from quest_compile.bench.results import Result, write_results
 
@@ -230,3 +231,11 @@ def test_costs_of_other_benchmarks_and_other_tables_of_several_folders_are_refus
         with_tables("<!-- bench: costs . -->\n<!-- bench end -->", tmp_path)
     with pytest.raises(ValueError, match="table attention: expected one folder, got ., ./"):
         with_tables("<!-- bench: attention . ./ -->\n<!-- bench end -->", tmp_path)
+
+
+def test_sizes_at_several_contexts_are_no_times_to_plot(results, tmp_path):
+    for found in results:
+        found.metadata["benchmark"] = "memory"
+        del found.metadata["bytes_moved"]
+    assert write_plots(results, tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -156,7 +156,12 @@ def test_an_interrupt_ends_the_process_and_keeps_what_is_done(tmp_path, monkeypa
     monkeypatch.setattr(SpawnProcess, "join", joined)
     monkeypatch.setattr(bench_memory, "run_probe", interrupted)
     arguments = [*TINY, *SHAPE, "--methods", "dense_decode,quest_64", "--output", str(tmp_path)]
-    assert bench_memory.main(arguments) == 130
+    # Processes of pytest-xdist ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert bench_memory.main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert methods == ["dense_decode", "quest_64"]
     assert exit_codes == [-signal.SIGTERM]
     assert {r.method for r in load_results(tmp_path)} == {"dense_decode"}
