@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from quest_compile.config import QuestConfig
-from quest_compile.eval.attention import EvalAttention
+from quest_compile.eval.attention import NAME, EvalAttention
 from quest_compile.eval.baselines import KEEP, SNAP_WINDOW, Step, snapkv
-from quest_compile.eval.methods import parse_method
+from quest_compile.eval.methods import Decoder, parse_method
+from quest_compile.eval.protocol import Session
 from quest_compile.eval.recall_tasks import recall_group
 from quest_compile.eval.records import Records
 from quest_compile.eval.run import run
@@ -155,3 +156,23 @@ def test_a_context_is_prefilled_once_for_all_methods_budgets_and_questions(tmp_p
     assert prefilled == [512, 512]
     assert len(records.lines) == 2 * (1 + 2 * len(names))
     assert {len(line["scores"]) for line in records.lines.values()} == {16}
+
+
+def test_a_watched_prefill_fills_the_cache_as_a_plain_one_does():
+    """The first slice comes without a mask."""
+    model = load_model()
+    tokens = recall_group("recall-16", 1024, 16, model.config.vocab_size, seed=3).make(0).tokens
+    keys = {}
+    implementation = model.config._attn_implementation
+    for name in ("sdpa", NAME):
+        session, attention = Session(model, 1152), Decoder(model, QuestConfig()).attention
+        attention.begin_context(len(tokens), name == NAME)
+        model.set_attn_implementation(name)
+        try:
+            session.prefill(tokens)
+        finally:
+            model.set_attn_implementation(implementation)
+        keys[name] = [layer.keys for layer in session.cache.layers]
+    for plain, watched in zip(keys["sdpa"], keys[NAME]):
+        # Softmax of logits in the hundreds: either is as far from float64.
+        torch.testing.assert_close(watched, plain, rtol=0, atol=2e-3)

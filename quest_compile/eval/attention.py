@@ -82,8 +82,16 @@ class EvalAttention:
             return self._decode(layer, query, key, value, attention_mask, scale), None
         if self.watch and query.shape[2] > 1:
             self._watch(layer, query, key, scale)
+        # transformers leaves the mask away where it would be no more than causal.
+        is_causal = attention_mask is None and query.shape[2] > 1
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=True,
         )
         return out.transpose(1, 2).contiguous(), None
 
