@@ -9,7 +9,7 @@ import pytest
 from quest_compile.eval.statistics import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = "2026-11-24_epyc-2-cores_c61eb55_eval-recall"
+RESULT = "2026-11-24_epyc-avx2-2-cores_e311a7e_eval-recall"
 PROTOTYPE = json.loads((ROOT / "tests/accuracy_prototype.json").read_text())
 ROWS = {
     (row["task"], row["method"], row["budget"]): row

@@ -13,7 +13,7 @@ from quest_compile.bench.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-ANSWERS = "2026-11-24_epyc-2-cores_c61eb55_eval-recall.json"
+ANSWERS = "2026-11-24_epyc-avx2-2-cores_e311a7e_eval-recall.json"
 LONG_ANSWERS = "2026-11-24_epyc-avx2-2-cores_0aee0ae_eval-recall-8192.json"
 SELECTION = "2026-11-24_epyc-2-cores_9b1ef62_eval-recall-selection.json"
 SKETCHES = "2026-11-24_epyc-2-cores_50fca43_sketch-accuracy.json"
