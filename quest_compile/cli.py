@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
     explain.add_argument("model", help="folder or hub name of a transformers model")
-    explain.add_argument("--budget", type=int, default=2048, help="tokens; default 2048")
+    explain.add_argument(
+        "--budget", type=_budget, default=2048, help="tokens, or a share below 1; default 2048"
+    )
     options.add_arguments(
         commands.add_parser("eval", help="does Quest hurt a model? with statistics, per budget")
     )
@@ -50,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError, NotActiveError) as error:
         print(f"quest-compile: {error}", file=sys.stderr)
         return 2
+
+
+def _budget(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected tokens as 2048 or a share as 0.05, got {text!r}"
+        ) from None
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -72,6 +72,20 @@ def test_explain_needs_only_the_configuration(model_folder, tmp_path, capsys):
     assert "budget 64, page_size 16, summary minmax, group_reduce sum, top_p 1, " in out
 
 
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [("0.25", None), ("1.5", "in (0, 1)"), ("abc", "tokens as 2048 or a share as 0.05, got 'abc'")],
+)
+def test_explain_takes_a_share_of_the_context(budget, message, model_folder, capsys):
+    try:
+        status = cli.main(["explain", str(model_folder), "--budget", budget])
+    except SystemExit as error:
+        status = error.code
+    out, err = capsys.readouterr()
+    assert status == (2 if message else 0)
+    assert message in err if message else "budget 0.25, page_size 16" in out
+
+
 def test_bench_lists_its_benchmarks(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["bench", "--help"])
