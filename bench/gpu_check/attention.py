@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from quest_compile import ops
 from quest_compile.bench.gpu_check.attention_checks import error_of, expected_of, scores_of
-from quest_compile.bench.gpu_check.inputs import SUMMARIES, Inputs, Workload, make_inputs
+from quest_compile.bench.gpu_check.each_workload import measure_each
+from quest_compile.bench.gpu_check.inputs import SUMMARIES, Inputs, Workload
 from quest_compile.bench.gpu_check.peers import Peer
 from quest_compile.bench.gpu_check.record import Record, StepFailedError
 from quest_compile.bench.gpu_check.timing import copy_bandwidth, median_seconds
@@ -93,16 +92,9 @@ def run_attention(
     """Rows of all methods; a wrong result or an error is a row too; of ours, it fails the step."""
     bandwidth = copy_bandwidth(device, 2**30 if device == "cuda" else 2**22)
     record.add(copy_GBps=bandwidth / 1e9)
-    wrong = []
-    for workload in workloads:
-        if record.seconds_left() < 10:
-            record.add(workload=workload.name, skipped=f"{record.seconds_left():.0f} s left")
-            continue
-        try:
-            copies = make_inputs(workload, device, workload.score_bytes() + workload.attend_bytes)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            record.add(workload=workload.name, skipped=f"memory: {error}"[:80])
-            continue
+    wrong: list[str] = []
+
+    def measure(workload: Workload, copies: list[Inputs]) -> None:
         methods = own_methods(workload, device) if has_own else []
         for name, kernels, call in peers_of(copies[0]):
             is_sparse = name.startswith("attend_pages")
@@ -122,8 +114,7 @@ def run_attention(
                 MiB=num_bytes / 2**20, GBps=num_bytes / seconds / 1e9,
                 of_copy=num_bytes / seconds / bandwidth
             )  # fmt: skip
-        del copies, expected
-        if device == "cuda":
-            torch.cuda.empty_cache()
+
+    measure_each(record, device, workloads, measure)
     if wrong:
         raise StepFailedError("; ".join(wrong)[:400])

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.gpu_check.inputs import Inputs, Workload, make_inputs
+from quest_compile.bench.gpu_check.each_workload import measure_each
+from quest_compile.bench.gpu_check.inputs import Inputs, Workload
 from quest_compile.bench.gpu_check.record import Record, StepFailedError, StepSkippedError
 from quest_compile.bench.gpu_check.timing import median_seconds
 from quest_compile.ops import native
@@ -17,20 +18,13 @@ def run_forms(record: Record, device: str, workloads: list[Workload]) -> None:
     """A row per form, and which form is taken unasked; other bits fail the step."""
     if device != "cuda" or ops.provider_of("sparse_decode_step") != "native":
         raise StepSkippedError("no native CUDA kernels serve here")
-    wrong = []
-    for workload in workloads:
-        if record.seconds_left() < 10:
-            record.add(workload=workload.name, skipped=f"{record.seconds_left():.0f} s left")
-            continue
-        try:
-            copies = make_inputs(workload, device, workload.score_bytes() + workload.attend_bytes)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            record.add(workload=workload.name, skipped=f"memory: {error}"[:80])
-            continue
+    wrong: list[str] = []
+
+    def measure(workload: Workload, copies: list[Inputs]) -> None:
         if not compare_forms(record, workload, copies):
             wrong.append(workload.name)
-        del copies
-        torch.cuda.empty_cache()
+
+    measure_each(record, device, workloads, measure)
     if wrong:
         raise StepFailedError(f"the forms have other bits: {', '.join(wrong)}")
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from quest_compile import ops
+from quest_compile.bench.gpu_check.each_workload import measure_each
 from quest_compile.bench.gpu_check.errors import relative_error
-from quest_compile.bench.gpu_check.inputs import Inputs, Workload, make_inputs
+from quest_compile.bench.gpu_check.inputs import Inputs, Workload
 from quest_compile.bench.gpu_check.record import Record, StepFailedError
 from quest_compile.bench.gpu_check.timing import median_seconds
 from quest_compile.ops import reference, reference_selection
@@ -27,20 +28,12 @@ _WAYS: dict[str, dict[str, Any]] = {
 def run_ways(record: Record, device: str, workloads: list[Workload]) -> None:
     """A row per way; one that attends other pages than select_pages chooses fails the step."""
     served = "cpu" if device == "cpu" else ops.provider_of("sparse_decode_step")
-    wrong = []
-    for workload in workloads:
-        if record.seconds_left() < 10:
-            record.add(workload=workload.name, skipped=f"{record.seconds_left():.0f} s left")
-            continue
-        try:
-            copies = make_inputs(workload, device, workload.score_bytes() + workload.attend_bytes)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            record.add(workload=workload.name, skipped=f"memory: {error}"[:80])
-            continue
-        wrong += compare_ways(record, workload, copies, served)
-        del copies
-        if device == "cuda":
-            torch.cuda.empty_cache()
+    wrong: list[str] = []
+
+    def measure(workload: Workload, copies: list[Inputs]) -> None:
+        wrong.extend(compare_ways(record, workload, copies, served))
+
+    measure_each(record, device, workloads, measure)
     if wrong:
         raise StepFailedError("; ".join(wrong)[:400])
 
