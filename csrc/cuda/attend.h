@@ -25,6 +25,29 @@ class Attender {
     stage_ = stages_ + warp_index() * (2 * kTileTokens * Warp::kRowBytes);
   }
 
+  // Copies of the rows of the tile of heads begin, with zeros behind; before attend().
+  QUEST_DEVICE void load_query() {
+    constexpr int kPerVector = 16 / static_cast<int>(sizeof(T)), kVectors = Warp::kRowBytes / 16;
+    for (int i = thread_index(); i < Warp::kHeads * kVectors; i += kThreads) {
+      const int h = i / kVectors, d = i % kVectors * kPerVector;
+      T* to = reinterpret_cast<T*>(query_ + i * 16);
+      if (h >= work_.num_heads || d >= p_.rows.head_dim) {
+        *reinterpret_cast<Vector*>(to) = {{0, 0, 0, 0}};
+        continue;
+      }
+      const T* from = query_of<T>(p_.query, p_.rows, work_.row, work_.first_head + h) + d;
+      if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+        copy_async(to, from, true);
+      } else {
+        for (int j = 0; j < kPerVector; ++j) to[j] = from[j];
+      }
+    }
+    commit_copies();
+    const int batch_row = work_.row / p_.rows.q_len;
+    keys_ = cache_of<T>(p_.key_cache, batch_row, work_.kv_head);
+    values_ = cache_of<T>(p_.value_cache, batch_row, work_.kv_head);
+  }
+
   // Finds the tokens of the work and this CTA's share of their units. `order`: what the pages are
   // chosen by, a function of their number and of shared memory [kMaxSharedOrder]. kHasTopP: as in
   // PageSelector.
@@ -44,8 +67,9 @@ class Attender {
   // Attends the share. The first CTA keeps what it finds, the others leave a partial per unit:
   // that of unit i is number first + i of `partials`.
   QUEST_DEVICE void attend(float* partials, int64_t first) {
-    load_query();
+    clear_ends();
     merger_.start(partials, first);
+    wait_for_copies<0>();  // of the query
     sync_cta();
     attend_units();
   }
@@ -59,19 +83,9 @@ class Attender {
 #endif
 
  private:
-  // Rows of the tile of heads, zeros behind.
-  QUEST_DEVICE void load_query() {
+  // Behind head_dim rows of keys are never written again. (The order of pages was here.)
+  QUEST_DEVICE void clear_ends() {
     constexpr int kRowElements = Warp::kRowBytes / static_cast<int>(sizeof(T));
-    T* rows = reinterpret_cast<T*>(query_);
-    for (int i = thread_index(); i < Warp::kHeads * kRowElements; i += kThreads) {
-      const int h = i / kRowElements, d = i % kRowElements;
-      T x{};
-      if (h < work_.num_heads && d < p_.rows.head_dim) {
-        x = query_of<T>(p_.query, p_.rows, work_.row, work_.first_head + h)[d];
-      }
-      rows[i] = x;
-    }
-    // Behind head_dim rows of keys are never written again. (The order of pages was here.)
     for (int i = thread_index(); i < p_.num_stages * Warp::kNumWarps * 2 * kTileTokens;
          i += kThreads) {
       T* row = reinterpret_cast<T*>(stages_ + i * Warp::kRowBytes);
@@ -79,9 +93,6 @@ class Attender {
         row[d] = T{};
       }
     }
-    const int batch_row = work_.row / p_.rows.q_len;
-    keys_ = cache_of<T>(p_.key_cache, batch_row, work_.kv_head);
-    values_ = cache_of<T>(p_.value_cache, batch_row, work_.kv_head);
   }
 
   // Tile i of a unit is that of warp i % Warp::kNumWarps.
@@ -161,7 +172,7 @@ class Attender {
     int stage = 0;
     for (int unit = units_.first; unit < units_.last; ++unit) {
       while (now.unit == unit) {
-        wait();
+        wait_for_oldest(p_.num_stages);
         sync_warp();
         char* keys = stage_at(stage);
         const unsigned mine = live & 0xffffu;
@@ -191,15 +202,6 @@ class Attender {
     }
     commit_copies();
     return live;
-  }
-  QUEST_DEVICE void wait() const {
-    if (p_.num_stages == 1) {
-      wait_for_copies<0>();
-    } else if (p_.num_stages == 2) {
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<2>();  // kMaxStages (plan.cpp) is 3
-    }
   }
 
   const AttendCall& p_;

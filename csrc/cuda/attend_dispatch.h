@@ -34,7 +34,7 @@ struct AttendInstances {
     return visit(p, [&](auto* warp) -> int {
       using W = std::remove_pointer_t<decltype(warp)>;
       return cuda::launch(attend_kernel<T, W>, num_works, p.num_splits, kThreads,
-                          attend_shared_bytes<W>(p), p, stream);
+                          attend_shared_bytes<W>(p), p, stream, p.is_next);
     });
   }
 };

@@ -160,7 +160,7 @@ class UnitMerger {
   template <class Part>
   QUEST_DEVICE void fold_units(const UnitShare& units, int i, const Part& part) {
     Folded folded = part(0);
-#pragma unroll 4
+#pragma unroll 8
     for (int unit = units.share; unit < units.num_units; ++unit) {
       const Folded next = part(unit);
       folded.add(next.maximum, next.sum, next.value);

@@ -54,12 +54,6 @@ struct Summaries {
   int32_t num_kv_heads;
 };
 
-// How kernel 1 reads sketches: per warp, as many rows at a time, in so many stages.
-struct SketchSteps {
-  int32_t pages_per_step;
-  int32_t num_stages;
-};
-
 // Pages that a query chooses (operator_arguments.h).
 struct Choice {
   int32_t page_budget;
@@ -87,8 +81,9 @@ struct ScoreCall {
   GroupReduce group_reduce;
   Query query;         // data nullptr: no scores are wanted
   Choice choice;       // rows that fit the budget are not scored
-  float scale;         // of query.key, for sketches
-  SketchSteps sketch;  // of sketches
+  float scale;             // of query.key, for sketches
+  int32_t num_stages;      // steps of pages that a warp has under way
+  int32_t pages_per_step;  // of sketches
   // One of the two or both, [rows, num_select_heads, num_pages]: scores of all pages, -inf where
   // there is none, and what select_pages orders pages by (order_of) of the pages in use.
   float* scores;
@@ -150,6 +145,7 @@ struct AttendCall {
   int32_t* arrivals;  // [works], zero before and after, if num_splits > 1
   FinishCall finish;  // update.positions nullptr: nothing to finish
   KeptScores kept;
+  bool is_next;  // behind kernel 1, which lets this one begin early
 };
 
 // Both kernels in one, for rows of one query: a cluster of `size` CTAs per (row, KV head). Not used

@@ -52,11 +52,12 @@ QUEST_DEVICE void score_in_cluster(const ClusterCall& p, const RowPages& pages, 
   scorer.set_order(order, cluster_order_stride(p));
   scorer.prepare(rank == 0);
   bool is_stale = false;
+  const bool mine_differs = scorer.sample_differs(warp_index() * p.size + rank);
 #pragma unroll 1
   for (;;) {
     scorer.run([&](int64_t page) { return scorer.row_of_page(page); });
     if (is_stale) break;
-    const bool differs = any_in_cta(scorer.sample_differs(warp_index() * p.size + rank));
+    const bool differs = any_in_cta(mine_differs);
     if (thread_index() == 0) shared.differs = differs;
     sync_cluster();
     const int peer = lane_index();
@@ -97,10 +98,10 @@ cluster_kernel(QUEST_PARAM ClusterCall p) {
   const RowPages pages = find_pages<false>(p.score, index / p.score.summaries.num_kv_heads, values);
   if (pages.updates || pages.has_scores) {
     if (p.score.summaries.rows.format.kind == SummaryKind::kMinMaxInt8) {
-      score_in_cluster<PageScorer<T, Int8, kLoneRows<Int8>, false>>(p, pages, rank, order, shared,
+      score_in_cluster<PageScorer<T, Int8, false>>(p, pages, rank, order, shared,
                                                                     values, scoring);
     } else {
-      score_in_cluster<PageScorer<T, T, kLoneRows<T>, false>>(p, pages, rank, order, shared, values,
+      score_in_cluster<PageScorer<T, T, false>>(p, pages, rank, order, shared, values,
                                                               scoring);
     }
     // All CTAs of the cluster have read the state.
@@ -120,6 +121,7 @@ cluster_kernel(QUEST_PARAM ClusterCall p) {
   const Work work = work_of(a, index * works_per_cluster(a) + (has_work ? number : 0), split);
   Attender<T, Warp> attender(a, work, attending, memory);
   if (has_work) {
+    attender.load_query();
     attender.template find_share<false>(pages.len, [&](int num_pages, int32_t* all) {
       const int select = work.select_head % a.selects_per_group;
       const int32_t* mine = order + select * order_stride;

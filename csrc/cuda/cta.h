@@ -22,6 +22,19 @@ class SharedMemory {
   char* next_;
 };
 
+// For the thread's oldest group of copies, of so many under way: kMaxStages at most.
+QUEST_DEVICE void wait_for_oldest(int num_stages) {
+  if (num_stages == 1) {
+    wait_for_copies<0>();
+  } else if (num_stages == 2) {
+    wait_for_copies<1>();
+  } else if (num_stages == 3) {
+    wait_for_copies<2>();
+  } else {
+    wait_for_copies<3>();
+  }
+}
+
 QUEST_DEVICE int lane_index() { return thread_index() % 32; }
 QUEST_DEVICE int warp_index() { return thread_index() / 32; }
 
@@ -82,9 +95,9 @@ QUEST_DEVICE int64_t given_len(const Rows& rows, int batch_row) {
 
 // The positions that a row may attend end here: at least 1, at most max_seq_len. Without a mask
 // query i of q_len stands at position seq_len - q_len + i and attends what is before. With one, the
-// mask says so: positions at the end that it forbids are left out, no more than those.
-QUEST_DEVICE int row_len(const Rows& rows, int row, WarpValues& shared) {
-  int64_t seq_len = given_len(rows, row / rows.q_len);
+// mask says so: positions at the end that it forbids are left out, no more than those. seq_len: as
+// it came.
+QUEST_DEVICE int row_len(const Rows& rows, int row, int64_t seq_len, WarpValues& shared) {
   seq_len = seq_len < 1 ? 1 : seq_len < rows.max_seq_len ? seq_len : rows.max_seq_len;
   const int64_t behind = rows.q_len - 1 - row % rows.q_len;
   const int64_t causal = maximum<int64_t>(seq_len - behind, 1);
@@ -99,6 +112,10 @@ QUEST_DEVICE int row_len(const Rows& rows, int row, WarpValues& shared) {
     }
   }
   return static_cast<int>(largest(end, shared));
+}
+
+QUEST_DEVICE int row_len(const Rows& rows, int row, WarpValues& shared) {
+  return row_len(rows, row, given_len(rows, row / rows.q_len), shared);
 }
 
 template <class T>

@@ -11,6 +11,8 @@
 #include <cuda_runtime.h>
 
 #include <mutex>
+#include <set>
+#include <utility>
 
 #define QUEST_DEVICE __device__ __forceinline__
 #define QUEST_KERNEL(threads, ctas) __global__ void __launch_bounds__(threads, ctas)
@@ -52,6 +54,8 @@ QUEST_DEVICE T shuffle_up(T x, int lanes) {
 }
 QUEST_DEVICE unsigned ballot(bool x) { return __ballot_sync(kAllLanes, x); }
 QUEST_DEVICE int leading_zeros(unsigned x) { return __clz(x); }
+// The number of the lowest bit that is set, of a word that is not 0.
+QUEST_DEVICE int lowest_bit(unsigned x) { return __ffs(static_cast<int>(x)) - 1; }
 
 QUEST_DEVICE int32_t atomic_add(int32_t* p, int32_t x) { return atomicAdd(p, x); }
 QUEST_DEVICE int64_t atomic_add(int64_t* p, int64_t x) {
@@ -124,6 +128,10 @@ QUEST_DEVICE void copy_half_async(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
 }
+// To the L2.
+QUEST_DEVICE void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
 QUEST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most kPending of the thread's latest groups are under way.
 template <int kPending>
@@ -189,21 +197,58 @@ QUEST_DEVICE int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
 QUEST_DEVICE uint32_t even_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x6420); }
 QUEST_DEVICE uint32_t odd_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7531); }
 
-// Launches `kernel` with `bytes` of shared memory; the result is a cudaError_t.
+// That the grid which follows may be launched, if it is one that waits (`is_next` of launch).
+QUEST_DEVICE void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until the grid before this one has ended and what it wrote is seen.
+QUEST_DEVICE void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets a kernel have all the shared memory of a CTA, and clusters of any size; once per device.
+inline cudaError_t allow_all(const void* kernel, bool is_clustered) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0, bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (error != cudaSuccess || allowed.count({kernel, device})) return error;
+  error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  }
+  if (error == cudaSuccess && is_clustered) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (error == cudaSuccess) allowed.insert({kernel, device});
+  return error;
+}
+
+// Launches `kernel` with `bytes` of shared memory; the result is a cudaError_t. is_next: it may
+// begin when all CTAs of the kernel before it have let it, or have ended, and waits for that one.
 template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int num_threads,
-           int64_t bytes, const Params& params, void* stream) {
-  // Of the kernel, not of the launch: another thread may want less of it.
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const cudaError_t error =
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+           int64_t bytes, const Params& params, void* stream, bool is_next = false) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const cudaError_t error = allow_all(function, false);
   if (error != cudaSuccess) return error;
-  const dim3 grid(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y));
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y));
+  config.blockDim = dim3(num_threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = is_next ? 1 : 0;
   void* arguments[] = {const_cast<Params*>(&params)};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(num_threads), arguments,
-                          bytes, static_cast<cudaStream_t>(stream));
+  return cudaLaunchKernelExC(&config, function, arguments);
 }
 
 // Calls f with the launch of so many clusters of `size` CTAs; the results are values of
@@ -212,13 +257,7 @@ template <class Params, class F>
 int with_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int num_threads,
                   int64_t bytes, const F& f) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  static std::mutex mutex;  // as above
-  const std::lock_guard<std::mutex> lock(mutex);
-  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(bytes));
-  if (error == cudaSuccess && size > 8) {
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
+  const cudaError_t error = allow_all(function, true);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;

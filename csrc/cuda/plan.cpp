@@ -9,8 +9,11 @@ namespace {
 constexpr int32_t kMaxStages = 3;
 // Of kernel 1 with sketches: what is left of an SM is cache for keys.
 constexpr int64_t kSketchBytes = 112 << 10;
-// The best first.
-constexpr SketchSteps kSketchSteps[] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
+// Of other rows: enough to be under way that no SM waits.
+constexpr int64_t kScoreBytes = 160 << 10;
+constexpr int32_t kMaxScoreStages = 4;
+// Pages of a step and stages, the best first.
+constexpr int32_t kSketchSteps[][2] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
 
 bool is_multiple(int64_t x, int64_t unit) { return x % unit == 0; }
 
@@ -46,16 +49,6 @@ int32_t choose_splits(int64_t num_works, int32_t num_units, const Device& device
     }
   }
   return best;
-}
-
-// As many rows at a time as the shared memory allows.
-void choose_steps(ScoreCall& call, const Device& device) {
-  const int64_t most = std::min(device.shared_bytes, kSketchBytes);
-  for (const SketchSteps& steps : kSketchSteps) {
-    call.sketch = steps;
-    if (!call.query.data && steps.pages_per_step > 1) continue;
-    if (score_bytes(call) <= most) return;
-  }
 }
 
 }  // namespace
@@ -175,8 +168,25 @@ int64_t plan_attend(AttendCall& call, const Device& device) {
   return num_works;
 }
 
+// As many rows at a time as the shared memory allows.
+void choose_steps(ScoreCall& call, const Device& device) {
+  if (call.summaries.rows.format.kind != SummaryKind::kSketch) {
+    const int64_t most = std::min(device.shared_bytes, kScoreBytes);
+    call.num_stages = call.query.data ? kMaxScoreStages : 0;
+    while (call.num_stages > 1 && score_bytes(call) > most) --call.num_stages;
+    return;
+  }
+  const int64_t most = std::min(device.shared_bytes, kSketchBytes);
+  for (const auto& steps : kSketchSteps) {
+    call.pages_per_step = steps[0];
+    call.num_stages = steps[1];
+    if (!call.query.data && call.pages_per_step > 1) continue;
+    if (score_bytes(call) <= most) return;
+  }
+}
+
 void plan_score(ScoreCall& call, const Device& device) {
-  if (call.summaries.rows.format.kind == SummaryKind::kSketch) choose_steps(call, device);
+  choose_steps(call, device);
   QUEST_CHECK(score_bytes(call) <= device.shared_bytes, "query: the weights of ",
               call.rows.group_size,
               " heads that share a KV head do not fit the shared memory of the GPU");

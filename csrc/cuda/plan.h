@@ -22,6 +22,8 @@ Update make_update(const UpdateArguments& u);
 AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor& out);
 // Sets what follows from the sizes of the call and the device. Returns the number of works.
 int64_t plan_attend(AttendCall& call, const Device& device);
+// Sets how a warp of kernel 1 reads rows.
+void choose_steps(ScoreCall& call, const Device& device);
 // Sets how the CTAs of launch_score share the pages of a (row, KV head) and read them.
 void plan_score(ScoreCall& call, const Device& device);
 // Sets num_stages, as many as are useful and fit; false: not even one fits. shared_bytes(): of the

@@ -76,6 +76,7 @@ bool plan_cluster(ClusterCall& call, const Device& device) {
                            attend.choice.page_budget <= kMaxSharedList;
   const int64_t num_clusters = static_cast<int64_t>(attend.rows.batch) * attend.rows.num_kv_heads;
   if (!is_possible || num_clusters > kMaxClusters || form == DecodeForm::kTwoKernels) return false;
+  choose_steps(call.score, device);
   for (call.size = kMaxClusterSize; call.size >= kMinClusterSize; call.size /= 2) {
     // All at once, on most of the SMs: otherwise the two kernels share out the work better.
     const int64_t num_ctas = num_clusters * call.size;

@@ -32,7 +32,7 @@ QUEST_DEVICE void finish_scores(const AttendCall& p, WarpValues& values) {
   const Summaries& s = p.finish.summaries;
   const Update& u = p.finish.update;
   Span span = read_positions(u, s, values);
-  span.start = read_start(u, s, span);
+  span.start = read_start(read_state(u), s, span);
   const int len = row_len(p.rows, 0, values);
   const bool keeps =
       p.attended == Attended::kSelected && p.rows.q_len == 1 && !fits_budget(p.choice, len);

@@ -7,12 +7,10 @@
 namespace quest {
 namespace cuda {
 
-// KeepingScorer: for the kernel that keeps scores, which has fewer registers left.
-template <class Scorer, class KeepingScorer = Scorer>
+template <class Scorer>
 int launch_scorer(const ScoreCall& p, int64_t bytes, void* stream) {
   const int64_t grid = static_cast<int64_t>(p.rows.batch) * p.rows.q_len * p.summaries.num_kv_heads;
-  const auto kernel =
-      p.kept.scored_at ? score_kernel<KeepingScorer, true> : score_kernel<Scorer, false>;
+  const auto kernel = p.kept.scored_at ? score_kernel<Scorer, true> : score_kernel<Scorer, false>;
   return launch(kernel, grid, p.num_parts, kThreads, bytes, p, stream);
 }
 
@@ -23,8 +21,7 @@ int launch_score_of(const ScoreCall& p, void* stream) {
     case SummaryKind::kMeanStd:
       return launch_scorer<PageScorer<T, T>>(p, page_scorer_bytes(p), stream);
     case SummaryKind::kMinMaxInt8:
-      return launch_scorer<PageScorer<T, Int8, kLoneRows<Int8>, false>,
-                           PageScorer<T, Int8, 4, false>>(p, page_scorer_bytes(p), stream);
+      return launch_scorer<PageScorer<T, Int8, false>>(p, page_scorer_bytes(p), stream);
     default:
       return launch_scorer<SketchScorer<T>>(p, sketch_scorer_bytes(p), stream);
   }

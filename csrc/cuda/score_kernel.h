@@ -31,11 +31,12 @@ QUEST_DEVICE void score_part(const ScoreCall& p, const RowPages& pages, int inde
     return sample < kNumSamples ? late_row(s, p.update, head, sample) : scorer.row_of_page(page);
   };
   // At first as if nobody else had written the cache: to find that out takes as long.
+  const bool differs = scorer.sample_differs(warp_index());
 #pragma unroll 1
   for (;;) {
     scorer.run(place_of);
     if (is_stale) return;
-    is_stale = any_in_cta(scorer.sample_differs(warp_index()));
+    is_stale = any_in_cta(differs);
     if (reports && thread_index() == 0) {
       p.update.stale_starts[head] = is_stale ? static_cast<int32_t>(start) : 0;
     }
@@ -73,6 +74,7 @@ QUEST_DEVICE void set_only_scores(RowPages& pages, int64_t num_pages) {
 template <class Scorer, bool kKeepsScores>
 QUEST_KERNEL(kThreads, 1)
 score_kernel(QUEST_PARAM ScoreCall p) {
+  let_next_begin();
   SharedMemory memory;
   WarpValues& values = *memory.take<WarpValues>(1);
   const int num_kv_heads = p.summaries.num_kv_heads;

@@ -23,13 +23,15 @@ QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values
   const Summaries& s = p.summaries;
   RowPages pages = {};
   pages.updates = p.update.positions != nullptr;
+  const int64_t seq_len = p.query.data ? given_len(p.rows, row / p.rows.q_len) : 0;
   if (pages.updates) {
+    const State state = read_state(p.update);
     pages.span = read_positions(p.update, s, values);
-    pages.span.start = read_start(p.update, s, pages.span);
+    pages.span.start = read_start(state, s, pages.span);
   }
   pages.num_pages = pages.span.num_sealed;
   if (p.query.data) {
-    pages.len = row_len(p.rows, row, values);
+    pages.len = row_len(p.rows, row, seq_len, values);
     const bool selects = !fits_budget(p.choice, pages.len);
     pages.reuses = kKeepsScores && selects && may_reuse(p.kept, p.rows, s, pages.span);
     pages.has_scores = selects && !pages.reuses;
@@ -75,6 +77,7 @@ class ShareScorer {
   // Before the first run. `stores_scale`: this CTA writes new scales where the state is known to be
   // void, so that no CTA reads the old ones.
   QUEST_DEVICE void prepare(bool stores_scale) {
+    if (range_.has_scores) scorer_.start(range_);
     if (num_scales() > 0) {
       range_.channel_scale = channel_scale_;
       if (pages_.updates && range_.start == 0 && num_scaled() > 0) {
@@ -122,6 +125,7 @@ class ShareScorer {
 
   // What comes after a foreign write was found: run() then begins with the first page.
   QUEST_DEVICE void start_again() {
+    if (range_.has_scores) scorer_.start(range_);
     if (num_scales() > 0) {
       scorer_.scale_channels(num_scaled(), channel_scale_, values_);
       if (range_.has_scores) scorer_.prepare(channel_scale_);

@@ -7,22 +7,32 @@
 namespace quest {
 namespace cuda {
 
+constexpr int kDigits = 256;
+
 struct SelectMemory {
   WarpValues values;
-  int32_t counts[256];
-  int32_t found[4];
+  int32_t sinks_end;
+  int32_t counts[4][kDigits];  // per digit of 32 bits
+  // What the warps tell each other, each member once in a choice.
+  struct Exchange {
+    int32_t forced[kWarps];
+    int32_t others[kWarps];
+    uint32_t lowest[kWarps];
+    uint32_t highest[kWarps];
+    int64_t chosen[kWarps];
+  } exchange;
 };
 
 // Used with top_p below 1, during the search.
 struct WeightMemory {
-  int64_t weights[256];
+  int64_t weights[kDigits];
   int64_t values[kWarps];
-  int64_t above;
 };
 
 // An order where it is read fast: in `copy` [kMaxSharedOrder], shared memory, if that holds it.
 QUEST_DEVICE const int32_t* copy_order(const int32_t* order, int num_pages, int32_t* copy) {
   if (num_pages > kMaxSharedOrder) return order;
+#pragma unroll 8
   for (int i = thread_index(); i < num_pages; i += kThreads) copy[i] = order[i];
   return copy;
 }
@@ -36,8 +46,10 @@ class PageSelector {
   QUEST_DEVICE PageSelector(const Choice& choice, const int32_t* order, int num_pages,
                             SelectMemory& memory, WeightMemory& weights)
       : choice_(choice), order_(order), num_pages_(num_pages), memory_(memory), weights_(weights) {
+    for (int i = 0; i < 4; ++i) memory_.counts[i][thread_index()] = 0;
     sync_cta();
-    const int share = (num_pages + kThreads - 1) / kThreads;
+    // Odd: then a warp that reads page i of all shares finds them in different banks.
+    const int share = (num_pages + kThreads - 1) / kThreads | 1;
     begin_ = minimum(thread_index() * share, num_pages);
     end_ = minimum(begin_ + share, num_pages);
     first_recent_ = num_pages - choice.num_recent_pages;
@@ -72,18 +84,22 @@ class PageSelector {
   // The pages before sinks_end_ that are live are the sinks.
   QUEST_DEVICE void find_sinks() {
     const int num_sinks = choice_.num_sink_pages;
+    sinks_end_ = minimum(num_sinks, num_pages_);
+    bool all_live = true;
+    for (int page = 0; page < sinks_end_; ++page) all_live = all_live && is_live(page);
+    if (all_live) return;
     int count = 0, total = 0;
     for (int page = begin_; page < end_; ++page) count += is_live(page);
     int before = sum_before(count, memory_.values, total);
-    if (thread_index() == 0) memory_.found[0] = num_sinks == 0 ? 0 : num_pages_;
+    if (thread_index() == 0) memory_.sinks_end = num_pages_;
     sync_cta();
     if (before < num_sinks && before + count >= num_sinks) {
       int page = begin_;
       for (; before < num_sinks; ++page) before += is_live(page);
-      memory_.found[0] = page;
+      memory_.sinks_end = page;
     }
     sync_cta();
-    sinks_end_ = memory_.found[0];
+    sinks_end_ = memory_.sinks_end;
   }
 
   QUEST_DEVICE void count_pages() {
@@ -99,10 +115,29 @@ class PageSelector {
         high = maximum(high, rank(page));
       }
     }
-    sum_before(forced, memory_.values, num_forced_);
-    sum_before(others, memory_.values, num_others_);
-    low_ = ~largest(~low, memory_.values);
-    high_ = largest(high, memory_.values);
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      forced += shuffle_xor(forced, lanes);
+      others += shuffle_xor(others, lanes);
+      low = minimum(low, shuffle_xor(low, lanes));
+      high = maximum(high, shuffle_xor(high, lanes));
+    }
+    SelectMemory::Exchange& all = memory_.exchange;
+    if (lane_index() == 0) {
+      all.forced[warp_index()] = forced;
+      all.others[warp_index()] = others;
+      all.lowest[warp_index()] = low;
+      all.highest[warp_index()] = high;
+    }
+    sync_cta();
+    low_ = 0xffffffffu;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      num_forced_ += all.forced[w];
+      num_others_ += all.others[w];
+      low_ = minimum(low_, all.lowest[w]);
+      high_ = maximum(high_, all.highest[w]);
+    }
   }
 
   // Returns the sum of the weights of the others.
@@ -136,49 +171,31 @@ class PageSelector {
       num_ties_ = 0;
       return;
     }
-    while (bits > 0) {
+#pragma unroll 1
+    for (int round = 0; bits > 0; ++round) {
       const int width = minimum(bits, 8), size = 1 << width;
-      memory_.counts[thread_index()] = 0;
-      if (kHasWeights) weights_.weights[thread_index()] = 0;
-      sync_cta();
+      int32_t* counts = memory_.counts[round];
+      if (kHasWeights) {
+        sync_cta();
+        weights_.weights[thread_index()] = 0;
+        sync_cta();
+      }
       for (int page = thread_index(); page < num_pages_; page += kThreads) {
         const uint64_t x = rank(page);
         if (!is_live(page) || is_forced(page) || x >> bits != prefix) continue;
         const int digit = static_cast<int>(x >> (bits - width) & (size - 1));
-        atomic_add(&memory_.counts[digit], 1);
+        atomic_add(&counts[digit], 1);
         if (!kHasWeights) continue;
         const int64_t mine = weight(order_[page]);
         if (mine > 0) atomic_add(&weights_.weights[digit], mine);
       }
       sync_cta();
-      // Thread i looks at digit size - 1 - i.
-      const int digit = size - 1 - thread_index();
-      const int count = digit >= 0 ? memory_.counts[digit] : 0;
-      int total = 0;
-      const int above = sum_before(count, memory_.values, total);
-      bool is_last = above < wanted && above + count >= wanted;
-      int64_t weight_above = 0;
-      if (kHasWeights) {
-        const int64_t mine = digit >= 0 ? weights_.weights[digit] : 0;
-        int64_t total_weight = 0;
-        weight_above = sum_before(mine, weights_.values, total_weight);
-        is_last = above < wanted && weight_above < wanted_weight &&
-                  (above + count >= wanted || weight_above + mine >= wanted_weight);
-      }
-      if (is_last) {
-        memory_.found[1] = digit;
-        memory_.found[2] = above;
-        memory_.found[3] = count;
-        if (kHasWeights) weights_.above = weight_above;
-      }
-      sync_cta();
+      const Digit last = find_digit<kHasWeights>(counts, wanted, wanted_weight);
       bits -= width;
-      prefix = prefix << width | static_cast<uint32_t>(memory_.found[1]);
-      wanted -= memory_.found[2];
-      if (kHasWeights) wanted_weight -= weights_.above;
-      const bool is_whole = memory_.found[3] == (kHasWeights ? 1 : wanted);
-      sync_cta();
-      if (is_whole) {
+      prefix = prefix << width | static_cast<uint32_t>(last.digit);
+      wanted -= last.above;
+      wanted_weight -= last.weight_above;
+      if (last.count == (kHasWeights ? 1 : wanted)) {
         lowest_ = prefix << bits;
         num_ties_ = 0;
         return;
@@ -196,16 +213,84 @@ class PageSelector {
     }
   }
 
+  struct Digit {
+    int digit;
+    int above;  // pages with higher ones
+    int count;
+    int64_t weight_above;
+  };
+  // The digit at which the best pages come to `wanted`, or their weights to wanted_weight. Every
+  // warp finds it by itself: lane i looks at the digits [248 - 8 * i, 256 - 8 * i).
+  template <bool kHasWeights>
+  QUEST_DEVICE Digit find_digit(const int32_t* counts, int wanted, int64_t wanted_weight) const {
+    constexpr int kEach = kDigits / 32;
+    const int first = kDigits - kEach * (lane_index() + 1);
+    int32_t mine[kEach];
+    int sum = 0;
+    int64_t weight_sum = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      mine[i] = counts[first + i];
+      sum += mine[i];
+      if (kHasWeights) weight_sum += weights_.weights[first + i];
+    }
+    int above = sum;
+    int64_t weight_above = weight_sum;
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int other = shuffle_up(above, lanes);
+      const int64_t other_weight = kHasWeights ? shuffle_up(weight_above, lanes) : 0;
+      if (lane_index() < lanes) continue;
+      above += other;
+      weight_above += other_weight;
+    }
+    const bool is_enough = above >= wanted || (kHasWeights && weight_above >= wanted_weight);
+    const int lane = lowest_bit(ballot(is_enough));
+    above -= sum;
+    weight_above -= weight_sum;
+    Digit found = {first, above, 0, weight_above};
+    bool is_found = false;
+#pragma unroll
+    for (int i = kEach - 1; i >= 0; --i) {
+      const int64_t each = kHasWeights ? weights_.weights[first + i] : 0;
+      if (!is_found) found = {first + i, above, mine[i], weight_above};
+      above += mine[i];
+      weight_above += each;
+      is_found = is_found || above >= wanted || (kHasWeights && weight_above >= wanted_weight);
+    }
+    found.digit = shuffle(found.digit, lane);
+    found.above = shuffle(found.above, lane);
+    found.count = shuffle(found.count, lane);
+    found.weight_above = kHasWeights ? shuffle(found.weight_above, lane) : 0;
+    return found;
+  }
+
   QUEST_DEVICE int write(int32_t* page_indices) {
-    int chosen = 0, ties = 0, num_chosen = 0, num_tied = 0;
+    int chosen = 0, ties = 0;
     for (int page = begin_; page < end_; ++page) {
       const Kind kind = kind_of(page);
       chosen += kind == Kind::kChosen;
       ties += kind == Kind::kTied;
     }
-    int place = sum_before(chosen, memory_.values, num_chosen);
-    int tie = sum_before(ties, memory_.values, num_tied);
-    place += minimum(tie, num_ties_);
+    // Both at once, ties in the upper half.
+    int64_t sum = chosen | static_cast<int64_t>(ties) << 32, total = 0;
+    const int64_t mine = sum;
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int64_t other = shuffle_up(sum, lanes);
+      if (lane_index() >= lanes) sum += other;
+    }
+    int64_t* all = memory_.exchange.chosen;
+    if (lane_index() == 31) all[warp_index()] = sum;
+    sync_cta();
+    int64_t before = sum - mine;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp_index()) before += all[w];
+      total += all[w];
+    }
+    int tie = static_cast<int>(before >> 32);
+    int place = static_cast<int32_t>(before) + minimum(tie, num_ties_);
     for (int page = begin_; page < end_; ++page) {
       const Kind kind = kind_of(page);
       const bool is_tied = kind == Kind::kTied;
@@ -213,7 +298,7 @@ class PageSelector {
       tie += is_tied;
     }
     sync_cta();
-    return num_chosen + minimum(num_tied, num_ties_);
+    return static_cast<int32_t>(total) + minimum(static_cast<int>(total >> 32), num_ties_);
   }
 
   enum class Kind { kNot, kChosen, kTied };

@@ -14,7 +14,7 @@ inline int64_t sketch_scorer_bytes(const ScoreCall& p) {
   const Summaries& s = p.summaries;
   const int64_t queries = num_weight_rows(p) * SketchQueries<float>::num_words(s.head_dim);
   const int64_t scratch = kWarps * sketch_scratch_floats(s);
-  const int64_t slots = kWarps * p.sketch.num_stages * p.sketch.pages_per_step;
+  const int64_t slots = kWarps * p.num_stages * p.pages_per_step;
   return (queries + scratch + sketch_channel_floats(s.head_dim)) * 4 +
          slots * sketch_slot_bytes(s) + 256;
 }
@@ -36,10 +36,12 @@ class SketchScorer {
     batch_row_ = p.rows.q_len > 0 ? row / p.rows.q_len : row;
     scratch_ = memory.take<float>(kWarps * sketch_scratch_floats(s_));
     slot_bytes_ = static_cast<int>(sketch_slot_bytes(s_));
-    stage_bytes_ = p.sketch.pages_per_step * slot_bytes_;
-    stages_ = memory.take<char>(static_cast<int64_t>(kWarps) * p.sketch.num_stages * stage_bytes_) +
-              warp_index() * p.sketch.num_stages * stage_bytes_;
+    stage_bytes_ = p.pages_per_step * slot_bytes_;
+    stages_ = memory.take<char>(static_cast<int64_t>(kWarps) * p.num_stages * stage_bytes_) +
+              warp_index() * p.num_stages * stage_bytes_;
   }
+
+  QUEST_DEVICE void start(const PageRange&) const {}  // summarise() needs the memory
 
   QUEST_DEVICE void prepare(float* channel_scale) {
     const SketchChannels channels(channel_scale, s_.head_dim);
@@ -64,7 +66,7 @@ class SketchScorer {
       sync_warp();
     }
     if (!range.has_scores) return;
-    p_.sketch.pages_per_step > 2 ? score_stored_pages<4>(range) : score_stored_pages<1>(range);
+    p_.pages_per_step > 2 ? score_stored_pages<4>(range) : score_stored_pages<1>(range);
   }
 
   // Whether the stored summary of a page is not that of its keys, for a whole warp.
@@ -102,7 +104,7 @@ class SketchScorer {
   // kPairs: pairs of pages at a time.
   template <int kPairs>
   QUEST_DEVICE void score_stored_pages(const PageRange& range) {
-    const int per_step = p_.sketch.pages_per_step, num_stages = p_.sketch.num_stages;
+    const int per_step = p_.pages_per_step, num_stages = p_.num_stages;
     int64_t ahead = range.first + warp_index() * per_step;
 #pragma unroll 1
     for (int i = 0; i < num_stages; ++i) {
@@ -113,13 +115,7 @@ class SketchScorer {
 #pragma unroll 1
     for (int64_t page = range.first + warp_index() * per_step; page < range.last;
          page += kWarps * per_step) {
-      if (num_stages == 1) {
-        wait_for_copies<0>();
-      } else if (num_stages == 2) {
-        wait_for_copies<1>();
-      } else {
-        wait_for_copies<2>();
-      }
+      wait_for_oldest(num_stages);
       sync_warp();
       char* rows = stages_ + stage * stage_bytes_;
       const int count = static_cast<int>(minimum<int64_t>(per_step, range.last - page));
@@ -138,7 +134,7 @@ class SketchScorer {
     const int64_t end = minimum(range.last, range.num_complete);
     const char* from = row_of(s_, batch_row_, kv_head_, page);
 #pragma unroll 1
-    for (int i = 0; i < p_.sketch.pages_per_step && page + i < end; ++i) {
+    for (int i = 0; i < p_.pages_per_step && page + i < end; ++i) {
       if (s_.has_aligned_rows) {
         for (int j = lane_index() * 8; j < s_.rows.row_bytes; j += 256) {
           copy_half_async(rows + j, from + j);

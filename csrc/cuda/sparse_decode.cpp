@@ -75,6 +75,7 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
         !score.kept.scored_at || shape.batch * shape.num_kv_heads * score.num_parts <= kMaxArrivals,
         "select_every: too many KV heads, ", shape.batch * shape.num_kv_heads);
     check_launch(launch_score(score, on.stream()), "sparse_decode (scores)");
+    attend.is_next = on.device().has_clusters;
   } else if (attend.arrivals) {
     const int64_t bytes = num_works * static_cast<int64_t>(sizeof(int32_t));
     check_launch(clear(attend.arrivals, bytes, on.stream()), "sparse_decode");

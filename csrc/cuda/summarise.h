@@ -26,7 +26,7 @@ QUEST_DEVICE char* late_row(const Summaries& s, const Update& u, int64_t head, i
 }
 
 // Lanes that share a row of `count` pieces: a power of two.
-QUEST_DEVICE int lanes_for(int count) {
+QUEST_BOTH int lanes_for(int count) {
   int lanes = 1;
   while (lanes < count && lanes < 32) lanes *= 2;
   return lanes;

@@ -23,16 +23,21 @@ struct Span {
 // For all threads of the CTA. Positions outside of the cache count as its ends. `start` is 0.
 QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues& shared) {
   uint32_t top = 0, bottom = 0;  // bottom: of the complements, so that both are maxima
-  for (int64_t i = thread_index(); i < u.num_positions; i += kThreads) {
+  const bool is_one = u.num_positions == 1;
+  for (int64_t i = is_one ? 0 : thread_index(); i < u.num_positions; i += kThreads) {
     const int64_t x = u.positions[i * u.position_stride];
     const int64_t last = u.max_seq_len - 1;
     const uint32_t position = static_cast<uint32_t>(x < 0 ? 0 : x < last ? x : last);
     top = maximum(top, position);
     bottom = maximum(bottom, ~position);
   }
+  if (!is_one) {
+    bottom = largest(bottom, shared);
+    top = largest(top, shared);
+  }
   Span span;
-  span.first = ~largest(bottom, shared);
-  span.end = static_cast<int64_t>(largest(top, shared)) + 1;
+  span.first = ~bottom;
+  span.end = static_cast<int64_t>(top) + 1;
   span.num_sealed = span.end / s.page_size;
   span.start = 0;
   return span;
@@ -46,10 +51,20 @@ QUEST_DEVICE int64_t without_arrivals(int64_t num_sealed) {
          (64 - kSealedBits);
 }
 
+// The state before this step. Read first: what is waited for together takes no longer.
+struct State {
+  int64_t next_position;  // -1: not known
+  int64_t num_sealed;
+};
+QUEST_DEVICE State read_state(const Update& u) {
+  const int64_t num_sealed = *u.num_sealed;
+  return {u.next_position ? *u.next_position : -1, num_sealed};
+}
+
 // What of the state is still valid.
-QUEST_DEVICE int64_t read_start(const Update& u, const Summaries& s, const Span& span) {
-  if (u.next_position && *u.next_position >= 0 && *u.next_position != span.first) return 0;
-  const int64_t sealed = maximum<int64_t>(without_arrivals(*u.num_sealed), 0);
+QUEST_DEVICE int64_t read_start(const State& state, const Summaries& s, const Span& span) {
+  if (state.next_position >= 0 && state.next_position != span.first) return 0;
+  const int64_t sealed = maximum<int64_t>(without_arrivals(state.num_sealed), 0);
   const int64_t start = minimum(sealed, span.first / s.page_size);
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.

@@ -61,6 +61,7 @@ T shuffle_up(T x, int lanes) {
 }
 unsigned ballot(bool x);
 inline int leading_zeros(unsigned x) { return x ? __builtin_clz(x) : 32; }
+inline int lowest_bit(unsigned x) { return __builtin_ctz(x); }
 
 inline int32_t atomic_add(int32_t* p, int32_t x) {
   const int32_t old = *p;
@@ -78,6 +79,9 @@ inline int32_t atomic_max(int32_t* p, int32_t x) {
   return old;
 }
 inline void fence_device() {}
+inline void let_next_begin() {}
+inline void wait_for_previous() {}
+inline void prefetch(const void*) {}
 
 inline float power_of_2(float x) { return exp2f(x); }
 inline float natural_log(float x) { return logf(x); }
@@ -152,7 +156,7 @@ int emulated_clusters(int size, int64_t bytes);
 
 template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int, int64_t bytes,
-           const Params& params, void*) {
+           const Params& params, void*, bool = false) {
   return run_grid(grid_x, grid_y, 1, bytes, [&] { kernel(params); });
 }
 
