@@ -5,7 +5,6 @@
 #include "cpu/ops.h"
 #ifdef QUEST_HAVE_CUDA
 #include "cuda/ops.h"
-#include "cuda/plan.h"
 #endif
 
 namespace quest {
@@ -23,17 +22,11 @@ std::string native_info() {
 STABLE_TORCH_LIBRARY_FRAGMENT(quest, m) {
   m.def("native_counters(bool reset) -> int[]");
   m.def("native_info() -> str");
-#ifdef QUEST_HAVE_CUDA
-  m.def("native_decode_form(str form) -> str");
-#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(quest, CompositeExplicitAutograd, m) {
   m.impl("native_counters", TORCH_BOX(&quest::native_counters));
   m.impl("native_info", TORCH_BOX(&quest::native_info));
-#ifdef QUEST_HAVE_CUDA
-  m.impl("native_decode_form", TORCH_BOX(&quest::cuda::set_decode_form));
-#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(quest, CPU, m) {

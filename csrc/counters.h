@@ -14,7 +14,6 @@ enum class Counter {
   kSparseCalls,
   kSparseCallsCovered,
   kSparseCallsUnscored,
-  kClusterCalls,
   kDenseCalls,
   kSparseRows,
   kTokensAttended,

@@ -76,21 +76,18 @@ class Attender {
 
   // As in UnitMerger.
   QUEST_DEVICE void finish() { merger_.finish(units_, shared_.is_last); }
-#ifdef QUEST_HAS_CLUSTERS
-  QUEST_DEVICE void finish_in_cluster(float* partials, int first_rank) {
-    merger_.finish_in_cluster(units_, partials, first_rank);
-  }
-#endif
 
  private:
   // Behind head_dim rows of keys are never written again. (The order of pages was here.)
   QUEST_DEVICE void clear_ends() {
-    constexpr int kRowElements = Warp::kRowBytes / static_cast<int>(sizeof(T));
-    for (int i = thread_index(); i < p_.num_stages * Warp::kNumWarps * 2 * kTileTokens;
-         i += kThreads) {
-      T* row = reinterpret_cast<T*>(stages_ + i * Warp::kRowBytes);
-      for (int d = p_.rows.head_dim; d < minimum(p_.rows.head_dim + 8, kRowElements); ++d) {
-        row[d] = T{};
+    constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
+    const int first = p_.rows.head_dim / kPerVector, last = Warp::kMaxDim / kPerVector;
+    if (first == last) return;
+    for (int row = thread_index(); row < p_.num_stages * Warp::kNumWarps * 2 * kTileTokens;
+         row += kThreads) {
+#pragma unroll 1
+      for (int v = first; v < last; ++v) {
+        *reinterpret_cast<Vector*>(stages_ + row * Warp::kRowBytes + v * 16) = {{0, 0, 0, 0}};
       }
     }
   }
@@ -114,48 +111,85 @@ class Attender {
     return place;
   }
 
-  // Copies of the keys and values of a tile begin; returns which of its tokens are live.
+  // Copies of the keys and values of a tile begin, and of its mask, to what is unused of the first
+  // row; returns which of its tokens are there.
   QUEST_DEVICE unsigned fetch(const Place& place, char* keys) {
-    const int lane = lane_index(), slot = place.slot + lane % kTileTokens;
-    int position = 0;
-    bool is_live = false;
-    if (slot < unit_end(place.unit)) {
-      position = tokens_.position(slot);
-      is_live = tokens_.is_live(position);
-    }
-    const unsigned live = ballot(is_live) & 0xffffu;
-    if (live == 0) return 0;
     char* values = keys + kTileTokens * Warp::kRowBytes;
-    fetch_rows(keys_, p_.key_cache.token_stride, p_.rows.head_dim, position, live, keys);
-    fetch_rows(values_, p_.value_cache.token_stride, p_.rows.value_dim, position, live, values);
-    return live;
+    char* mask = keys + Warp::kRowBytes - 16;
+    unsigned there = 0;
+    // Half a tile is part of one page: page sizes are multiples of 8.
+#pragma unroll 1
+    for (int first = 0; first < kTileTokens; first += kTileTokens / 2) {
+      const int slot = place.slot + first, left = unit_end(place.unit) - slot;
+      const int position = left > 0 ? tokens_.position(slot) : 0;
+      const int count = minimum(kTileTokens / 2, minimum(left, tokens_.len - position));
+      if (count > 0) there |= ((1u << count) - 1) << first;
+      const int offset = first * Warp::kRowBytes;
+      fetch_rows(keys_, p_.key_cache.token_stride, p_.rows.head_dim, position, count, keys + offset);
+      fetch_rows(values_, p_.value_cache.token_stride, p_.rows.value_dim, position, count,
+                 values + offset);
+      if (tokens_.mask && count > 0) fetch_mask(position, count, mask + first);
+    }
+    return there;
   }
 
-  QUEST_DEVICE void fetch_rows(const T* cache, int64_t stride, int dim, int position, unsigned live,
+  QUEST_DEVICE void fetch_rows(const T* cache, int64_t stride, int dim, int position, int count,
                                char* rows) {
     constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
     constexpr int kRowVectors = (Warp::kRowBytes - 16) / 16;
     constexpr int kLanes = kRowVectors < 32 ? kRowVectors : 32;
+    const int token = lane_index() / kLanes, v = lane_index() % kLanes;
+    const T* from = cache + (position + token) * stride + v * kPerVector;
+    char* to = rows + token * Warp::kRowBytes + v * 16;
+    if (p_.has_aligned_caches) {
 #pragma unroll
-    for (int first = 0; first < kTileTokens; first += 32 / kLanes) {
-      const int token = first + lane_index() / kLanes;
-      const int64_t start = shuffle(position, token) * stride;
-      const bool is_live = live >> token & 1;
+      for (int first = 0; first < kTileTokens / 2; first += 32 / kLanes) {
+        const bool is_there = first + token < count;
 #pragma unroll
-      for (int i = 0; i < kRowVectors / kLanes; ++i) {
-        const int v = lane_index() % kLanes + i * kLanes;
-        if (v * kPerVector >= dim) break;
-        const T* from = is_live ? cache + start + v * kPerVector : cache;
-        char* to = rows + token * Warp::kRowBytes + v * 16;
-        if (p_.has_aligned_caches) {
-          copy_async(to, from, is_live);
-        } else {
-          for (int j = 0; j < kPerVector; ++j) {
-            reinterpret_cast<T*>(to)[j] = is_live ? from[j] : T{};
-          }
+        for (int i = 0; i < kRowVectors / kLanes; ++i) {
+          if ((v + i * kLanes) * kPerVector >= dim) break;
+          copy_async(to + i * kLanes * 16, is_there ? from + i * kLanes * kPerVector : cache,
+                     is_there);
         }
+        from += 32 / kLanes * stride;
+        to += 32 / kLanes * Warp::kRowBytes;
       }
+      return;
     }
+#pragma unroll 1
+    for (int i = lane_index(); i < kTileTokens / 2 * dim; i += 32) {
+      const int row = i / dim, d = i % dim;
+      reinterpret_cast<T*>(rows + row * Warp::kRowBytes)[d] =
+          row < count ? cache[(position + row) * stride + d] : T{};
+    }
+  }
+
+  QUEST_DEVICE void fetch_mask(int position, int count, char* to) {
+    const uint8_t* from = tokens_.mask + position * tokens_.mask_stride;
+    const int lane = lane_index();
+    if (count == 8 && tokens_.mask_stride == 1 && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
+      if (lane == 0) copy_half_async(to, from);
+    } else if (lane < count) {
+      to[lane] = static_cast<char>(from[lane * tokens_.mask_stride]);
+    }
+  }
+
+  // Which of the tokens that are there are attended. Values of the others become zeros: they may be
+  // NaN, which no weight of 0 takes away.
+  QUEST_DEVICE unsigned apply_mask(unsigned there, char* keys) const {
+    if (!tokens_.mask || there == 0) return there;
+    const int lane = lane_index();
+    const unsigned live = ballot(lane < kTileTokens && (keys + Warp::kRowBytes - 16)[lane]) & there;
+    char* values = keys + kTileTokens * Warp::kRowBytes;
+    if (live != there) {
+#pragma unroll 1
+      for (int i = lane; i < kTileTokens * (Warp::kRowBytes / 16); i += 32) {
+        const int row = i / (Warp::kRowBytes / 16);
+        if (!(live >> row & 1)) *reinterpret_cast<Vector*>(values + i * 16) = {{0, 0, 0, 0}};
+      }
+      sync_warp();
+    }
+    return live;
   }
 
   QUEST_DEVICE void attend_units() {
@@ -163,11 +197,11 @@ class Attender {
     const Place start = {attends() ? units_.first : units_.last,
                          units_.first * units_.size + warp_index() * kTileTokens};
     Place ahead = tile_from(start), now = ahead;
-    // Of the tiles under way, 16 bits each, the next one first.
-    uint64_t live = 0;
+    // Tokens that are there, of the tiles under way: 16 bits each, the next one first.
+    uint64_t there = 0;
 #pragma unroll 1
     for (int s = 0; s < p_.num_stages; ++s) {
-      live |= static_cast<uint64_t>(fetch_next(ahead, s)) << 16 * s;
+      there |= static_cast<uint64_t>(fetch_next(ahead, s)) << 16 * s;
     }
     int stage = 0;
     for (int unit = units_.first; unit < units_.last; ++unit) {
@@ -175,13 +209,11 @@ class Attender {
         wait_for_oldest(p_.num_stages);
         sync_warp();
         char* keys = stage_at(stage);
-        const unsigned mine = live & 0xffffu;
-        if (mine) {
-          warp.attend(keys, keys + kTileTokens * Warp::kRowBytes, mine, work_.num_heads);
-        }
+        const unsigned live = apply_mask(there & 0xffffu, keys);
+        if (live) warp.attend(keys, keys + kTileTokens * Warp::kRowBytes, live, work_.num_heads);
         sync_warp();
         const uint64_t fetched = fetch_next(ahead, stage);
-        live = live >> 16 | fetched << 16 * (p_.num_stages - 1);
+        there = there >> 16 | fetched << 16 * (p_.num_stages - 1);
         stage = stage + 1 == p_.num_stages ? 0 : stage + 1;
         now = tile_from({now.unit, now.slot + kStep});
       }
@@ -195,13 +227,13 @@ class Attender {
     return stage_ + stage * static_cast<int>(stage_bytes<Warp>());
   }
   QUEST_DEVICE unsigned fetch_next(Place& ahead, int stage) {
-    unsigned live = 0;
+    unsigned there = 0;
     if (ahead.unit < units_.last) {
-      live = fetch(ahead, stage_at(stage));
+      there = fetch(ahead, stage_at(stage));
       ahead = tile_from({ahead.unit, ahead.slot + kStep});
     }
     commit_copies();
-    return live;
+    return there;
   }
 
   const AttendCall& p_;

@@ -15,6 +15,7 @@ class UnitMerger {
     const int64_t partial = static_cast<int64_t>(p.heads_per_tile) * (p.rows.value_dim + 2);
     merging_ = memory.take<float>(Warp::kNumWarps * partial);
     base_ = partial_at(memory.take<float>(partial), p.heads_per_tile, p.rows.value_dim, 0);
+    next_ = partial_at(memory.take<float>(2 * p.heads_per_tile), p.heads_per_tile, 0, 0);
   }
 
   // Before the first unit. The partial of unit i is number first + i of `partials`.
@@ -36,39 +37,43 @@ class UnitMerger {
       warp.write({mine.maxima, mine.sums, mine.values}, num_heads);
     sync_cta();
     const Partial out = is_from_start ? base_ : unit_partial(unit);
-    for (int i = thread_index(); i < num_heads * value_dim; i += kThreads) {
-      const int head = i / value_dim;
+    constexpr int kDim = Warp::kMaxDim;
+#pragma unroll 1
+    for (int i = thread_index(); i < num_heads * kDim; i += kThreads) {
+      const int head = i / kDim, channel = i % kDim, place = head * value_dim + channel;
+      if (channel >= value_dim) continue;
+      const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, 0);
+      const int step = p_.heads_per_tile * (value_dim + 2);
       float maxima[Warp::kNumWarps], top = -kInfinity;
 #pragma unroll
       for (int w = 0; w < Warp::kNumWarps; ++w) {
-        maxima[w] = partial_at(merging_, p_.heads_per_tile, value_dim, w).maxima[head];
+        maxima[w] = part.maxima[w * step + head];
         top = fmaxf(top, maxima[w]);
       }
       const float shift = top == -kInfinity ? 0 : top;
       float sum = 0, value = 0;
 #pragma unroll
       for (int w = 0; w < Warp::kNumWarps; ++w) {
-        const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, w);
         const float factor = power_of_2(maxima[w] - shift);
-        sum = multiply_add(part.sums[head], factor, sum);
-        value = multiply_add(part.values[i], factor, value);
+        sum = multiply_add(part.sums[w * step + head], factor, sum);
+        value = multiply_add(part.values[w * step + place], factor, value);
       }
       Folded folded = {top, sum, value};
       if (is_from_start) {
-        folded = {base_.maxima[head], base_.sums[head], base_.values[i]};
+        folded = {base_.maxima[head], base_.sums[head], base_.values[place]};
         folded.add(top, sum, value);
       }
-      out.values[i] = folded.value;
-      if (!is_from_start && i % value_dim == 0) {
-        out.maxima[head] = folded.maximum;
-        out.sums[head] = folded.sum;
-      }
+      out.values[place] = folded.value;
+      // Of what is from the start, the others still read what was before.
+      if (channel == 0) (is_from_start ? next_ : out).set(head, folded);
     }
     sync_cta();
     if (is_from_start) {
-      // All have read the maxima and sums before.
-      for (int h = thread_index(); h < num_heads; h += kThreads) fold_head(h);
-      sync_cta();
+      const Partial before = base_;
+      base_.maxima = next_.maxima;
+      base_.sums = next_.sums;
+      next_.maxima = before.maxima;
+      next_.sums = before.sums;
     }
   }
 
@@ -103,48 +108,8 @@ class UnitMerger {
     }
   }
 
-#ifdef QUEST_HAS_CLUSTERS
-  // Where each CTA of the work has its partials in shared memory, the first of them on rank
-  // `first_rank` of the cluster, and all of them are done: every CTA makes its part of the output.
-  QUEST_DEVICE void finish_in_cluster(const UnitShare& units, float* partials, int first_rank) {
-    const int value_dim = p_.rows.value_dim, count = num_elements();
-    const auto element_of = [&](const Partial& partial, int i, int rank) -> Folded {
-      return {load_peer(partial.maxima + i / value_dim, rank),
-              load_peer(partial.sums + i / value_dim, rank), load_peer(partial.values + i, rank)};
-    };
-    const int first = (warp_index() * p_.num_splits + work_.split) * 32 + lane_index();
-    for (int i = first; i < count; i += p_.num_splits * kThreads) {
-      fold_units(units, i, [&](int unit) {
-        if (unit == 0) return element_of(base_, i, first_rank);
-        const Partial partial =
-            partial_at(partials, p_.heads_per_tile, value_dim, unit % units.share);
-        return element_of(partial, i, first_rank + unit / units.share);
-      });
-    }
-  }
-#endif
-
  private:
   QUEST_DEVICE int num_elements() const { return work_.num_heads * p_.rows.value_dim; }
-
-  // Maximum and sum of a head, as those of each of its channels above.
-  QUEST_DEVICE void fold_head(int head) {
-    const int value_dim = p_.rows.value_dim;
-    float top = -kInfinity;
-    for (int w = 0; w < Warp::kNumWarps; ++w) {
-      top = fmaxf(top, partial_at(merging_, p_.heads_per_tile, value_dim, w).maxima[head]);
-    }
-    const float shift = top == -kInfinity ? 0 : top;
-    float sum = 0;
-    for (int w = 0; w < Warp::kNumWarps; ++w) {
-      const Partial part = partial_at(merging_, p_.heads_per_tile, value_dim, w);
-      sum = multiply_add(part.sums[head], power_of_2(part.maxima[head] - shift), sum);
-    }
-    Folded folded = {base_.maxima[head], base_.sums[head], 0};
-    folded.add(top, sum, 0);
-    base_.maxima[head] = folded.maximum;
-    base_.sums[head] = folded.sum;
-  }
 
   QUEST_DEVICE Partial unit_partial(int unit) const {
     return partial_at(partials_, p_.heads_per_tile, p_.rows.value_dim, first_partial_ + unit);
@@ -185,6 +150,7 @@ class UnitMerger {
   const Work& work_;
   float* merging_;  // a partial per warp
   Partial base_;    // from the first unit on
+  Partial next_;    // its maxima and sums to be
   float* partials_;
   int64_t first_partial_;
 };

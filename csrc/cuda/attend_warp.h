@@ -28,6 +28,7 @@ struct WarpResult {
 template <class T, int kDim>
 class MatrixWarp {
  public:
+  static constexpr int kMaxDim = kDim;
   static constexpr int kHeads = 16;
   static constexpr int kRowBytes = kTileRowBytes<T, kDim>;
   static constexpr int kNumWarps = kTileWarps<T, kDim>;
@@ -37,6 +38,10 @@ class MatrixWarp {
   // query: [16] rows of kRowBytes, zeros behind head_dim and behind the last head.
   QUEST_DEVICE MatrixWarp(const char* query, char*, int head_dim, int value_dim, float scale_log2)
       : query_(query), head_dim_(head_dim), value_dim_(value_dim), scale_log2_(scale_log2) {
+    if (kHasQuery) {
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16) load_matrices(query_row() + d * 2, query_pieces_[d / 16 % kPieces]);
+    }
     reset();
   }
 
@@ -54,27 +59,33 @@ class MatrixWarp {
   }
 
   // keys, values: [16] rows of kRowBytes, zeros behind head_dim; live: bit i says whether token i
-  // is attended, others are zeros.
-  QUEST_DEVICE void attend(const char* keys, const char* values, unsigned live, int) {
+  // is attended; values of others are finite.
+  QUEST_DEVICE void attend(const char* keys, const char* values, unsigned live, int num_heads) {
     const int lane = lane_index();
     float logits[2][4] = {};
-    {
-      const char* query_row = query_ + lane % 16 * kRowBytes + lane / 16 * 16;
-      const char* key_row = keys + (lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * 16;
+    const char* key_row = keys + (lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * 16;
+    // Copies to registers run ahead of the products.
 #pragma unroll
-      for (int d = 0; d < kDim; d += 16) {
-        if (d >= head_dim_) break;
-        uint32_t a[4], b[4];
-        load_matrices(query_row + d * 2, a);
-        load_matrices(key_row + d * 2, b);
-        multiply_matrices<T>(logits[0], a, b[0], b[1]);
-        multiply_matrices<T>(logits[1], a, b[2], b[3]);
+    for (int first = 0; first < kDim; first += 64) {
+      if (first >= head_dim_) break;
+      uint32_t b[4][4];
+#pragma unroll
+      for (int d = 0; d < 64; d += 16) load_matrices(key_row + (first + d) * 2, b[d / 16]);
+#pragma unroll
+      for (int d = 0; d < 64; d += 16) {
+        if (!kHasQuery) load_matrices(query_row() + (first + d) * 2, query_pieces_[0]);
+        const uint32_t(&a)[4] = query_pieces_[kHasQuery ? (first + d) / 16 % kPieces : 0];
+        multiply_matrices<T>(logits[0], a, b[d / 16][0], b[d / 16][1]);
+        multiply_matrices<T>(logits[1], a, b[d / 16][2], b[d / 16][3]);
       }
     }
     // Of heads lane / 4 and lane / 4 + 8.
-    uint32_t weights[4];
+    uint32_t weights[4] = {};
+    bool shrinks = false;
+    float factors[2] = {1, 1};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      if (8 * i >= num_heads) break;
       float top = maxima_[i];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -89,9 +100,10 @@ class MatrixWarp {
       top = fmaxf(top, shuffle_xor(top, 1));
       top = fmaxf(top, shuffle_xor(top, 2));
       const float shift = top == -kInfinity ? 0 : top;
-      const float factor = power_of_2(maxima_[i] - shift);
+      factors[i] = power_of_2(maxima_[i] - shift);
+      shrinks = shrinks || factors[i] != 1;
       maxima_[i] = top;
-      sums_[i] = multiply(sums_[i], factor);
+      sums_[i] = multiply(sums_[i], factors[i]);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const float a = power_of_2(logits[n][2 * i] - shift);
@@ -99,20 +111,26 @@ class MatrixWarp {
         sums_[i] += a + b;
         weights[n * 2 + i] = pack<T>(a, b);
       }
+    }
+    if (ballot(shrinks)) {
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        values_[n][2 * i] *= factor;
-        values_[n][2 * i + 1] *= factor;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) values_[n][j] *= factors[j / 2];
       }
     }
     const char* value_row = values + lane % 16 * kRowBytes + lane / 16 * 16;
 #pragma unroll
-    for (int n = 0; n < kDim / 8; n += 2) {
-      if (n * 8 >= value_dim_) break;
-      uint32_t b[4];
-      load_transposed(value_row + n * 16, b);
-      multiply_matrices<T>(values_[n], weights, b[0], b[1]);
-      multiply_matrices<T>(values_[n + 1], weights, b[2], b[3]);
+    for (int first = 0; first < kDim; first += 64) {
+      if (first >= value_dim_) break;
+      uint32_t b[4][4];
+#pragma unroll
+      for (int d = 0; d < 64; d += 16) load_transposed(value_row + (first + d) * 2, b[d / 16]);
+#pragma unroll
+      for (int d = 0; d < 64; d += 16) {
+        multiply_matrices<T>(values_[(first + d) / 8], weights, b[d / 16][0], b[d / 16][1]);
+        multiply_matrices<T>(values_[(first + d) / 8 + 1], weights, b[d / 16][2], b[d / 16][3]);
+      }
     }
   }
 
@@ -140,10 +158,18 @@ class MatrixWarp {
   }
 
  private:
+  // Registers for all of the query.
+  static constexpr bool kHasQuery = kDim <= 128;
+  static constexpr int kPieces = kHasQuery ? kDim / 16 : 1;
+  QUEST_DEVICE const char* query_row() const {
+    return query_ + lane_index() % 16 * kRowBytes + lane_index() / 16 * 16;
+  }
+
   const char* query_;
   int head_dim_;
   int value_dim_;
   float scale_log2_;
+  uint32_t query_pieces_[kPieces][4];
   float maxima_[2];
   float sums_[2];  // of this lane's tokens
   float values_[kDim / 8][4];
@@ -152,6 +178,7 @@ class MatrixWarp {
 template <int kDim>
 class ScalarWarp {
  public:
+  static constexpr int kMaxDim = kDim;
   static constexpr int kHeads = 8;
   static constexpr int kRowBytes = kTileRowBytes<float, kDim>;
   static constexpr int kNumWarps = kTileWarps<float, kDim>;

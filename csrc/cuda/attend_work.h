@@ -28,6 +28,11 @@ struct Partial {
   float* maxima;
   float* sums;
   float* values;
+
+  QUEST_DEVICE void set(int head, const Folded& folded) const {
+    maxima[head] = folded.maximum;
+    sums[head] = folded.sum;
+  }
 };
 
 QUEST_DEVICE Partial partial_at(float* memory, int num_heads, int value_dim, int64_t index) {
@@ -56,7 +61,7 @@ QUEST_BOTH int64_t attend_shared_bytes(const AttendCall& p) {
     in_stages = kMaxSharedOrder * 4;
   }
   return sizeof(AttendMemory) + 16 + Warp::kQueryBytes + kMaxSharedList * 4 +
-         Warp::kNumWarps * (partial + Warp::kScratchBytes) + partial + in_stages + 256;
+         Warp::kNumWarps * (partial + Warp::kScratchBytes) + partial + heads * 8 + in_stages + 256;
 }
 
 // The positions of a work: the slots of its list of pages, or all below len.
@@ -70,9 +75,6 @@ struct Tokens {
 
   QUEST_DEVICE int position(int slot) const {
     return pages ? pages[slot / page_size] * page_size + slot % page_size : slot;
-  }
-  QUEST_DEVICE bool is_live(int position) const {
-    return position < len && (!mask || mask[position * mask_stride]);
   }
 };
 

@@ -148,15 +148,6 @@ struct AttendCall {
   bool is_next;  // behind kernel 1, which lets this one begin early
 };
 
-// Both kernels in one, for rows of one query: a cluster of `size` CTAs per (row, KV head). Not used
-// are order, arrivals and stale_starts of `score`; order, partials, arrivals and finish of
-// `attend`.
-struct ClusterCall {
-  ScoreCall score;    // num_parts: size
-  AttendCall attend;  // num_splits: CTAs of a work
-  int32_t size;
-};
-
 // Lists up to this long stay in shared memory.
 constexpr int32_t kMaxSharedList = 2048;
 // So do the orders of so many pages.
@@ -169,10 +160,7 @@ constexpr int32_t kTileTokens = 16;
 constexpr int32_t kUnitTokens = kTileTokens * kWarps;
 constexpr int32_t kMaxUnits = 64;
 constexpr int32_t kShortTokens = 4096;
-constexpr int32_t kMaxClusterSize = 16;
-constexpr int32_t kMinClusterSize = 4;
-constexpr int32_t kMaxClusters = 1 << 14;
-// CTAs or clusters that are counted in the state of an update.
+// CTAs that are counted in the state of an update.
 constexpr int32_t kMaxArrivals = 1 << 18;
 
 #ifdef __CUDACC__

@@ -18,11 +18,6 @@
 #define QUEST_KERNEL(threads, ctas) __global__ void __launch_bounds__(threads, ctas)
 #define QUEST_PARAM const __grid_constant__
 
-// Thread-block clusters.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define QUEST_HAS_CLUSTERS
-#endif
-
 namespace quest {
 namespace cuda {
 
@@ -81,41 +76,6 @@ QUEST_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 QUEST_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-
-#ifdef QUEST_HAS_CLUSTERS
-// For all threads of all CTAs of a cluster: what they wrote before is seen by all after.
-QUEST_DEVICE void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-// The address of what CTA `rank` of the cluster has where this one has *mine.
-QUEST_DEVICE uint32_t peer_address(const void* mine, int rank) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(address)
-      : "r"(shared_address(mine)), "r"(rank));
-  return address;
-}
-// T: of 4 or 16 bytes. Between barriers of the cluster that come after the write and before the
-// CTA `rank` ends.
-template <class T>
-QUEST_DEVICE T load_peer(const T* mine, int rank) {
-  const uint32_t address = peer_address(mine, rank);
-  uint32_t words[sizeof(T) / 4];
-  if constexpr (sizeof(T) == 16) {
-    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    static_assert(sizeof(T) == 4, "");
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(words[0]) : "r"(address) : "memory");
-  }
-  T x;
-  memcpy(&x, words, sizeof(T));
-  return x;
-}
-#endif
 
 // 16 bytes to shared memory, zeros if not `is_live`; both addresses are multiples of 16.
 QUEST_DEVICE void copy_async(void* shared, const void* global, bool is_live) {
@@ -210,8 +170,8 @@ QUEST_DEVICE void wait_for_previous() {
 #endif
 }
 
-// Lets a kernel have all the shared memory of a CTA, and clusters of any size; once per device.
-inline cudaError_t allow_all(const void* kernel, bool is_clustered) {
+// Lets a kernel have all the shared memory of a CTA; once per device.
+inline cudaError_t allow_all(const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> allowed;
   int device = 0, bytes = 0;
@@ -221,9 +181,6 @@ inline cudaError_t allow_all(const void* kernel, bool is_clustered) {
   error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  }
-  if (error == cudaSuccess && is_clustered) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (error == cudaSuccess) allowed.insert({kernel, device});
   return error;
@@ -235,7 +192,7 @@ template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int num_threads,
            int64_t bytes, const Params& params, void* stream, bool is_next = false) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  const cudaError_t error = allow_all(function, false);
+  const cudaError_t error = allow_all(function);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -249,57 +206,6 @@ int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int num
   config.numAttrs = is_next ? 1 : 0;
   void* arguments[] = {const_cast<Params*>(&params)};
   return cudaLaunchKernelExC(&config, function, arguments);
-}
-
-// Calls f with the launch of so many clusters of `size` CTAs; the results are values of
-// cudaError_t.
-template <class Params, class F>
-int with_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int num_threads,
-                  int64_t bytes, const F& f) {
-  const void* function = reinterpret_cast<const void*>(kernel);
-  const cudaError_t error = allow_all(function, true);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(size);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(num_clusters * size));
-  config.blockDim = dim3(num_threads);
-  config.dynamicSmemBytes = bytes;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return f(function, config);
-}
-
-template <class Params>
-int launch_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int num_threads,
-                    int64_t bytes, const Params& params, void* stream) {
-  return with_clusters(kernel, num_clusters, size, num_threads, bytes,
-                       [&](const void* function, cudaLaunchConfig_t& config) -> int {
-                         config.stream = static_cast<cudaStream_t>(stream);
-                         void* arguments[] = {const_cast<Params*>(&params)};
-                         return cudaLaunchKernelExC(&config, function, arguments);
-                       });
-}
-
-// How many such clusters run at a time; 0: none of this size.
-template <class Params>
-int active_clusters(void (*kernel)(const Params), int size, int num_threads, int64_t bytes,
-                    int* count) {
-  *count = 0;
-  return with_clusters(kernel, 1, size, num_threads, bytes,
-                       [&](const void* function, const cudaLaunchConfig_t& config) -> int {
-                         // Made from the PTX of an older architecture the kernel has no body.
-                         cudaFuncAttributes attributes;
-                         cudaError_t error = cudaFuncGetAttributes(&attributes, function);
-                         if (error != cudaSuccess || attributes.ptxVersion < 90) return error;
-                         error = cudaOccupancyMaxActiveClusters(count, function, &config);
-                         if (error != cudaErrorInvalidClusterSize) return error;
-                         cudaGetLastError();
-                         *count = 0;
-                         return cudaSuccess;
-                       });
 }
 
 }  // namespace cuda

@@ -1,5 +1,4 @@
 #include "cuda/attend_dispatch.h"
-#include "cuda/cluster_dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/score_dispatch.h"
 
@@ -46,39 +45,6 @@ int launch_attend(const AttendCall& call, int64_t num_works, void* stream) {
       return launch_attend_bfloat16(call, num_works, stream);
     default:
       return launch_attend_float16(call, num_works, stream);
-  }
-}
-
-int launch_cluster(const ClusterCall& call, void* stream) {
-  switch (call.attend.dtype) {
-    case DType::kFloat32:
-      return launch_cluster_float32(call, stream);
-    case DType::kBFloat16:
-      return launch_cluster_bfloat16(call, stream);
-    default:
-      return launch_cluster_float16(call, stream);
-  }
-}
-
-int active_clusters(const ClusterCall& call, int* count) {
-  switch (call.attend.dtype) {
-    case DType::kFloat32:
-      return active_clusters_float32(call, count);
-    case DType::kBFloat16:
-      return active_clusters_bfloat16(call, count);
-    default:
-      return active_clusters_float16(call, count);
-  }
-}
-
-int64_t cluster_bytes(const ClusterCall& call) {
-  switch (call.attend.dtype) {
-    case DType::kFloat32:
-      return Float32Clusters::bytes(call);
-    case DType::kBFloat16:
-      return BFloat16Clusters::bytes(call);
-    default:
-      return Float16Clusters::bytes(call);
   }
 }
 

@@ -11,7 +11,7 @@ struct Device {
   int index;
   int num_sms;
   int64_t shared_bytes;  // that a CTA may have
-  bool has_clusters;
+  bool lets_next_begin;  // has griddepcontrol
 };
 
 int get_device(int index, Device* device);
@@ -21,10 +21,6 @@ int launch_score(const ScoreCall& call, void* stream);
 int launch_finish(const FinishCall& call, void* stream);
 int launch_select(const SelectCall& call, void* stream);
 int launch_attend(const AttendCall& call, int64_t num_works, void* stream);
-int launch_cluster(const ClusterCall& call, void* stream);
-// How many clusters of such a call run at a time; 0: the GPU has none of this size.
-int active_clusters(const ClusterCall& call, int* count);
-int64_t cluster_bytes(const ClusterCall& call);
 // Of zeros.
 int clear(void* memory, int64_t bytes, void* stream);
 

@@ -2,8 +2,6 @@
 // memory. It depends on shapes and on the device alone, never on values.
 #pragma once
 
-#include <functional>
-
 #include "cuda/device_guard.h"
 #include "operator_arguments.h"
 
@@ -22,22 +20,8 @@ Update make_update(const UpdateArguments& u);
 AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor& out);
 // Sets what follows from the sizes of the call and the device. Returns the number of works.
 int64_t plan_attend(AttendCall& call, const Device& device);
-// Sets how a warp of kernel 1 reads rows.
-void choose_steps(ScoreCall& call, const Device& device);
 // Sets how the CTAs of launch_score share the pages of a (row, KV head) and read them.
 void plan_score(ScoreCall& call, const Device& device);
-// Sets num_stages, as many as are useful and fit; false: not even one fits. shared_bytes(): of the
-// kernel with the stages of the call.
-bool choose_stages(AttendCall& call, const Device& device,
-                   const std::function<int64_t()>& shared_bytes);
-
-enum class DecodeForm { kAuto, kTwoKernels, kCluster };
-// How sparse steps run from now on, for tests and benchmarks: "auto", "two_kernels", or "cluster":
-// in one kernel wherever that is possible. Returns what it was.
-std::string set_decode_form(StringHandle form);
-// Makes one kernel of a planned call, if that is better; false: the call is as it was or not
-// usable.
-bool plan_cluster(ClusterCall& call, const Device& device);
 
 // Memory of the kernels, from torch's allocator: it may be given back once they are launched.
 class Workspace {

@@ -31,10 +31,9 @@ QUEST_DEVICE void score_part(const ScoreCall& p, const RowPages& pages, int inde
     return sample < kNumSamples ? late_row(s, p.update, head, sample) : scorer.row_of_page(page);
   };
   // At first as if nobody else had written the cache: to find that out takes as long.
-  const bool differs = scorer.sample_differs(warp_index());
 #pragma unroll 1
   for (;;) {
-    scorer.run(place_of);
+    const bool differs = scorer.run(place_of);
     if (is_stale) return;
     is_stale = any_in_cta(differs);
     if (reports && thread_index() == 0) {

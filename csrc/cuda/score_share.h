@@ -14,8 +14,8 @@ struct RowPages {
   bool reuses;  // scores of an earlier step, unless a foreign write is found
   Span span;
   int len;
-  int64_t num_pages;  // to summarise or to score
-  int64_t share;      // that every CTA gets: a multiple of 4
+  int num_pages;  // to summarise or to score
+  int share;      // that every CTA gets: a multiple of 4
 };
 
 template <bool kKeepsScores>
@@ -37,8 +37,8 @@ QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values
     pages.has_scores = selects && !pages.reuses;
   }
   if (pages.has_scores || pages.reuses) {
-    const int64_t num_used = (pages.len + s.page_size - 1) / s.page_size;
-    pages.num_pages = maximum<int64_t>(pages.num_pages, p.scores ? s.num_pages : num_used);
+    const int num_used = (pages.len + s.page_size - 1) / s.page_size;
+    pages.num_pages = maximum(pages.num_pages, p.scores ? s.num_pages : num_used);
   }
   pages.share = ((pages.num_pages + p.num_parts - 1) / p.num_parts + 3) / 4 * 4;
   return pages;
@@ -67,7 +67,7 @@ class ShareScorer {
     range_.len = pages.len;
   }
 
-  QUEST_DEVICE int64_t first_page() const { return range_.first; }
+  QUEST_DEVICE int first_page() const { return range_.first; }
   // As in PageRange.
   QUEST_DEVICE void set_order(int32_t* order, int64_t stride) {
     range_.order = order;
@@ -93,10 +93,13 @@ class ShareScorer {
     if (range_.has_scores) scorer_.prepare(range_.channel_scale);
   }
 
-  // Stores new summaries where place_of(page) says, which may be nowhere.
+  // As in PageScorer. The sample: of the pages that keep their summaries, each warp's own, if the
+  // state says that there are any.
   template <class PlaceOf>
-  QUEST_DEVICE void run(const PlaceOf& place_of) {
-    scorer_.run(range_, place_of);
+  QUEST_DEVICE bool run(const PlaceOf& place_of) {
+    const int start = pages_.span.start, i = warp_index();
+    const bool looks = pages_.updates && range_.start > 0 && i < kNumSamples;
+    return scorer_.run(range_, place_of, looks ? sample_of(pages_.span, start, i) : -1);
   }
 
   // The orders of the pages, from scores that are there.
@@ -114,13 +117,6 @@ class ShareScorer {
 
   QUEST_DEVICE char* row_of_page(int64_t page) const {
     return row_of(p_.summaries, batch_row_, kv_head_, page);
-  }
-
-  // Whether somebody else wrote sample i of the pages that keep their summaries; for a whole warp.
-  QUEST_DEVICE bool sample_differs(int i) {
-    const int64_t start = pages_.span.start;
-    if (!pages_.updates || start == 0 || i >= kNumSamples) return false;
-    return scorer_.page_differs(sample_of(pages_.span, start, i), range_.channel_scale);
   }
 
   // What comes after a foreign write was found: run() then begins with the first page.

@@ -53,9 +53,10 @@ class SketchScorer {
     sync_cta();
   }
 
-  // Stores new summaries where place_of(page) says.
+  // As in PageScorer.
   template <class PlaceOf>
-  QUEST_DEVICE void run(const PageRange& range, const PlaceOf& place_of) {
+  QUEST_DEVICE bool run(const PageRange& range, const PlaceOf& place_of, int64_t sample) {
+    const bool differs = sample >= 0 && page_differs(sample, range.channel_scale);
     for (int64_t page = range.first + warp_index(); page < range.last; page += kWarps) {
       if (page < range.start || page >= range.num_sealed) continue;
       summarise(page, range.channel_scale);
@@ -65,20 +66,9 @@ class SketchScorer {
       if (range.has_scores) score<1>(range, page, 1, true, stages_);
       sync_warp();
     }
-    if (!range.has_scores) return;
-    p_.pages_per_step > 2 ? score_stored_pages<4>(range) : score_stored_pages<1>(range);
-  }
-
-  // Whether the stored summary of a page is not that of its keys, for a whole warp.
-  QUEST_DEVICE bool page_differs(int64_t page, float* channel_scale) {
-    summarise(page, channel_scale);
-    const char* stored = row_of(s_, batch_row_, kv_head_, page);
-    bool differs = false;
-    for (int i = lane_index(); i < s_.rows.row_bytes; i += 32) {
-      differs = differs || stages_[i] != stored[i];
+    if (range.has_scores) {
+      p_.pages_per_step > 2 ? score_stored_pages<4>(range) : score_stored_pages<1>(range);
     }
-    differs = ballot(differs) != 0;
-    sync_warp();
     return differs;
   }
 
@@ -93,6 +83,19 @@ class SketchScorer {
   }
 
  private:
+  // Whether the stored summary of a page is not that of its keys, for a whole warp.
+  QUEST_DEVICE bool page_differs(int64_t page, float* channel_scale) {
+    summarise(page, channel_scale);
+    const char* stored = row_of(s_, batch_row_, kv_head_, page);
+    bool differs = false;
+    for (int i = lane_index(); i < s_.rows.row_bytes; i += 32) {
+      differs = differs || stages_[i] != stored[i];
+    }
+    differs = ballot(differs) != 0;
+    sync_warp();
+    return differs;
+  }
+
   // To the first slot.
   QUEST_DEVICE void summarise(int64_t page, float* channel_scale) {
     SketchPage<T> keys(s_, p_.update, batch_row_, kv_head_, page,

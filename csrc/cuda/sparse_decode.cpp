@@ -49,12 +49,6 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
     }
   }
   const int64_t num_works = plan_attend(attend, on.device());
-  if (ClusterCall cluster = {score, attend, 0}; plan_cluster(cluster, on.device())) {
-    count(Counter::kClusterCalls, 1);
-    check_launch(launch_cluster(cluster, on.stream()), "sparse_decode (clusters)");
-    return out;
-  }
-
   Workspace workspace(a.query_owner);
   if (update) {
     take_scratch(score.update, score.summaries, workspace);
@@ -75,7 +69,7 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
         !score.kept.scored_at || shape.batch * shape.num_kv_heads * score.num_parts <= kMaxArrivals,
         "select_every: too many KV heads, ", shape.batch * shape.num_kv_heads);
     check_launch(launch_score(score, on.stream()), "sparse_decode (scores)");
-    attend.is_next = on.device().has_clusters;
+    attend.is_next = on.device().lets_next_begin;
   } else if (attend.arrivals) {
     const int64_t bytes = num_works * static_cast<int64_t>(sizeof(int32_t));
     check_launch(clear(attend.arrivals, bytes, on.stream()), "sparse_decode");

@@ -14,10 +14,10 @@ QUEST_DEVICE int64_t floor_to_power_of_two(int64_t x) {
 
 // What a write means for the pages.
 struct Span {
-  int64_t first;       // position written
-  int64_t end;         // last position written + 1
-  int64_t num_sealed;  // complete pages
-  int64_t start;       // pages before this one keep their summaries, unless somebody else wrote
+  int first;       // position written
+  int end;         // last position written + 1
+  int num_sealed;  // complete pages
+  int start;       // pages before this one keep their summaries, unless somebody else wrote
 };
 
 // For all threads of the CTA. Positions outside of the cache count as its ends. `start` is 0.
@@ -36,14 +36,14 @@ QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues
     top = largest(top, shared);
   }
   Span span;
-  span.first = ~bottom;
-  span.end = static_cast<int64_t>(top) + 1;
+  span.first = static_cast<int>(~bottom);
+  span.end = static_cast<int>(top) + 1;
   span.num_sealed = span.end / s.page_size;
   span.start = 0;
   return span;
 }
 
-// While a kernel runs, the upper bits of num_sealed count the CTAs or clusters that have read the
+// While a kernel runs, the upper bits of num_sealed count the CTAs that have read the
 // state: it is the memory that is known to be zero there before the launch.
 constexpr int kSealedBits = 44;
 QUEST_DEVICE int64_t without_arrivals(int64_t num_sealed) {
@@ -62,10 +62,11 @@ QUEST_DEVICE State read_state(const Update& u) {
 }
 
 // What of the state is still valid.
-QUEST_DEVICE int64_t read_start(const State& state, const Summaries& s, const Span& span) {
+QUEST_DEVICE int read_start(const State& state, const Summaries& s, const Span& span) {
   if (state.next_position >= 0 && state.next_position != span.first) return 0;
   const int64_t sealed = maximum<int64_t>(without_arrivals(state.num_sealed), 0);
-  const int64_t start = minimum(sealed, span.first / s.page_size);
+  const int start =
+      static_cast<int>(minimum<int64_t>(sealed, span.first / s.page_size));
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
@@ -79,7 +80,7 @@ QUEST_DEVICE void store_state(const Update& u, const Span& span) {
   if (next && *next >= 0) *next = span.end;
 }
 
-// By one thread of each of so many CTAs or clusters, once they have read the state: true for the
+// By one thread of each of so many CTAs, once they have read the state: true for the
 // last one, which has to write num_sealed.
 QUEST_DEVICE bool is_last_at_state(const Update& u, int64_t count) {
   fence_device();

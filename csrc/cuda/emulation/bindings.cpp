@@ -1,20 +1,16 @@
 // The CUDA operators on CPU tensors, run by the emulation: torch.ops.quest_emulated.
 #include "cuda/emulation/emulation.h"
 #include "cuda/ops.h"
-#include "cuda/plan.h"
 
 namespace quest {
 namespace cuda {
 namespace {
 
 // Returns the number of launches since the last call.
-int64_t configure(int64_t num_sms, int64_t shared_bytes, int64_t seed, StringHandle form,
-                  int64_t missing_barrier) {
-  set_decode_form(form);
+int64_t configure(int64_t num_sms, int64_t shared_bytes, int64_t seed) {
   Settings& settings = emulation_settings();
   const int64_t num_launches = settings.num_launches;
-  settings = {static_cast<int>(num_sms), shared_bytes, static_cast<unsigned>(seed),
-              static_cast<int>(missing_barrier), 0};
+  settings = {static_cast<int>(num_sms), shared_bytes, static_cast<unsigned>(seed), 0};
   return num_launches;
 }
 
@@ -23,7 +19,7 @@ int64_t configure(int64_t num_sms, int64_t shared_bytes, int64_t seed, StringHan
 }  // namespace quest
 
 STABLE_TORCH_LIBRARY_FRAGMENT(quest_emulated, m) {
-  m.def("configure(int num_sms, int shared_bytes, int seed, str form, int missing_barrier) -> int");
+  m.def("configure(int num_sms, int shared_bytes, int seed) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(quest_emulated, CompositeExplicitAutograd, m) {

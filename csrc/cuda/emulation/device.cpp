@@ -19,8 +19,8 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
-enum class Waits { kNot, kWarp, kCta, kCluster, kDone };
-constexpr int kNumWaits = 5;
+enum class Waits { kNot, kWarp, kCta, kDone };
+constexpr int kNumWaits = 4;
 
 struct Copy {
   char* to;
@@ -33,22 +33,18 @@ struct Fiber {
   Stack stack;
   Waits waits = Waits::kNot;
   int exchanges = 0;
-  int cluster_barriers = 0;
   std::vector<std::vector<Copy>> groups;  // the last one is not committed yet
 };
 
 struct Cta {
   int64_t x = 0, y = 0;
-  Waits waits = Waits::kNot;  // kNot, kCluster or kDone
   std::vector<char> shared;
   std::vector<Fiber> fibers = std::vector<Fiber>(kThreads);
   LaneWords words[2][kWarps][kLanes];
 };
 
 Settings settings;
-std::vector<Cta*> cluster;  // by rank
 Cta* cta = nullptr;
-bool reads_what_has_ended = false;
 int current = 0;
 Stack scheduler;
 const std::function<void()>* body = nullptr;
@@ -68,7 +64,7 @@ void run_fiber() {
   pause(Waits::kDone);
 }
 
-// Lets every thread of a warp run to a barrier of the CTA or the cluster, or to its end; false: it
+// Lets every thread of a warp run to a barrier of the CTA, or to its end; false: it
 // never gets there.
 bool run_warp(int warp) {
   int lanes[kLanes];
@@ -88,7 +84,6 @@ bool run_warp(int warp) {
 }
 
 void release(Cta& each) {
-  each.waits = Waits::kNot;
   for (Fiber& fiber : each.fibers) fiber.waits = Waits::kNot;
 }
 
@@ -105,13 +100,12 @@ void begin(Cta& each, int64_t x, int64_t y, int64_t shared_bytes) {
     }
     prepare(fiber.stack, run_fiber);
     fiber.exchanges = 0;
-    fiber.cluster_barriers = 0;
     fiber.groups.assign(1, {});
   }
   release(each);
 }
 
-// Lets a CTA run to a barrier of the cluster or to its end; false: not all threads get there.
+// Lets a CTA run to its end; false: not all threads get to a barrier.
 bool run_cta() {
   int warps[kWarps];
   std::iota(warps, warps + kWarps, 0);
@@ -124,29 +118,8 @@ bool run_cta() {
     for (const Fiber& each : cta->fibers) {
       if (each.waits != waits) return false;
     }
-    release(*cta);
-    if (waits == Waits::kCta) continue;
-    cta->waits = waits;
-    return true;
-  }
-}
-
-// All CTAs of a cluster are there at once, but one of them runs at a time: to the next barrier that
-// they share, so that whatever another one should have done before is missing.
-bool run_cluster() {
-  std::vector<Cta*> ctas = cluster;
-  for (;;) {
-    if (settings.seed) std::shuffle(ctas.begin(), ctas.end(), order);
-    for (Cta* each : ctas) {
-      cta = each;
-      if (!run_cta()) return false;
-    }
-    const Waits waits = ctas[0]->waits;
-    for (Cta* each : ctas) {
-      if (each->waits != waits) return false;
-    }
     if (waits == Waits::kDone) return true;
-    for (Cta* each : ctas) release(*each);
+    release(*cta);
   }
 }
 
@@ -160,16 +133,6 @@ int cta_y() { return static_cast<int>(cta->y); }
 char* shared_memory() { return cta->shared.data(); }
 
 void sync_cta() { pause(Waits::kCta); }
-void sync_cluster() {
-  const bool is_missing = fiber().cluster_barriers++ == settings.missing_barrier;
-  pause(is_missing ? Waits::kCta : Waits::kCluster);
-}
-
-const void* of_peer(const void* mine, int rank) {
-  Cta& peer = *cluster.at(rank);
-  reads_what_has_ended = reads_what_has_ended || peer.waits == Waits::kDone;
-  return peer.shared.data() + (static_cast<const char*>(mine) - cta->shared.data());
-}
 void sync_warp() { pause(Waits::kWarp); }
 
 bool any_in_cta(bool x) {
@@ -225,27 +188,20 @@ void wait_for_copies_but(int num_pending) {
   if (num_done > 0) groups.erase(groups.begin(), groups.begin() + num_done);
 }
 
-int run_grid(int64_t grid_x, int64_t grid_y, int cluster_size, int64_t bytes,
-             const std::function<void()>& kernel) {
-  static std::vector<Cta> ctas(kMaxClusterSize);
+int run_grid(int64_t grid_x, int64_t grid_y, int64_t bytes, const std::function<void()>& kernel) {
+  static Cta only;
   if (bytes > settings.shared_bytes) return 1;
   ++settings.num_launches;
   body = &kernel;
   order.seed(settings.seed);
-  reads_what_has_ended = false;
   scheduler = {};
-  cluster.clear();
-  for (int rank = 0; rank < cluster_size; ++rank) cluster.push_back(&ctas[rank]);
-  std::vector<int64_t> clusters(grid_x * grid_y / cluster_size);
-  std::iota(clusters.begin(), clusters.end(), 0);
-  if (settings.seed) std::shuffle(clusters.begin(), clusters.end(), order);
-  for (int64_t i : clusters) {
-    for (int rank = 0; rank < cluster_size; ++rank) {
-      const int64_t index = i * cluster_size + rank;
-      begin(ctas[rank], index % grid_x, index / grid_x, bytes);
-    }
-    if (!run_cluster()) return 2;
-    if (reads_what_has_ended) return 3;
+  cta = &only;
+  std::vector<int64_t> ctas(grid_x * grid_y);
+  std::iota(ctas.begin(), ctas.end(), 0);
+  if (settings.seed) std::shuffle(ctas.begin(), ctas.end(), order);
+  for (int64_t i : ctas) {
+    begin(only, i % grid_x, i / grid_x, bytes);
+    if (!run_cta()) return 2;
   }
   return 0;
 }
@@ -256,18 +212,7 @@ int get_device(int, Device* device) {
 }
 
 const char* error_text(int error) {
-  switch (error) {
-    case 1:
-      return "too much shared memory";
-    case 2:
-      return "not all threads reach a barrier";
-    default:
-      return "shared memory of a CTA that has ended is read";
-  }
-}
-
-int emulated_clusters(int size, int64_t bytes) {
-  return bytes > settings.shared_bytes ? 0 : settings.num_sms / size;
+  return error == 1 ? "too much shared memory" : "not all threads reach a barrier";
 }
 
 int clear(void* memory, int64_t bytes, void*) {

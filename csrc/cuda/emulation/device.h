@@ -1,7 +1,6 @@
 // cuda/device.h as host C++: every CUDA thread is a fiber, warps and CTAs are in one address space,
 // and what a GPU leaves to chance is chosen to hurt. Shared memory starts as NaN, asynchronous
-// copies arrive when they are waited for, warps and CTAs run in an order that depends on a seed,
-// and between two barriers of a cluster its CTAs run one after the other.
+// copies arrive when they are waited for, warps and CTAs run in an order that depends on a seed.
 #pragma once
 
 #include <math.h>
@@ -14,7 +13,6 @@
 #define QUEST_DEVICE inline
 #define QUEST_KERNEL(threads, ctas) void
 #define QUEST_PARAM const
-#define QUEST_HAS_CLUSTERS
 
 namespace quest {
 namespace cuda {
@@ -26,13 +24,6 @@ char* shared_memory();
 void sync_cta();
 void sync_warp();
 bool any_in_cta(bool x);
-void sync_cluster();
-// Where CTA `rank` of the cluster has what this one has at `mine`.
-const void* of_peer(const void* mine, int rank);
-template <class T>
-T load_peer(const T* mine, int rank) {
-  return *static_cast<const T*>(of_peer(mine, rank));
-}
 
 // `mine` [8 words] of every lane of the warp, until the next exchange but one.
 struct LaneWords {
@@ -148,28 +139,13 @@ inline uint32_t even_bytes(uint32_t a, uint32_t b) {
 }
 inline uint32_t odd_bytes(uint32_t a, uint32_t b) { return even_bytes(a >> 8, b >> 8); }
 
-// 0, or what error_text (launch.h) knows. CTAs that follow each other in x are a cluster.
-int run_grid(int64_t grid_x, int64_t grid_y, int cluster_size, int64_t bytes,
-             const std::function<void()>& body);
-// As active_clusters.
-int emulated_clusters(int size, int64_t bytes);
+// 0, or what error_text (launch.h) knows.
+int run_grid(int64_t grid_x, int64_t grid_y, int64_t bytes, const std::function<void()>& body);
 
 template <class Params>
 int launch(void (*kernel)(const Params), int64_t grid_x, int64_t grid_y, int, int64_t bytes,
            const Params& params, void*, bool = false) {
-  return run_grid(grid_x, grid_y, 1, bytes, [&] { kernel(params); });
-}
-
-template <class Params>
-int launch_clusters(void (*kernel)(const Params), int64_t num_clusters, int size, int,
-                    int64_t bytes, const Params& params, void*) {
-  return run_grid(num_clusters * size, 1, size, bytes, [&] { kernel(params); });
-}
-
-template <class Params>
-int active_clusters(void (*)(const Params), int size, int, int64_t bytes, int* count) {
-  *count = emulated_clusters(size, bytes);
-  return 0;
+  return run_grid(grid_x, grid_y, bytes, [&] { kernel(params); });
 }
 
 }  // namespace cuda

@@ -10,7 +10,6 @@ struct Settings {
   int num_sms = 4;
   int64_t shared_bytes = 227 << 10;
   unsigned seed = 0;         // of the order of warps and CTAs; 0: as they are numbered
-  int missing_barrier = -1;  // which barrier of its cluster a thread does not wait at
   int64_t num_launches = 0;
 };
 
