@@ -28,6 +28,7 @@ class Attender {
   // Copies of the rows of the tile of heads begin, with zeros behind; before attend().
   QUEST_DEVICE void load_query() {
     constexpr int kPerVector = 16 / static_cast<int>(sizeof(T)), kVectors = Warp::kRowBytes / 16;
+#pragma unroll 1
     for (int i = thread_index(); i < Warp::kHeads * kVectors; i += kThreads) {
       const int h = i / kVectors, d = i % kVectors * kPerVector;
       T* to = reinterpret_cast<T*>(query_ + i * 16);
@@ -39,6 +40,7 @@ class Attender {
       if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
         copy_async(to, from, true);
       } else {
+#pragma unroll 1
         for (int j = 0; j < kPerVector; ++j) to[j] = from[j];
       }
     }
@@ -83,6 +85,7 @@ class Attender {
     constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
     const int first = p_.rows.head_dim / kPerVector, last = Warp::kMaxDim / kPerVector;
     if (first == last) return;
+#pragma unroll 1
     for (int row = thread_index(); row < p_.num_stages * Warp::kNumWarps * 2 * kTileTokens;
          row += kThreads) {
 #pragma unroll 1

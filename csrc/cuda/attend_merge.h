@@ -22,7 +22,9 @@ class UnitMerger {
   QUEST_DEVICE void start(float* partials, int64_t first) {
     partials_ = partials;
     first_partial_ = first;
+#pragma unroll 1
     for (int i = thread_index(); i < num_elements(); i += kThreads) base_.values[i] = 0;
+#pragma unroll 1
     for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
       base_.maxima[h] = -kInfinity;
       base_.sums[h] = 0;
@@ -82,12 +84,15 @@ class UnitMerger {
   QUEST_DEVICE void finish(const UnitShare& units, int32_t& is_last) {
     const int count = num_elements();
     if (units.num_active() == 1) {
+#pragma unroll 1
       for (int i = thread_index(); i < count; i += kThreads) write_out(element(base_, i), i);
       return;
     }
     const Partial start = unit_partial(0);
     if (units.first == 0) {
+#pragma unroll 1
       for (int i = thread_index(); i < count; i += kThreads) start.values[i] = base_.values[i];
+#pragma unroll 1
       for (int h = thread_index(); h < work_.num_heads; h += kThreads) {
         start.maxima[h] = base_.maxima[h];
         start.sums[h] = base_.sums[h];
@@ -103,6 +108,7 @@ class UnitMerger {
     sync_cta();
     if (!is_last) return;
     fence_device();
+#pragma unroll 1
     for (int i = thread_index(); i < count; i += kThreads) {
       fold_units(units, i, [&](int unit) { return element(unit_partial(unit), i); });
     }

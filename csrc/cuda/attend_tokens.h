@@ -21,6 +21,7 @@ QUEST_DEVICE int read_list(const AttendCall& p, const Work& work, int len, WarpV
       p.page_indices + work.row * p.indices_strides[0] + work.select_head * p.indices_strides[1];
   int count = 0;
   bool out_of_order = false;
+#pragma unroll 1
   for (int first = 0; first < p.num_slots; first += kThreads) {
     const int i = first + thread_index();
     const int32_t page = i < p.num_slots ? slots[i * p.indices_strides[2]] : -1;

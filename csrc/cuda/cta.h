@@ -105,6 +105,7 @@ QUEST_DEVICE int row_len(const Rows& rows, int row, int64_t seq_len, WarpValues&
   const int64_t num_heads = rows.mask.head_stride ? rows.num_q_heads : 1;
   const int64_t span = seq_len - causal;
   uint32_t end = static_cast<uint32_t>(causal);
+#pragma unroll 1
   for (int64_t i = thread_index(); i < span * num_heads; i += kThreads) {
     const int64_t position = causal + i % span;
     if (mask_of(rows, row, static_cast<int>(i / span))[position * rows.mask.token_stride]) {

@@ -13,6 +13,7 @@ QUEST_DEVICE void finish_head(const Summaries& s, const Update& u, int batch_row
   const int64_t start = u.stale_starts[head];
   if (start == 0) return;
   const Span span = read_positions(u, s, values);
+#pragma unroll 1
   for (int d = thread_index(); d < s.rows.scale_size; d += kThreads) {
     channel_scale_of(s, batch_row, kv_head)[d] = u.late_scales[head * s.rows.scale_size + d];
   }
@@ -21,6 +22,7 @@ QUEST_DEVICE void finish_head(const Summaries& s, const Update& u, int batch_row
   if (sample_index(span, start, page) < warp_index()) return;
   const char* row = late_row(s, u, head, warp_index());
   char* stored = row_of(s, batch_row, kv_head, page);
+#pragma unroll 1
   for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) stored[i] = row[i];
 }
 

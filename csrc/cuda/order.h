@@ -28,6 +28,7 @@ QUEST_DEVICE void order_pages(const Rows& rows, int row, int first_head, int num
                               const float* scores, int32_t* order) {
   constexpr int kLanes = 8;
   const int lane = lane_index() % kLanes;
+#pragma unroll 1
   for (; first < last; first += kThreads / kLanes) {
     const int64_t page = first + thread_index() / kLanes;
     const bool live = is_live(rows, row, first_head, num_heads, page, page_size, len, lane, kLanes);

@@ -21,6 +21,7 @@ QUEST_DEVICE bool may_reuse(const KeptScores& kept, const Rows& rows, const Summ
 QUEST_DEVICE bool any_stale(const Summaries& s, const Update& u) {
   const int num_heads = s.batch * s.num_kv_heads;
   bool is_stale = false;
+#pragma unroll 1
   for (int i = thread_index(); i < num_heads; i += kThreads) {
     is_stale = is_stale || u.stale_starts[i] != 0;
   }

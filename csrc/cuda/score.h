@@ -65,6 +65,7 @@ QUEST_BOTH int step_bytes(const Summaries& s) {
 template <class T, class R, bool kHasMeans>
 class PageScorer {
  public:
+  static constexpr bool kHasScales = sizeof(R) == 1;  // of channels
   QUEST_BOTH static int channel_floats(int head_dim) { return head_dim; }
 
   QUEST_DEVICE PageScorer(const ScoreCall& p, int row, int kv_head, SharedMemory& memory)
@@ -137,12 +138,12 @@ class PageScorer {
 #pragma unroll 1
       for (int made = first; made < last; ++made) {
         char* row = is_sample || !range.has_scores ? new_row_ : slots + (made - page) * slot_;
-        summarise_page<T, kHasMeans>(s_, p_.update, batch_row_, kv_head_, made, range.channel_scale,
+        summarise_page<T, kHasScales, kHasMeans>(s_, p_.update, batch_row_, kv_head_, made, range.channel_scale,
                                      row);
         if (is_sample) {
-          differs = row_differs<T>(s_, row, row_at(made));
+          differs = row_differs<T, kHasScales>(s_, row, row_at(made));
         } else if (char* stored = place_of(made)) {
-          store_row<T>(s_, row, stored);
+          store_row<T, kHasScales>(s_, row, stored);
         }
         sync_warp();
       }

@@ -79,6 +79,7 @@ score_kernel(QUEST_PARAM ScoreCall p) {
   const int num_kv_heads = p.summaries.num_kv_heads;
   if (p.arrivals && cta_y() == 0) {
     const int64_t first = static_cast<int64_t>(cta_x()) * p.rows.group_size;
+#pragma unroll 1
     for (int h = thread_index(); h < p.rows.group_size; h += kThreads) p.arrivals[first + h] = 0;
   }
   const RowPages found = find_pages<kKeepsScores>(p, cta_x() / num_kv_heads, values);

@@ -84,6 +84,7 @@ class ShareScorer {
         scorer_.scale_channels(num_scaled(), channel_scale_, values_);
         if (stores_scale) store_scale(stored_scale());
       } else {
+#pragma unroll 1
         for (int d = thread_index(); d < num_scales(); d += kThreads) {
           channel_scale_[d] = stored_scale()[d];
         }
@@ -106,6 +107,7 @@ class ShareScorer {
   QUEST_DEVICE void order_stored() const {
     const int group_size = p_.rows.group_size;
     const int num_heads = p_.group_reduce == GroupReduce::kNone ? 1 : group_size;
+#pragma unroll 1
     for (int first = 0; first < group_size; first += num_heads) {
       const int select = first / num_heads;
       order_pages(p_.rows, row_, kv_head_ * group_size + first, num_heads, p_.summaries.page_size,
@@ -130,6 +132,7 @@ class ShareScorer {
   }
 
   QUEST_DEVICE void store_scale(float* stored) const {
+#pragma unroll 1
     for (int d = thread_index(); d < num_scales(); d += kThreads) stored[d] = channel_scale_[d];
   }
   QUEST_DEVICE float* stored_scale() const {
@@ -137,7 +140,9 @@ class ShareScorer {
   }
 
  private:
-  QUEST_DEVICE int num_scales() const { return static_cast<int>(p_.summaries.rows.scale_size); }
+  QUEST_DEVICE int num_scales() const {
+    return Scorer::kHasScales ? static_cast<int>(p_.summaries.rows.scale_size) : 0;
+  }
   QUEST_DEVICE int64_t num_scaled() const { return floor_to_power_of_two(pages_.span.num_sealed); }
 
   const ScoreCall& p_;

@@ -86,15 +86,18 @@ class PageSelector {
     const int num_sinks = choice_.num_sink_pages;
     sinks_end_ = minimum(num_sinks, num_pages_);
     bool all_live = true;
+#pragma unroll 1
     for (int page = 0; page < sinks_end_; ++page) all_live = all_live && is_live(page);
     if (all_live) return;
     int count = 0, total = 0;
+#pragma unroll 1
     for (int page = begin_; page < end_; ++page) count += is_live(page);
     int before = sum_before(count, memory_.values, total);
     if (thread_index() == 0) memory_.sinks_end = num_pages_;
     sync_cta();
     if (before < num_sinks && before + count >= num_sinks) {
       int page = begin_;
+#pragma unroll 1
       for (; before < num_sinks; ++page) before += is_live(page);
       memory_.sinks_end = page;
     }
@@ -105,6 +108,7 @@ class PageSelector {
   QUEST_DEVICE void count_pages() {
     int forced = 0, others = 0;
     uint32_t low = 0xffffffffu, high = 0;
+#pragma unroll 1
     for (int page = begin_; page < end_; ++page) {
       if (!is_live(page)) continue;
       if (is_forced(page)) {
@@ -143,12 +147,14 @@ class PageSelector {
   // Returns the sum of the weights of the others.
   QUEST_DEVICE int64_t weigh_pages() {
     uint32_t best = 0;
+#pragma unroll 1
     for (int page = begin_; page < end_; ++page) {
       if (!is_live(page) || is_forced(page) || order_[page] == kNaNOrder) continue;
       best = maximum(best, rank(page));
     }
     best_ = static_cast<int32_t>(largest(best, memory_.values) ^ 0x80000000u);
     int64_t sum = 0, total = 0;
+#pragma unroll 1
     for (int page = begin_; page < end_; ++page) {
       if (is_live(page) && !is_forced(page)) sum += weight(order_[page]);
     }
@@ -180,6 +186,7 @@ class PageSelector {
         weights_.weights[thread_index()] = 0;
         sync_cta();
       }
+#pragma unroll 1
       for (int page = thread_index(); page < num_pages_; page += kThreads) {
         const uint64_t x = rank(page);
         if (!is_live(page) || is_forced(page) || x >> bits != prefix) continue;
@@ -267,6 +274,7 @@ class PageSelector {
 
   QUEST_DEVICE int write(int32_t* page_indices) {
     int chosen = 0, ties = 0;
+#pragma unroll 1
     for (int page = begin_; page < end_; ++page) {
       const Kind kind = kind_of(page);
       chosen += kind == Kind::kChosen;
@@ -291,6 +299,7 @@ class PageSelector {
     }
     int tie = static_cast<int>(before >> 32);
     int place = static_cast<int32_t>(before) + minimum(tie, num_ties_);
+#pragma unroll 1
     for (int page = begin_; page < end_; ++page) {
       const Kind kind = kind_of(page);
       const bool is_tied = kind == Kind::kTied;

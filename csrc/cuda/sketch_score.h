@@ -23,6 +23,7 @@ inline int64_t sketch_scorer_bytes(const ScoreCall& p) {
 template <class T>
 class SketchScorer {
  public:
+  static constexpr bool kHasScales = true;
   QUEST_BOTH static int channel_floats(int head_dim) { return sketch_channel_floats(head_dim); }
 
   QUEST_DEVICE SketchScorer(const ScoreCall& p, int row, int kv_head, SharedMemory& memory)

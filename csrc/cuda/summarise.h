@@ -62,6 +62,7 @@ struct PageBounds {
         high[i] = maximum(high[i], key);
       }
     }
+#pragma unroll 1
     for (int lanes = width; lanes < 32; lanes *= 2) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -90,17 +91,32 @@ struct PageBounds {
   }
 };
 
-// To `row`, in the dtype of the keys.
+// 16 bytes of 8 channels.
+template <class T>
+QUEST_DEVICE Vector packed(const int32_t (&bits)[8], int v) {
+  if (sizeof(T) == 4) {
+    return {{static_cast<uint32_t>(bits[4 * v % 8]), static_cast<uint32_t>(bits[4 * v % 8 + 1]),
+             static_cast<uint32_t>(bits[4 * v % 8 + 2]), static_cast<uint32_t>(bits[4 * v % 8 + 3])}};
+  }
+  Vector x;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x.words[i] = (bits[2 * i] & 0xffff) | static_cast<uint32_t>(bits[2 * i + 1]) << 16;
+  }
+  return x;
+}
+
+// To `row`, in the dtype of the keys; 16-byte aligned.
 template <class T>
 QUEST_DEVICE void write_row(const Summaries& s, const PageBounds<T>& bounds, int width, char* row) {
   const int channel = lane_index() % width * 8;
-  if (lane_index() < width && channel < s.head_dim) {
-    T* out = reinterpret_cast<T*>(row);
+  if (lane_index() >= width || channel >= s.head_dim) return;
+  Vector* low = reinterpret_cast<Vector*>(row + channel * sizeof(T));
+  Vector* high = low + s.head_dim * sizeof(T) / 16;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      memcpy(out + channel + i, &bounds.low[i], sizeof(T));
-      memcpy(out + s.head_dim + channel + i, &bounds.high[i], sizeof(T));
-    }
+  for (int v = 0; v < static_cast<int>(sizeof(T)) / 2; ++v) {
+    low[v] = packed<T>(bounds.low, v);
+    high[v] = packed<T>(bounds.high, v);
   }
 }
 
@@ -148,12 +164,13 @@ QUEST_DEVICE void write_int8_row(const Summaries& s, const PageBounds<T>& bounds
   }
 }
 
-// The summary of a page to `row`, in shared memory, by a whole warp.
-template <class T, bool kHasMeans>
+// The summary of a page to `row`, in shared memory, by a whole warp. Kinds are known when kernels are
+// compiled: those of one do not carry the code of the others.
+template <class T, bool kIsInt8, bool kIsMean>
 QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_row, int kv_head,
                                  int64_t page, const float* channel_scale, char* row) {
   const int width = lanes_for(s.head_dim / 8);
-  if (kHasMeans && s.rows.format.kind == SummaryKind::kMeanStd) {
+  if (kIsMean) {
     sync_warp();
     write_mean_row<T>(s, u, batch_row, kv_head, page, width, row);
     sync_warp();
@@ -162,7 +179,7 @@ QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_
   PageBounds<T> bounds;
   bounds.read(s, u, batch_row, kv_head, page, width);
   sync_warp();
-  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
+  if (kIsInt8) {
     write_int8_row(s, bounds, channel_scale, width, row);
   } else {
     write_row(s, bounds, width, row);
@@ -171,11 +188,13 @@ QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_
 }
 
 // In pieces that every stored row is aligned to.
-template <class T>
+template <class T, bool kIsInt8>
 QUEST_DEVICE void store_row(const Summaries& s, const char* row, char* stored) {
-  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
-    for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) stored[i] = row[i];
+  if (kIsInt8) {
+#pragma unroll 1
+    for (int i = lane_index(); i < s.rows.row_bytes; i += 32) stored[i] = row[i];
   } else {
+#pragma unroll 1
     for (int i = lane_index(); i < 2 * s.head_dim; i += 32) {
       reinterpret_cast<T*>(stored)[i] = reinterpret_cast<const T*>(row)[i];
     }
@@ -183,14 +202,16 @@ QUEST_DEVICE void store_row(const Summaries& s, const char* row, char* stored) {
 }
 
 // Whether a stored row has other bits, for a whole warp.
-template <class T>
+template <class T, bool kIsInt8>
 QUEST_DEVICE bool row_differs(const Summaries& s, const char* row, const char* stored) {
   bool differs = false;
-  if (s.rows.format.kind == SummaryKind::kMinMaxInt8) {
-    for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) {
+  if (kIsInt8) {
+#pragma unroll 1
+    for (int i = lane_index(); i < s.rows.row_bytes; i += 32) {
       differs = differs || row[i] != stored[i];
     }
   } else {
+#pragma unroll 1
     for (int i = lane_index(); i < 2 * s.head_dim; i += 32) {
       const uint32_t stored_bits = bits_of(reinterpret_cast<const T*>(stored)[i]);
       differs = differs || bits_of(reinterpret_cast<const T*>(row)[i]) != stored_bits;

@@ -24,6 +24,7 @@ struct Span {
 QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues& shared) {
   uint32_t top = 0, bottom = 0;  // bottom: of the complements, so that both are maxima
   const bool is_one = u.num_positions == 1;
+#pragma unroll 1
   for (int64_t i = is_one ? 0 : thread_index(); i < u.num_positions; i += kThreads) {
     const int64_t x = u.positions[i * u.position_stride];
     const int64_t last = u.max_seq_len - 1;
