@@ -6,7 +6,6 @@ NaN fills everything that must not be read. ``python -m quest_compile.bench.gpu_
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from quest_compile.bench.gpu_check.smoke_ways import (
     run_stored_scores,
     run_summary,
 )
-from quest_compile.ops import native, reference
+from quest_compile.ops import reference
 
 # dtype, head_dim, group size, with a mask. Few: Triton compiles for each.
 _CASES = (
@@ -31,21 +30,15 @@ _CASES = (
 
 
 def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """A row per operator and kernels: the largest error, relative to the largest value.
-
-    Native kernels run sparse steps in both their forms.
-    """
+    """A row per operator and kernels: the largest error, relative to the largest value."""
     rows: dict[tuple[str, str], float] = {}
     for case in _CASES:
         for kernels, source in (sources or sources_of(device)).items():
-            for form in ("two_kernels", "cluster") if kernels == "native" else ("auto",):
-                with native.decode_form(form) if kernels == "native" else nullcontext():
-                    # Triton compiles more kernels for these, too.
-                    has_ways = kernels != "triton" or case is _CASES[0]
-                    found = _run_case(source, device, *case, has_ways)
-                for name, error in found:
-                    key = (kernels, name)
-                    rows[key] = max(rows.get(key, 0.0), error)
+            # Triton compiles more kernels for these, too.
+            has_ways = kernels != "triton" or case is _CASES[0]
+            for name, error in _run_case(source, device, *case, has_ways):
+                key = (kernels, name)
+                rows[key] = max(rows.get(key, 0.0), error)
     return [
         {"kernels": kernels, "operator": name, "relative_error": error, "ok": error < 0.02}
         for (kernels, name), error in rows.items()

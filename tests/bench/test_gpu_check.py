@@ -1,6 +1,5 @@
 """The one command for a GPU machine, run on a CPU: all steps on tiny shapes, to see them work."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -17,13 +16,12 @@ from quest_compile import ops
 from quest_compile.bench import bench_gpu_check
 from quest_compile.bench.gpu_check import checks, flashinfer_peer
 from quest_compile.bench.gpu_check.attention import own_methods, run_attention
-from quest_compile.bench.gpu_check.forms import compare_forms
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
 from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
 from quest_compile.bench.gpu_check.smoke import smoke
 from quest_compile.bench.gpu_check.steps import steps_of
 from quest_compile.bench.shapes import SHAPES, Layer
-from quest_compile.ops import flashinfer_attention, native, reference
+from quest_compile.ops import flashinfer_attention, reference
 
 GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
 SUMMARIES = ("", ", minmax_int8", ", meanstd", ", sketch")
@@ -35,16 +33,13 @@ def run(folder, *arguments):
 
 
 def test_measuring_steps_run_on_tiny_shapes(tmp_path):
-    code, found = run(
-        tmp_path, "--only", "environment,results,attention,forms,ways,sanitizer,flashinfer"
-    )
+    code, found = run(tmp_path, "--only", "environment,results,attention,ways,sanitizer,flashinfer")
     assert code == 0
     steps = {step["name"]: step for step in found["steps"]}
     assert {name: step["status"] for name, step in steps.items()} == {
         "environment": "ok",
         "results": "ok",
         "attention": "ok",
-        "forms": "skipped",
         "ways": "ok",
         "sanitizer": "skipped",
         "flashinfer": "skipped",
@@ -122,42 +117,6 @@ def test_a_way_to_select_that_is_not_heeded_is_not_timed(
     assert code == 1 and step["status"] == "failed" and way in step["why"]
     for row in step["rows"]:
         assert ("refused" in row) == (row["way"] == way) != ("us" in row)
-
-
-@pytest.mark.parametrize("difference", [0, 1])
-def test_forms_are_compared_and_timed_side_by_side(tmp_path, monkeypatch, difference):
-    """Where clusters are not possible, that is a row; other bits are found."""
-    forms, calls, counted = ["auto"], [], {"cluster_calls": 0}
-
-    @contextlib.contextmanager
-    def decode_form(form):
-        forms.append(form)
-        yield
-        forms.pop()
-
-    def step(query, keys, *arguments, budget):
-        is_cluster = forms[-1] == "cluster" and keys.shape[0] == 1
-        counted["cluster_calls"] += is_cluster
-        calls.append(forms[-1])
-        return query + difference * is_cluster
-
-    monkeypatch.setattr(native, "decode_form", decode_form)
-    monkeypatch.setattr(ops, "sparse_decode_step", step)
-    monkeypatch.setattr(ops, "counters", lambda: dict(counted))
-    record = Record(tmp_path, 600.0, {})
-    same = []
-
-    def run(record):
-        for batch in (1, 2):
-            workload = Workload("tiny", 256, batch, 64, torch.float32)
-            same.append(compare_forms(record, workload, make_inputs(workload, "cpu", 2**27)))
-
-    record.run(Step("forms", "Forms", 1, run))
-    rows = record.steps[0]["rows"]
-    assert [row["form"] for row in rows] == ["two_kernels", "cluster"] * 2
-    assert ["us" in row for row in rows] == [True, True, True, False]
-    assert [row["unasked"] for row in rows] == [True, False] * 2
-    assert same == [difference == 0, True] and "no clusters" in rows[-1]["refused"]
 
 
 @pytest.mark.parametrize("name", ["score_pages", "select_pages", "update_page_summary"])
@@ -261,9 +220,10 @@ def test_parts_and_other_kernels_are_kept_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_gpu_check, "record_folder", lambda name: tmp_path / name)
     for kernels in ("", "triton"):
         monkeypatch.setenv("QUEST_COMPILE_CUDA_KERNELS", kernels)
-        for only in ("forms", "forms,sanitizer"):
+        for only in ("sanitizer", "sanitizer,flashinfer"):
             bench_gpu_check.main(["--device", "cpu", "--only", only])
-    names = ["forms", "forms-sanitizer", "triton-forms", "triton-forms-sanitizer"]
+    names = ["sanitizer", "sanitizer-flashinfer"]
+    names += [f"triton-{name}" for name in names]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"gpu-check-{name}" for name in names]
 
 

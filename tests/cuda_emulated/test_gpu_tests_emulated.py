@@ -29,7 +29,7 @@ def emulated(library, monkeypatch):
     """CPU tensors keep their kernels."""
     with emulated_library.serving_cpu_tensors(library):
         pass
-    emulated_library.configure(form="auto")
+    emulated_library.configure()
     gpu_stand_in.install(monkeypatch)
     with gpu_stand_in.StandIn():
         yield
@@ -41,18 +41,16 @@ def emulated(library, monkeypatch):
         (kernels.test_repeated_calls_give_the_same_bits, ("sparse_decode_step", FEW_CASES[0])),
         (kernels.test_rest_of_the_batch_changes_no_bit, ("sparse_decode", FEW_CASES[0])),
         (kernels.test_summaries_have_the_bits_of_the_cpu, (CASES[1], "sketch")),
-        (kernels.test_both_forms_give_the_same_bits, (CASES[1], "minmax")),
+        (kernels.test_a_repeated_step_gives_the_same_bits, (CASES[1], "minmax")),
         (kernels.test_lengths_out_of_range_are_clamped, (-5,)),
         (selection.test_selects_the_pages_of_the_cpu, (50, "odd", SHARES)),
-        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[1], SHARES, "cluster")),
+        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[1], SHARES)),
         (sketches.test_rows_have_the_bits_of_the_reference, (torch.bfloat16, 1, 8, 8)),
         (sketches.test_scores_agree_with_the_reference, (1, "sum", 8, 8)),
-        pytest.param(
-            kernels.test_foreign_writes_are_repaired_by_clusters, ("minmax",), marks=nightly
-        ),
+        pytest.param(kernels.test_foreign_writes_are_repaired, ("minmax",), marks=nightly),
         pytest.param(
             kernels.test_a_captured_step_follows_the_lengths_in_device_memory,
-            ("minmax", "cluster"),
+            ("minmax",),
             marks=nightly,
         ),
         pytest.param(
