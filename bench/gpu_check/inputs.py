@@ -89,8 +89,13 @@ class Inputs:
     pages: torch.Tensor
 
 
-def make_inputs(workload: Workload, device: str, touched_bytes: int) -> list[Inputs]:
-    """As many copies as it takes to read more than caches hold, and memory allows."""
+def make_inputs(
+    workload: Workload, device: str, touched_bytes: int, summaries: tuple[str, ...] = SUMMARIES
+) -> list[Inputs]:
+    """As many copies as it takes to read more than caches hold, and memory allows.
+
+    ``summaries``: those of ``states``, min/max among them.
+    """
     num_copies = max(2, -(-ROTATED_BYTES // max(1, touched_bytes)))
     # The summaries are a fifth of the caches.
     size = workload.dense_bytes * 1.25
@@ -98,10 +103,10 @@ def make_inputs(workload: Workload, device: str, touched_bytes: int) -> list[Inp
     if size * 1.2 > free:
         raise MemoryError(f"{size / 2**30:.0f} GiB needed, {free / 2**30:.0f} GiB free")
     num_copies = max(1, min(num_copies, 32, int(0.6 * free / size)))
-    return [_make(workload, device, seed) for seed in range(num_copies)]
+    return [_make(workload, device, seed, summaries) for seed in range(num_copies)]
 
 
-def _make(workload: Workload, device: str, seed: int) -> Inputs:
+def _make(workload: Workload, device: str, seed: int, summaries: tuple[str, ...]) -> Inputs:
     layer, context, batch = workload.layer, workload.context, workload.batch
     generator = torch.Generator(device).manual_seed(seed)
     options: dict[str, Any] = {
@@ -111,7 +116,7 @@ def _make(workload: Workload, device: str, seed: int) -> Inputs:
     keys, values = torch.randn(shape, **options), torch.randn(shape, **options)
     query = torch.randn(batch, layer.num_q_heads, 1, layer.head_dim, **options)
     seq_lens = torch.tensor([context], device=device)
-    states = {name: _state(keys, seq_lens, name) for name in SUMMARIES}
+    states = {name: _state(keys, seq_lens, name) for name in summaries}
     scores = ops.score_pages(query, states["minmax"].rows, seq_lens)
     pages = ops.select_pages(scores, seq_lens, page_budget=workload.budget // 16)
     mask = torch.ones(1, 1, 1, context, dtype=torch.bool, device=device)
