@@ -15,6 +15,7 @@ import torch
 
 from quest_compile import __version__, ops
 
+_COMMIT_VARIABLE = "QUEST_COMPILE_COMMIT"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -69,17 +70,24 @@ def _format(value: Any) -> str:
 
 
 def commit() -> str:
-    """The short commit; "+changes" when files that are measured differ from it."""
-    root = Path(__file__).resolve().parents[1]
-    git = ["git", "-C", str(root)]
+    """The short commit; "+changes" when files that are measured differ from it.
+
+    Where there is no git, that of the environment variable QUEST_COMPILE_COMMIT.
+    """
     try:
-        head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+        head = _git("rev-parse", "--short", "HEAD").strip()
         # Results and notes are not measured.
         measured = ["csrc", "quest_compile", "passes", "bench/*.py", "bench/**/*.py"]
-        dirty = subprocess.check_output([*git, "status", "--porcelain", "--", *measured], text=True)
+        dirty = _git("status", "--porcelain", "--", *measured)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(_COMMIT_VARIABLE, "unknown")
     return head + ("+changes" if dirty.strip() else "")
+
+
+def _git(*arguments: str) -> str:
+    root = str(Path(__file__).resolve().parents[1])
+    command = ["git", "-C", root, *arguments]
+    return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
 
 
 def _version(name: str) -> str:

@@ -245,6 +245,12 @@ def poison(inputs):
         row[:, ~complete] = unread
 
 
+def on_cpu(*tensors):
+    """Copies, or None for None, for a reference that has to give bits: torch's division of a CUDA
+    tensor by a scalar multiplies by the rounded inverse."""
+    return [None if x is None else x.cpu().clone() for x in tensors]
+
+
 def wild_slots(page_indices):
     """Empty slots of any value that is not a page in use."""
     wild = torch.tensor([-1, -2, -(2**31), -123456, 2**31 - 1, 2**28], dtype=torch.int32)

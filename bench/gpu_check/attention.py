@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from quest_compile import ops
 from quest_compile.bench.gpu_check.attention_checks import error_of, expected_of, scores_of
@@ -13,46 +16,62 @@ from quest_compile.bench.gpu_check.peers import Peer
 from quest_compile.bench.gpu_check.record import Record, StepFailedError
 from quest_compile.bench.gpu_check.timing import copy_bandwidth, median_seconds
 
-Method = tuple[str, str, int, Callable[[Inputs], Any]]
+Method = tuple[str, int, Callable[[Inputs], Any]]
 
 
-def own_methods(workload: Workload, device: str) -> list[Method]:
-    """(method, kernels, bytes that have to move, call), total and per stage."""
-    sources: list[tuple[str, Any]] = []
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Operators of ours: whose kernels, and with which summaries."""
+
+    kernels: str
+    operators: Any
+    summaries: tuple[str, ...]
+
+
+def own_parts(device: str) -> tuple[list[Part], list[Part]]:
+    """What is measured first, of all workloads, and what only then."""
     served = "cpu" if device == "cpu" else ops.provider_of("sparse_decode_step")
-    if served != "triton":
-        sources.append((served, ops))
-    if device == "cuda" and served != "torch":
-        from quest_compile.ops.triton import operators
+    operators: Any = ops
+    later = []
+    if served in ("native", "triton"):
+        from quest_compile.ops.triton import operators as of_triton
 
-        sources.append(("triton", operators))
-    page_budget = workload.budget // 16
+        if served == "triton":
+            operators = of_triton
+        else:
+            later = [Part("triton", of_triton, SUMMARIES[:1])]
+    first = Part(served, operators, SUMMARIES[:1])
+    return [first], [Part(served, operators, SUMMARIES[1:]), *later]
+
+
+def methods_of(part: Part, workload: Workload) -> list[Method]:
+    """(method, bytes that have to move, call), total and per stage."""
+    f, page_budget = part.operators, workload.budget // 16
+
+    def stage_select(x: Inputs) -> Any:
+        return f.select_pages(x.scores, x.seq_lens, x.attn_mask, page_budget=page_budget)
+
+    def stage_attend(x: Inputs) -> Any:
+        caches = (x.query, x.key_cache, x.value_cache)
+        return f.attend_pages(*caches, x.pages, x.seq_lens, x.attn_mask)
+
+    def all_positions(x: Inputs) -> Any:
+        caches = (x.query, x.key_cache, x.value_cache)
+        return f.dense_decode(*caches, x.seq_lens, x.attn_mask)
+
     found: list[Method] = []
-    for kernels, f in sources:
-
-        def stage_select(x: Inputs, f: Any = f) -> Any:
-            return f.select_pages(x.scores, x.seq_lens, x.attn_mask, page_budget=page_budget)
-
-        def stage_attend(x: Inputs, f: Any = f) -> Any:
-            caches = (x.query, x.key_cache, x.value_cache)
-            return f.attend_pages(*caches, x.pages, x.seq_lens, x.attn_mask)
-
-        def all_positions(x: Inputs, f: Any = f) -> Any:
-            caches = (x.query, x.key_cache, x.value_cache)
-            return f.dense_decode(*caches, x.seq_lens, x.attn_mask)
-
-        found += _of_summary(SUMMARIES[0], workload, kernels, f)
-        found += [
-            ("dense_decode", kernels, workload.dense_bytes, all_positions),
-            ("select_pages", kernels, 4 * _num_scores(workload), stage_select),
-            ("attend_pages", kernels, workload.attend_bytes, stage_attend),
-        ]
-        for summary in SUMMARIES[1:]:
-            found += _of_summary(summary, workload, kernels, f)
+    for summary in part.summaries:
+        found += _of_summary(summary, workload, f)
+        if summary == "minmax":
+            found += [
+                ("dense_decode", workload.dense_bytes, all_positions),
+                ("select_pages", 4 * _num_scores(workload), stage_select),
+                ("attend_pages", workload.attend_bytes, stage_attend),
+            ]
     return found
 
 
-def _of_summary(summary: str, workload: Workload, kernels: str, f: Any) -> list[Method]:
+def _of_summary(summary: str, workload: Workload, f: Any) -> list[Method]:
     """Names end in the summary, unless that is the default."""
     kind = {} if summary == "minmax" else {"summary": summary}
 
@@ -72,9 +91,9 @@ def _of_summary(summary: str, workload: Workload, kernels: str, f: Any) -> list[
 
     num_bytes, end = workload.score_bytes(summary), f", {summary}" if kind else ""
     return [
-        (f"sparse_decode_step{end}", kernels, num_bytes + workload.attend_bytes, step),
-        (f"update_page_summary{end}", kernels, workload.update_bytes(summary), stage_update),
-        (f"score_pages{end}", kernels, num_bytes, stage_score),
+        (f"sparse_decode_step{end}", num_bytes + workload.attend_bytes, step),
+        (f"update_page_summary{end}", workload.update_bytes(summary), stage_update),
+        (f"score_pages{end}", num_bytes, stage_score),
     ]
 
 
@@ -89,32 +108,53 @@ def run_attention(
     peers_of: Callable[[Inputs], list[Peer]],
     has_own: bool = True,
 ) -> None:
-    """Rows of all methods; a wrong result or an error is a row too; of ours, it fails the step."""
-    bandwidth = copy_bandwidth(device, 2**30 if device == "cuda" else 2**22)
+    """Rows of all methods; a wrong result or an error is a row too; of ours, it fails the step.
+
+    Peers and the default of ours come first, of all workloads: little time is enough for these.
+    """
+    bandwidth = copy_bandwidth(device)
     record.add(copy_GBps=bandwidth / 1e9)
     wrong: list[str] = []
 
-    def measure(workload: Workload, copies: list[Inputs]) -> None:
-        methods = own_methods(workload, device) if has_own else []
-        for name, kernels, call in peers_of(copies[0]):
-            is_sparse = name.startswith("attend_pages")
-            num_bytes = workload.attend_bytes if is_sparse else workload.dense_bytes
-            methods.append((name, kernels, num_bytes, call))
-        expected = expected_of(copies[0], workload)
-        for name, kernels, num_bytes, call in methods:
+    def time_methods(
+        workload: Workload, copies: list[Inputs], kernels: str, methods: list[Method],
+        expected: dict[str, torch.Tensor]
+    ) -> None:  # fmt: skip
+        for name, num_bytes, call in methods:
+            row = {"workload": workload.name, "method": name, "kernels": kernels}
             why = error_of(name, call, copies[0], expected)
             if why:
                 if kernels in ("native", "triton", "cpu"):
                     wrong.append(f"{workload.name} {name} [{kernels}]: {why}")
-                record.add(workload=workload.name, method=name, kernels=kernels, refused=why)
+                record.add(**row, refused=why)
                 continue
             seconds = median_seconds(call, copies)
             record.add(
-                workload=workload.name, method=name, kernels=kernels, us=1e6 * seconds,
-                MiB=num_bytes / 2**20, GBps=num_bytes / seconds / 1e9,
+                **row, us=1e6 * seconds, MiB=num_bytes / 2**20, GBps=num_bytes / seconds / 1e9,
                 of_copy=num_bytes / seconds / bandwidth
             )  # fmt: skip
 
-    measure_each(record, device, workloads, measure)
+    def time_peers(workload: Workload, copies: list[Inputs]) -> None:
+        expected = expected_of(copies[0], workload, ops, ())
+        for name, kernels, call in peers_of(copies[0]):
+            is_sparse = name.startswith("attend_pages")
+            num_bytes = workload.attend_bytes if is_sparse else workload.dense_bytes
+            time_methods(workload, copies, kernels, [(name, num_bytes, call)], expected)
+
+    def time_parts(workload: Workload, copies: list[Inputs], parts: list[Part]) -> None:
+        for part in parts:
+            expected = expected_of(copies[0], workload, part.operators, part.summaries)
+            methods = methods_of(part, workload)
+            time_methods(workload, copies, part.kernels, methods, expected)
+
+    first, later = own_parts(device) if has_own else ([], [])
+
+    def measure_first(workload: Workload, copies: list[Inputs]) -> None:
+        time_peers(workload, copies)
+        time_parts(workload, copies, first)
+
+    measure_each(record, device, workloads, measure_first, SUMMARIES[:1])
+    if later:
+        measure_each(record, device, workloads, lambda w, x: time_parts(w, x, later))
     if wrong:
         raise StepFailedError("; ".join(wrong)[:400])

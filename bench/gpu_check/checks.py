@@ -8,11 +8,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,11 +21,15 @@ from quest_compile import ops
 from quest_compile.bench import gpu_check
 from quest_compile.bench.gpu_check import flashinfer_peer
 from quest_compile.bench.gpu_check.record import Record, StepFailedError, StepSkippedError
+from quest_compile.bench.gpu_check.run_logged import run_logged
 from quest_compile.bench.gpu_check.smoke import smoke
 from quest_compile.bench.gpu_check.timing import copy_bandwidth
 
 # The name of the step that such a process runs.
 FLASHINFER_ROWS = "flashinfer-rows"
+_CHECKS = ("memcheck", "racecheck", "synccheck")
+# Parts of the names of our CUDA kernels.
+_KERNELS = ("score_kernel", "attend_kernel", "finish_kernel", "select_kernel")
 _PACKAGES = ("torch", "triton", "transformers", "flashinfer-python", "numpy", "pytest")
 
 
@@ -46,9 +51,7 @@ def environment(record: Record, device: str) -> None:
         record.add(what="CUDA of torch", found=torch.version.cuda)
         driver = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         record.add(what="driver", found=driver)
-    for num_bytes in (2**26, 2**28, 2**30) if device == "cuda" else (2**22,):
-        rate = copy_bandwidth(device, num_bytes) / 1e9
-        record.add(what=f"copy of {num_bytes / 2**20:.0f} MiB, GB/s", found=rate)
+    record.add(what="copy, GB/s", found=copy_bandwidth(device) / 1e9)
 
 
 def results(record: Record, device: str) -> None:
@@ -76,22 +79,49 @@ def tests(record: Record, device: str) -> None:
         longest = 100.0 if provider == runs[0] else 60.0
         limit = max(30.0, min(longest, record.seconds_left() * 0.3))
         marks = "cuda and not nightly" if device == "cuda" else "not nightly"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider"]
-        command += ["--tb=short", "-rf", "--maxfail=20", "--durations=5", *test_paths(root, device)]
-        variables = os.environ | {"QUEST_COMPILE_CUDA_KERNELS": provider}
-        done = _run(command, limit, root, variables)
-        (record.folder / f"tests-{provider}.log").write_text(done.stdout, "utf-8")
-        failures = re.findall(r"(?m)^(?:FAILED|ERROR) .*", done.stdout)[:20]
-        outcome = _last_line(done.stdout).strip("= ") or "no summary"
+        command = [sys.executable, "-m", "pytest", "-v", "-m", marks, "-p", "no:cacheprovider"]
+        command += ["--tb=short", "-rf", "--maxfail=20", "--durations=5", *_parallel()]
+        variables = os.environ | {"QUEST_COMPILE_CUDA_KERNELS": provider, "OMP_NUM_THREADS": "1"}
+        log = record.folder / f"tests-{provider}.log"
+        # For the summary of pytest, which gives its workers 10 s to end.
+        settings: dict[str, Any] = {"folder": root, "environment": variables, "grace": 15}
+        done = run_logged([*command, *test_paths(root, device)], limit, log, **settings)
+        outcome = _last_line(done.output).strip("= ") or "no summary"
         if done.timed_out:
-            outcome = f"stopped after {limit:.0f} s, {done.stdout.count('.')} passed or more"
+            num_passed = len(re.findall(r"\bPASSED\b", done.output))
+            outcome = f"stopped after {limit:.0f} s, {num_passed} passed"
         record.add(kernels=provider, outcome=outcome)
-        for line in failures:
+        failures = failures_in(done.output)
+        for line in failures[:20]:
             record.add(kernels=provider, failed=line[:160])
-        if not done.timed_out and done.returncode not in (0, 5):
-            failed.append(f"{provider}: pytest ended with {done.returncode}")
+        if failures or not done.timed_out and done.returncode not in (0, 5):
+            why = (
+                f"{len(failures)} failures" if failures else f"pytest ended with {done.returncode}"
+            )
+            failed.append(f"{provider}: {why}")
     if failed:
         raise StepFailedError(f"{'; '.join(failed)}; see the logs")
+
+
+def _parallel() -> list[str]:
+    """Options of pytest: worker processes, where xdist is installed."""
+    num_workers = min(8, (os.cpu_count() or 1) // 2)
+    has_xdist = importlib.util.find_spec("xdist") is not None
+    return ["-n", str(num_workers)] if has_xdist and num_workers > 1 else []
+
+
+def failures_in(log: str) -> list[str]:
+    """Tests that failed, by the output of pytest -v, which may be cut: with why, if it got so far
+    as to sum up."""
+    summed_up = re.findall(r"(?m)^(?:FAILED|ERROR) (.*)$", log)
+    verdicts = re.findall(
+        r"(?m)^\[gw\d+\] \[ *\d+%\] (?:FAILED|ERROR) (.*?) *$"
+        r"|^(\S+::.*?) (?:FAILED|ERROR) +\[ *\d+%\]$",
+        log,
+    )
+    names = [by_worker or alone for by_worker, alone in verdicts]
+    missing = [x for x in names if not any(f"{line} ".startswith(f"{x} ") for line in summed_up)]
+    return list(dict.fromkeys(summed_up + missing))
 
 
 def test_paths(root: Path, device: str) -> list[str]:
@@ -102,33 +132,47 @@ def test_paths(root: Path, device: str) -> list[str]:
 
 
 def sanitizer(record: Record, device: str) -> None:
-    """compute-sanitizer on the operators: bad addresses, then races of shared memory."""
+    """compute-sanitizer on our kernels: bad addresses, races of shared memory, barriers."""
     tool = _sanitizer()
     if tool is None or device != "cuda":
         raise StepSkippedError(
             "compute-sanitizer is not installed" if device == "cuda" else "no GPU"
         )
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    failed = []
-    for check in ("memcheck", "racecheck"):
-        limit = min(60.0, record.seconds_left() - 5)
-        if limit < 30:
-            record.add(tool=check, skipped=f"{record.seconds_left():.0f} s left")
-            continue
-        command = [tool, "--tool", check, "--error-exitcode", "77", sys.executable, "-m"]
+    if ops.provider_of("sparse_decode_step") != "native":
+        raise StepSkippedError("no native CUDA kernels serve here")
+    limit = min(90.0, record.seconds_left() - 5)
+    if limit < 30:
+        raise StepSkippedError(f"{record.seconds_left():.0f} s left")
+    with ThreadPoolExecutor(len(_CHECKS)) as pool:
         start = time.monotonic()
-        done = _run([*command, smoke.__module__, "cuda"], limit, None, environment)
-        (record.folder / f"{check}.log").write_text(done.stdout, "utf-8")
-        summary = re.findall(r"={9} (.*SUMMARY.*)", done.stdout)
-        outcome = "not finished" if done.timed_out else f"exit {done.returncode}"
-        record.add(
-            tool=check, outcome=outcome, summary="; ".join(summary)[:120],
-            seconds=round(time.monotonic() - start)
-        )  # fmt: skip
-        if done.returncode and not done.timed_out:
-            failed.append(check)
+        runs = {
+            check: pool.submit(
+                run_logged, sanitizer_command(tool, check), limit, record.folder / f"{check}.log",
+                environment=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            )
+            for check in _CHECKS
+        }  # fmt: skip
+        failed = []
+        for check, run in runs.items():
+            done = run.result()
+            summary = re.findall(r"={9} (.*SUMMARY.*)", done.output)
+            outcome = "not finished" if done.timed_out else f"exit {done.returncode}"
+            record.add(
+                tool=check, outcome=outcome, summary="; ".join(summary)[:120],
+                seconds=round(time.monotonic() - start)
+            )  # fmt: skip
+            if done.returncode and not done.timed_out:
+                failed.append(check)
     if failed:
         raise StepFailedError(f"{', '.join(failed)}; see the logs")
+
+
+def sanitizer_command(tool: str, check: str) -> list[str]:
+    """On our kernels only: those of torch take minutes."""
+    command = [tool, "--tool", check, "--error-exitcode", "77"]
+    for name in _KERNELS:
+        command += ["--kernel-regex", f"kns={name}"]
+    return [*command, sys.executable, "-m", smoke.__module__, "cuda", "native"]
 
 
 def flashinfer(record: Record, device: str) -> None:
@@ -136,9 +180,10 @@ def flashinfer(record: Record, device: str) -> None:
     if not flashinfer_peer.is_installed() or device != "cuda":
         raise StepSkippedError("flashinfer is not installed (quest_compile[flashinfer])")
     folder, limit = record.folder / "flashinfer", record.seconds_left() - 5
+    log = record.folder / "flashinfer.log"
     command = [sys.executable, "-m", "quest_compile.bench", "gpu-check", "--output", str(folder)]
-    done = _run([*command, "--only", FLASHINFER_ROWS, "--minutes", str(limit / 60)], limit, None)
-    (record.folder / "flashinfer.log").write_text(done.stdout, "utf-8")
+    command += ["--only", FLASHINFER_ROWS, "--minutes", str(limit / 60)]
+    done = run_logged(command, limit, log)
     if (path := folder / "gpu-check.json").is_file():
         for row in json.loads(path.read_text("utf-8"))["steps"][0]["rows"]:
             record.add(**row)
@@ -151,32 +196,6 @@ def _sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path=os.pathsep.join(places)
     )
-
-
-class _Done:
-    def __init__(self, stdout: str, returncode: int, timed_out: bool) -> None:
-        self.stdout, self.returncode, self.timed_out = stdout, returncode, timed_out
-
-
-def _run(
-    command: list[str], limit: float, folder: Path | None, environment: dict | None = None
-) -> _Done:
-    """Output of both streams; after ``limit`` seconds a command and all it started are ended.
-
-    What is installed runs, not a checkout that happens to be the current folder.
-    """
-    variables = (environment or os.environ) | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen(
-        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True
-    )  # fmt: skip
-    try:
-        stdout, _ = process.communicate(timeout=limit)
-        return _Done(stdout, process.returncode, False)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        stdout, _ = process.communicate()
-        return _Done(stdout or "", process.returncode, True)
 
 
 def _last_line(text: str) -> str:

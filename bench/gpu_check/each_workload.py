@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from quest_compile.bench.gpu_check.inputs import Inputs, Workload, make_inputs
+from quest_compile.bench.gpu_check.inputs import SUMMARIES, Inputs, Workload, make_inputs
 from quest_compile.bench.gpu_check.record import Record
 
 
@@ -15,6 +15,7 @@ def measure_each(
     device: str,
     workloads: list[Workload],
     measure: Callable[[Workload, list[Inputs]], None],
+    summaries: tuple[str, ...] = SUMMARIES,
 ) -> None:
     """Call ``measure`` with the inputs of each; a row says what was skipped and why.
 
@@ -25,7 +26,8 @@ def measure_each(
             record.add(workload=workload.name, skipped=f"{record.seconds_left():.0f} s left")
             continue
         try:
-            copies = make_inputs(workload, device, workload.score_bytes() + workload.attend_bytes)
+            touched = workload.score_bytes() + workload.attend_bytes
+            copies = make_inputs(workload, device, touched, summaries)
         except (MemoryError, torch.OutOfMemoryError) as error:
             record.add(workload=workload.name, skipped=f"memory: {error}"[:80])
             continue

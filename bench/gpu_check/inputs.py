@@ -19,17 +19,13 @@ _NUM_UPDATED_PAGES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One attention layer of a model shape that decodes one token per row.
-
-    ``room``: positions of the cache behind the ``context``.
-    """
+    """One attention layer of a model shape that decodes one token per row."""
 
     shape: str
     context: int
     batch: int
     budget: int = 2048
     dtype: torch.dtype = torch.bfloat16
-    room: int = 0
 
     @property
     def layer(self) -> Layer:
@@ -37,7 +33,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        return f"{self.shape} {self.context}{f'+{self.room}' if self.room else ''} x{self.batch}"
+        return f"{self.shape} {self.context} x{self.batch}"
 
     @property
     def dense_bytes(self) -> int:
@@ -93,8 +89,13 @@ class Inputs:
     pages: torch.Tensor
 
 
-def make_inputs(workload: Workload, device: str, touched_bytes: int) -> list[Inputs]:
-    """As many copies as it takes to read more than caches hold, and memory allows."""
+def make_inputs(
+    workload: Workload, device: str, touched_bytes: int, summaries: tuple[str, ...] = SUMMARIES
+) -> list[Inputs]:
+    """As many copies as it takes to read more than caches hold, and memory allows.
+
+    ``summaries``: those of ``states``, min/max among them.
+    """
     num_copies = max(2, -(-ROTATED_BYTES // max(1, touched_bytes)))
     # The summaries are a fifth of the caches.
     size = workload.dense_bytes * 1.25
@@ -102,24 +103,23 @@ def make_inputs(workload: Workload, device: str, touched_bytes: int) -> list[Inp
     if size * 1.2 > free:
         raise MemoryError(f"{size / 2**30:.0f} GiB needed, {free / 2**30:.0f} GiB free")
     num_copies = max(1, min(num_copies, 32, int(0.6 * free / size)))
-    return [_make(workload, device, seed) for seed in range(num_copies)]
+    return [_make(workload, device, seed, summaries) for seed in range(num_copies)]
 
 
-def _make(workload: Workload, device: str, seed: int) -> Inputs:
+def _make(workload: Workload, device: str, seed: int, summaries: tuple[str, ...]) -> Inputs:
     layer, context, batch = workload.layer, workload.context, workload.batch
     generator = torch.Generator(device).manual_seed(seed)
     options: dict[str, Any] = {
         "generator": generator, "device": device, "dtype": workload.dtype
     }  # fmt: skip
-    max_seq_len = context + workload.room
-    shape = (batch, layer.num_kv_heads, max_seq_len, layer.head_dim)
+    shape = (batch, layer.num_kv_heads, context, layer.head_dim)
     keys, values = torch.randn(shape, **options), torch.randn(shape, **options)
     query = torch.randn(batch, layer.num_q_heads, 1, layer.head_dim, **options)
     seq_lens = torch.tensor([context], device=device)
-    states = {name: _state(keys, seq_lens, name) for name in SUMMARIES}
+    states = {name: _state(keys, seq_lens, name) for name in summaries}
     scores = ops.score_pages(query, states["minmax"].rows, seq_lens)
     pages = ops.select_pages(scores, seq_lens, page_budget=workload.budget // 16)
-    mask = torch.ones(1, 1, 1, max_seq_len, dtype=torch.bool, device=device)
+    mask = torch.ones(1, 1, 1, context, dtype=torch.bool, device=device)
     return Inputs(query, keys, values, states, seq_lens, mask, scores, pages)
 
 

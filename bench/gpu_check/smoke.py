@@ -1,18 +1,19 @@
 """Every operator on small unpleasant inputs against plain torch; what compute-sanitizer runs.
 
-NaN fills everything that must not be read. ``python -m quest_compile.bench.gpu_check.smoke DEVICE``
+NaN fills everything that must not be read.
+``python -m quest_compile.bench.gpu_check.smoke DEVICE KERNELS...``: those of sources_of, or all.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from quest_compile import ops
 from quest_compile.bench.gpu_check.errors import relative_error
+from quest_compile.bench.gpu_check.on_device import OnDevice
 from quest_compile.bench.gpu_check.smoke_ways import (
     BUDGET,
     PAGE_BUDGET,
@@ -20,7 +21,7 @@ from quest_compile.bench.gpu_check.smoke_ways import (
     run_stored_scores,
     run_summary,
 )
-from quest_compile.ops import native, reference
+from quest_compile.ops import reference
 
 # dtype, head_dim, group size, with a mask. Few: Triton compiles for each.
 _CASES = (
@@ -31,21 +32,15 @@ _CASES = (
 
 
 def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """A row per operator and kernels: the largest error, relative to the largest value.
-
-    Native kernels run sparse steps in both their forms.
-    """
+    """A row per operator and kernels: the largest error, relative to the largest value."""
     rows: dict[tuple[str, str], float] = {}
     for case in _CASES:
         for kernels, source in (sources or sources_of(device)).items():
-            for form in ("two_kernels", "cluster") if kernels == "native" else ("auto",):
-                with native.decode_form(form) if kernels == "native" else nullcontext():
-                    # Triton compiles more kernels for these, too.
-                    has_ways = kernels != "triton" or case is _CASES[0]
-                    found = _run_case(source, device, *case, has_ways)
-                for name, error in found:
-                    key = (kernels, name)
-                    rows[key] = max(rows.get(key, 0.0), error)
+            # Triton compiles more kernels for these, too.
+            has_ways = kernels != "triton" or case is _CASES[0]
+            for name, error in _run_case(OnDevice(source, device), *case, has_ways):
+                key = (kernels, name)
+                rows[key] = max(rows.get(key, 0.0), error)
     return [
         {"kernels": kernels, "operator": name, "relative_error": error, "ok": error < 0.02}
         for (kernels, name), error in rows.items()
@@ -66,16 +61,15 @@ def sources_of(device: str) -> dict[str, Any]:
 
 
 def _run_case(
-    source: Any, device: str, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool,
-    has_ways: bool
+    source: Any, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool, has_ways: bool
 ) -> list[tuple[str, float]]:  # fmt: skip
     lengths, capacity, num_kv_heads = (203, 64, 1), 219, 2
     torch.manual_seed(head_dim + group_size)
     shape = (len(lengths), num_kv_heads, capacity, head_dim)
-    keys, values = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
-    query = torch.randn(3, num_kv_heads * group_size, 1, head_dim, device=device).to(dtype)
-    seq_lens = torch.tensor(lengths, device=device)
-    position = torch.arange(capacity, device=device)
+    keys, values = (torch.randn(shape).to(dtype) for _ in range(2))
+    query = torch.randn(3, num_kv_heads * group_size, 1, head_dim).to(dtype)
+    seq_lens = torch.tensor(lengths)
+    position = torch.arange(capacity)
     mask, live = None, position < seq_lens[:, None, None, None]
     if has_mask:
         mask = (position % 7 != 3).expand(3, 1, 1, -1).contiguous()
@@ -85,9 +79,9 @@ def _run_case(
     summary_keys = keys.nan_to_num(0)
     summary, _ = ops.empty_page_summary(keys)
     summary.fill_(float("nan"))
-    num_sealed = torch.zeros(2, dtype=torch.int64, device=device)
+    num_sealed = torch.zeros(2, dtype=torch.int64)
     state = [summary.clone(), num_sealed.clone()]
-    written = torch.tensor([lengths[0] - 1], device=device)
+    written = torch.tensor([lengths[0] - 1])
     found = []
 
     source.update_page_summary(summary_keys, written, *state)
@@ -138,8 +132,9 @@ def _run_case(
 
 
 def main() -> int:
-    device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
-    rows = smoke(device)
+    device, *names = sys.argv[1:] or ["cuda"]
+    sources = sources_of(device)
+    rows = smoke(device, {name: sources[name] for name in names or sources})
     for row in rows:
         print(row)
     if device == "cuda":

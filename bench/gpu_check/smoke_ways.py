@@ -30,7 +30,7 @@ def run_summary(
     num_pages = int(written + 1) // PAGE_SIZE
 
     def new_state() -> list[Any]:
-        num_sealed = torch.zeros(2, dtype=torch.int64, device=keys.device)
+        num_sealed = torch.zeros(2, dtype=torch.int64)
         scale = None if channel_scale is None else torch.zeros_like(channel_scale)
         return [torch.zeros_like(rows), num_sealed, scale]
 
@@ -83,18 +83,18 @@ def run_shares(
 def run_stored_scores(source: Any, caches: Caches, length: int) -> Found:
     """select_every: a step that scores, one that does not, and one that has to, as keys changed."""
     query, keys, values = caches[0], caches[1].clone(), caches[2].nan_to_num(0)
-    device, kind = keys.device, {"summary": "minmax"}
+    kind = {"summary": "minmax"}
     states = []
     for _ in range(2):
         rows, _ = _empty_summary(keys, kind)
-        sealed = torch.tensor([0, -1], device=device)
+        sealed = torch.tensor([0, -1])
         scores, scored_at = ops.empty_page_scores(keys, keys.shape[1])
         states.append((rows.fill_(0), sealed, scores.fill_(0), scored_at))
     worst = {"output": 0.0, "scores": 0.0, "scored at": 0.0}
     for i in range(3):
         if i == 2:
             keys[1, 1] *= -2
-        seq_lens = torch.tensor([length + i], device=device)
+        seq_lens = torch.tensor([length + i])
         outs = []
         for by, (rows, sealed, scores, scored_at) in zip((source, reference), states, strict=True):
             outs.append(

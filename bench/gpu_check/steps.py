@@ -9,7 +9,6 @@ import torch
 from quest_compile.bench.gpu_check import checks, flashinfer_peer
 from quest_compile.bench.gpu_check.attention import run_attention
 from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
-from quest_compile.bench.gpu_check.forms import run_forms
 from quest_compile.bench.gpu_check.inputs import Workload
 from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step
@@ -24,10 +23,6 @@ _REST = [
     for batch in (1, 8, 32)
     for shape in (_8B, _7B)
     for context in (4, 8, 32, 128)
-]
-# With room to decode, as caches have: forms follow from the length of the cache.
-_SMALL = [
-    Workload(_8B, context * _K, batch, room=64) for batch in (1, 2, 4) for context in (8, 32, 128)
 ]
 
 
@@ -57,7 +52,6 @@ def steps_of(device: str) -> list[Step]:
         step("results", "Every operator against plain torch", 40, checks.results),
         step("tests", "GPU tests", 100, checks.tests),
         step("attention", "Attention, main shapes", 60, run_attention, main, peers_of),
-        step("forms", "One kernel by clusters, or two", 20, run_forms, _SMALL),
         step("ways", "Ways to select", 10, run_ways, ways),
         step("end-to-end", "End to end, 8B shape", 120, run_end_to_end, whole),
         step("sanitizer", "compute-sanitizer", 40, checks.sanitizer),

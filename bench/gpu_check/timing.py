@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -72,9 +73,15 @@ def _is_on_cuda(value: Any) -> bool:
     return any(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors)
 
 
-def copy_bandwidth(device: str, num_bytes: int) -> float:
-    """Bytes per second of a copy on the device, read and written bytes counted."""
-    source = torch.ones(num_bytes // 4, device=device)
+@functools.cache
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second of a copy on the device, read and written bytes counted: the best size."""
+    sizes = (256 * 2**20, 512 * 2**20) if device == "cuda" else (4 * 2**20,)
+    return max(_copy_bandwidth(device, num_bytes) for num_bytes in sizes)
+
+
+def _copy_bandwidth(device: str, num_bytes: int) -> float:
+    source = torch.randn(num_bytes // 4, device=device)
     target = torch.empty_like(source)
-    seconds = median_seconds(lambda x: target.copy_(x), [source])
+    seconds = median_seconds(lambda x: target.copy_(x), [source] * 4)
     return 2 * source.nbytes / seconds

@@ -17,7 +17,6 @@ _NAMES = (
     "sparse_calls",
     "sparse_calls_covered",
     "sparse_calls_unscored",
-    "cluster_calls",
     "dense_calls",
     "sparse_rows",
     "tokens_attended",
@@ -41,7 +40,6 @@ def counters() -> dict[str, int]:
         sparse_calls_covered: the other calls of sparse_decode.
         sparse_calls_unscored: of the sparse_calls, those that selected by the page scores of an
             earlier step (select_every); not counted on other devices than the CPU.
-        cluster_calls: of all these, those in one CUDA kernel, by clusters of CTAs.
         dense_calls: calls of dense_decode.
         sparse_rows: rows, queries and query heads that did not fit the budget.
         tokens_attended: positions below seq_len in the pages that those selected.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.resources
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -68,23 +66,6 @@ def announce_slow(subject: str, message: str) -> None:
     """Announce once per subject that plain torch serves a call on CUDA, and why."""
     _announced.add("cuda")
     _announce(subject, message)
-
-
-@contextlib.contextmanager
-def decode_form(form: str) -> Iterator[None]:
-    """How native CUDA kernels run sparse steps in here, in every thread: for tests and benchmarks.
-
-    ``form``: "auto", "two_kernels", or "cluster": one kernel wherever that is possible, which it is
-    not for other summaries than min/max, several queries, top_p and select_every.
-
-    Raises:
-        RuntimeError: there is no such form.
-    """
-    before = torch.ops.quest.native_decode_form(form)
-    try:
-        yield
-    finally:
-        torch.ops.quest.native_decode_form(before)
 
 
 def announce_refused(subject: str, message: str) -> None:

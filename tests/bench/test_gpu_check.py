@@ -1,12 +1,10 @@
 """The one command for a GPU machine, run on a CPU: all steps on tiny shapes, to see them work."""
 
-import contextlib
 import dataclasses
 import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fake_flashinfer
@@ -15,16 +13,18 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench import bench_gpu_check
-from quest_compile.bench.gpu_check import checks, flashinfer_peer
-from quest_compile.bench.gpu_check.attention import own_methods, run_attention
-from quest_compile.bench.gpu_check.forms import compare_forms
+from quest_compile.bench.gpu_check import attention, checks, end_to_end, flashinfer_peer
+from quest_compile.bench.gpu_check.attention import methods_of, own_parts, run_attention
+from quest_compile.bench.gpu_check.attention_checks import expected_of
+from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
+from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
-from quest_compile.bench.gpu_check.smoke import smoke
 from quest_compile.bench.gpu_check.steps import steps_of
 from quest_compile.bench.shapes import SHAPES, Layer
-from quest_compile.ops import flashinfer_attention, native, reference
+from quest_compile.ops import flashinfer_attention
 
+ROOT = Path(__file__).parents[2]
 GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
 SUMMARIES = ("", ", minmax_int8", ", meanstd", ", sketch")
 
@@ -35,16 +35,13 @@ def run(folder, *arguments):
 
 
 def test_measuring_steps_run_on_tiny_shapes(tmp_path):
-    code, found = run(
-        tmp_path, "--only", "environment,results,attention,forms,ways,sanitizer,flashinfer"
-    )
+    code, found = run(tmp_path, "--only", "environment,results,attention,ways,sanitizer,flashinfer")
     assert code == 0
     steps = {step["name"]: step for step in found["steps"]}
     assert {name: step["status"] for name, step in steps.items()} == {
         "environment": "ok",
         "results": "ok",
         "attention": "ok",
-        "forms": "skipped",
         "ways": "ok",
         "sanitizer": "skipped",
         "flashinfer": "skipped",
@@ -68,6 +65,22 @@ def test_a_model_decodes_sparse_and_dense(tmp_path):
     assert rows["quest"]["sparse_calls"] == 1 * 3
     assert [rows[name]["sparse_calls"] for name in rows if name.startswith("dense")] == [0] * 3
     assert step["rows"][-1]["best_dense"] in rows
+    assert list(rows) == [
+        "quest", "dense, quest::dense_decode", "dense, enable_gqa", "dense, repeat_kv"
+    ]  # fmt: skip
+
+
+def test_a_method_is_tried_while_there_is_time_for_the_slowest_so_far(tmp_path, monkeypatch):
+    left = iter([30.0, 11.0, 9.0, 11.0, 11.0])
+    monkeypatch.setattr(Record, "seconds_left", lambda self: next(left, 11.0))
+    record = Record(tmp_path, 600.0, {})
+    record.steps.append({"name": "x", "title": "X", "status": "ok", "why": "", "rows": []})
+    monkeypatch.setattr(end_to_end, "_time", lambda *x: {"seconds": 1.0, "sparse_calls": 1})
+    run_end_to_end(record, "cpu", [Decoding("tiny", 256, 2, 3, 64, torch.float32)])
+    tried = {
+        row["method"]: "ms_per_step" in row for row in record.steps[0]["rows"] if "method" in row
+    }
+    assert list(tried.values()) == [True, False, True, True]
 
 
 def test_wrong_results_fail_the_step_and_are_not_timed(tmp_path, monkeypatch):
@@ -93,10 +106,54 @@ def test_timed_steps_make_one_row_at_most():
     """None of them takes new channel scales, which makes all rows anew."""
     workload = Workload("tiny", 256, 1, 64, torch.float32)
     (x, *_) = make_inputs(workload, "cpu", 2**27)
-    for name, _, _, call in own_methods(workload, "cpu"):
-        ops.reset_counters()
-        call(x)
-        assert ops.counters()["pages_sealed"] <= workload.layer.num_kv_heads, name
+    first, later = own_parts("cpu")
+    for part in first + later:
+        for name, _, call in methods_of(part, workload):
+            ops.reset_counters()
+            call(x)
+            assert ops.counters()["pages_sealed"] <= workload.layer.num_kv_heads, name
+
+
+def test_peers_and_the_default_come_first_of_all_workloads(tmp_path):
+    record = Record(tmp_path, 600.0, {})
+    workloads = [Workload("tiny", 256, batch, 64, torch.float32) for batch in (1, 2)]
+
+    def measure(record):
+        run_attention(record, "cpu", workloads, peers_of)
+
+    record.run(Step("attention", "Attention", 1, measure))
+    rows = [row for row in record.steps[0]["rows"] if "us" in row]
+    order = [
+        (row["workload"], "," in row["method"] and "sdpa" not in row["method"]) for row in rows
+    ]
+    assert list(dict.fromkeys(order)) == [
+        ("tiny 256 x1", False), ("tiny 256 x2", False), ("tiny 256 x1", True), ("tiny 256 x2", True)
+    ]  # fmt: skip
+    assert rows[0]["method"].startswith("sdpa")
+
+
+@pytest.mark.parametrize("served", ["native", "triton", "torch"])
+def test_triton_is_measured_with_its_default_unless_it_serves(served, monkeypatch):
+    monkeypatch.setattr(attention.ops, "provider_of", lambda name: served)
+    first, later = ([(x.kernels, x.summaries) for x in parts] for parts in own_parts("cuda"))
+    assert first == [(served, ("minmax",))]
+    rest = (served, ("minmax_int8", "meanstd", "sketch"))
+    assert later == [rest, ("triton", ("minmax",))] if served == "native" else [rest]
+
+
+def test_a_step_is_compared_with_the_pages_of_its_own_scores():
+    """Other kernels may put near ones in another order."""
+
+    class Reversed:
+        def score_pages(self, *arguments, **settings):
+            return -ops.score_pages(*arguments, **settings)
+
+    workload = Workload("tiny", 256, 1, 64, torch.float32)
+    (x, *_) = make_inputs(workload, "cpu", 2**27)
+    ours, theirs = (
+        expected_of(x, workload, f, ("minmax",))["sparse_decode_step"] for f in (ops, Reversed())
+    )
+    assert not torch.allclose(ours, theirs, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -124,84 +181,6 @@ def test_a_way_to_select_that_is_not_heeded_is_not_timed(
         assert ("refused" in row) == (row["way"] == way) != ("us" in row)
 
 
-@pytest.mark.parametrize("difference", [0, 1])
-def test_forms_are_compared_and_timed_side_by_side(tmp_path, monkeypatch, difference):
-    """Where clusters are not possible, that is a row; other bits are found."""
-    forms, calls, counted = ["auto"], [], {"cluster_calls": 0}
-
-    @contextlib.contextmanager
-    def decode_form(form):
-        forms.append(form)
-        yield
-        forms.pop()
-
-    def step(query, keys, *arguments, budget):
-        is_cluster = forms[-1] == "cluster" and keys.shape[0] == 1
-        counted["cluster_calls"] += is_cluster
-        calls.append(forms[-1])
-        return query + difference * is_cluster
-
-    monkeypatch.setattr(native, "decode_form", decode_form)
-    monkeypatch.setattr(ops, "sparse_decode_step", step)
-    monkeypatch.setattr(ops, "counters", lambda: dict(counted))
-    record = Record(tmp_path, 600.0, {})
-    same = []
-
-    def run(record):
-        for batch in (1, 2):
-            workload = Workload("tiny", 256, batch, 64, torch.float32)
-            same.append(compare_forms(record, workload, make_inputs(workload, "cpu", 2**27)))
-
-    record.run(Step("forms", "Forms", 1, run))
-    rows = record.steps[0]["rows"]
-    assert [row["form"] for row in rows] == ["two_kernels", "cluster"] * 2
-    assert ["us" in row for row in rows] == [True, True, True, False]
-    assert [row["unasked"] for row in rows] == [True, False] * 2
-    assert same == [difference == 0, True] and "no clusters" in rows[-1]["refused"]
-
-
-@pytest.mark.parametrize("name", ["score_pages", "select_pages", "update_page_summary"])
-def test_smoke_finds_a_wrong_operator(name):
-    class Wrong:
-        def __getattr__(self, operator):
-            if operator == name and name == "update_page_summary":
-                return lambda *arguments, **settings: None
-            if operator == name:
-                return lambda *a, **s: getattr(ops, name)(*a, **s).roll(1, -1)
-            return getattr(ops, operator)
-
-    rows = {row["operator"]: row["ok"] for row in smoke("cpu", {"wrong": Wrong()})}
-    assert not rows[name] and rows["attend_pages"]
-    if name != "select_pages":
-        for summary in ("minmax_int8", "meanstd", "sketch"):
-            assert not rows[f"{name}, {summary}"]
-
-
-@pytest.mark.parametrize(
-    ("operator", "setting", "value"),
-    [
-        ("select_pages", "top_p", 1.0),
-        ("sparse_decode", "top_p", 1.0),
-        ("select_pages", "budget_fraction", 1.0),
-        ("sparse_decode", "budget_fraction", 1.0),
-        ("sparse_decode_step", "select_every", 2),
-    ],
-)
-def test_smoke_finds_a_way_to_select_that_is_not_heeded(operator, setting, value):
-    class Deaf:
-        def __getattr__(self, name):
-            def call(*arguments, **settings):
-                if name == operator and setting in settings:
-                    settings[setting] = value
-                return getattr(ops, name)(*arguments, **settings)
-
-            return call
-
-    wrong = {row["operator"] for row in smoke("cpu", {"deaf": Deaf()}) if not row["ok"]}
-    state = " state" if setting == "select_every" else ""
-    assert wrong == {f"{operator}{state}, {setting}"}
-
-
 def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path):
     def fails(record):
         record.add(value=1)
@@ -225,30 +204,20 @@ def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path
 
 
 def test_decoding_comes_first_of_the_gpu_tests_and_none_is_left_out():
-    root = Path(__file__).parents[2]
-    paths = [root / path for path in checks.test_paths(root, "cuda")]
+    paths = [ROOT / path for path in checks.test_paths(ROOT, "cuda")]
     for_gpus = {
         path
-        for path in (root / "tests").rglob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         if re.search(r"mark\.cuda|^def test_.*\bdevice\b", path.read_text("utf-8"), re.MULTILINE)
         and path.parts[-2:] != ("bench", "test_gpu_check.py")
     }
     assert all(any(path.is_relative_to(given) for given in paths) for path in for_gpus)
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda and not nightly"]
-    listed = subprocess.run([*command, *paths], cwd=root, text=True, capture_output=True).stdout
+    listed = subprocess.run([*command, *paths], cwd=ROOT, text=True, capture_output=True).stdout
     files = [line.split("::")[0] for line in listed.splitlines() if "::" in line]
     order = list(dict.fromkeys(files))
     assert order[:3] == ["tests/test_cuda.py", "tests/test_cuda_decode.py", GPU_FILES[0]]
     assert len(GPU_FILES) == 3 and set(GPU_FILES) <= set(order)
-
-
-def test_command_that_takes_too_long_is_ended():
-    from quest_compile.bench.gpu_check.checks import _run
-
-    start = time.monotonic()
-    # What it has started holds the pipe.
-    done = _run(["bash", "-c", "sleep 60 & wait"], 0.5, None)
-    assert done.timed_out and time.monotonic() - start < 30
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -261,9 +230,10 @@ def test_parts_and_other_kernels_are_kept_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_gpu_check, "record_folder", lambda name: tmp_path / name)
     for kernels in ("", "triton"):
         monkeypatch.setenv("QUEST_COMPILE_CUDA_KERNELS", kernels)
-        for only in ("forms", "forms,sanitizer"):
+        for only in ("sanitizer", "sanitizer,flashinfer"):
             bench_gpu_check.main(["--device", "cpu", "--only", only])
-    names = ["forms", "forms-sanitizer", "triton-forms", "triton-forms-sanitizer"]
+    names = ["sanitizer", "sanitizer-flashinfer"]
+    names += [f"triton-{name}" for name in names]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"gpu-check-{name}" for name in names]
 
 
@@ -271,18 +241,6 @@ def test_the_plan_for_a_gpu_fits_its_time_and_its_list_runs_nothing(capsys):
     assert bench_gpu_check.main(["--list"]) == 0
     assert "end-to-end" in capsys.readouterr().out
     assert sum(step.seconds for step in steps_of("cuda")) <= 8 * 60
-
-
-def test_reference_can_be_checked_against_itself():
-    class Reference:
-        def __getattr__(self, operator):
-            def call(*arguments, **settings):
-                out = getattr(reference, operator)(*arguments, **settings)
-                return out[0] if operator.startswith("sparse") else out
-
-            return call
-
-    assert all(row["relative_error"] == 0 for row in smoke("cpu", {"reference": Reference()}))
 
 
 def test_rows_of_flashinfer_are_right(monkeypatch, tmp_path):

@@ -29,6 +29,14 @@ def test_the_instruction_set_is_a_field_and_names_the_folder(info, instruction_s
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d_{machine}_.+_ops", name)
 
 
+def test_where_there_is_no_git_the_commit_is_that_of_the_environment(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(identity, "__file__", str(tmp_path / "bench" / "identity.py"))
+    assert identity.commit() == "unknown"
+    monkeypatch.setenv("QUEST_COMPILE_COMMIT", "abc1234+changes")
+    assert identity.commit() == "abc1234+changes"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_cuda_kernels_are_a_field_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")

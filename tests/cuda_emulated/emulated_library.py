@@ -109,10 +109,6 @@ def _forward_to(operator):
     return lambda *arguments, **settings: operator(*arguments, **settings)
 
 
-def configure(num_sms=4, shared_bytes=227 << 10, seed=0, form="two_kernels", missing_barrier=-1):
-    """The GPU to pretend, and the form of sparse steps ("auto", "two_kernels" or "cluster").
-
-    ``missing_barrier``: the number of a barrier of clusters that is left out.
-    Returns the number of launches since the last call.
-    """
-    return torch.ops.quest_emulated.configure(num_sms, shared_bytes, seed, form, missing_barrier)
+def configure(num_sms=4, shared_bytes=227 << 10, seed=0):
+    """The GPU to pretend; returns the number of launches since the last call."""
+    return torch.ops.quest_emulated.configure(num_sms, shared_bytes, seed)

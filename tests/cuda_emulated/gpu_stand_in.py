@@ -8,11 +8,11 @@ error, as on a GPU; what a CUDA graph captures does not change anything before i
 import contextlib
 
 import torch
-from emulated_library import NAMES, configure
+from emulated_library import NAMES
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from quest_compile.ops import cuda_providers, native
+from quest_compile.ops import cuda_providers
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 ANYWHERE = ("aten::copy_", "aten::index", "aten::index_put_")
@@ -127,18 +127,10 @@ def _capture(graph, stream=None):
         _capturing.pop()
 
 
-@contextlib.contextmanager
-def _decode_form(form):
-    configure(form=form)
-    yield
-    configure(form="auto")
-
-
 def install(monkeypatch):
     """``torch.cuda`` as far as it is used, and native kernels that serve there."""
     for name in cuda_providers.NAMES:
         monkeypatch.setitem(cuda_providers._providers, name, "native")
-    monkeypatch.setattr(native, "decode_form", _decode_form)
     found = {
         "is_available": lambda: True,
         "synchronize": lambda: None,

@@ -20,7 +20,6 @@ MOST_REGISTERS = {
     "PageScorer": 255,
     "SketchScorer": 248,
     "select_kernel": 64,
-    "cluster_kernel": 255,
 }
 FEW_REGISTERS = 128
 NUM_INSTANCES = {
@@ -29,7 +28,6 @@ NUM_INSTANCES = {
     "SketchScorer": 6,
     "finish_kernel": 1,
     "select_kernel": 1,
-    "cluster_kernel": 9,
 }
 MOST_BYTES = 50e6
 

@@ -18,7 +18,7 @@ from test_every_op import (  # noqa: F401
 )
 from test_several_queries import CASES as SEVERAL_CASES
 from test_several_queries import every_mask, make_call, run, run_alone
-from test_sparse_decode_step import assert_same_state, state_of, step
+from test_sparse_decode_step import assert_same_state, state_of, step, two_calls
 from test_update_page_summary import Cache
 
 from quest_compile import ops
@@ -30,6 +30,7 @@ SMALL_GPU = 99 << 10
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 few_cases = pytest.mark.parametrize("case", FEW_CASES, ids=str)
+each_summary = pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd", "sketch"])
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -69,6 +70,13 @@ def test_a_sparse_step_is_two_launches(name):
     assert configure() == 2
 
 
+def test_a_sparse_step_of_several_queries_is_two_launches_as_well():
+    inputs = make_call(Case(torch.bfloat16, lengths=(300,), max_seq_len=320), 3)
+    configure(132)
+    step(inputs, torch.tensor([297, 298, 299]), state_of(inputs, "minmax"))
+    assert configure() == 2
+
+
 @pytest.mark.parametrize("name", ["dense_decode", "attend_pages", "select_pages", "score_pages"])
 def test_other_operators_are_one_launch(name):
     arguments, settings = call_of(name, make_inputs(FEW_CASES[0]))
@@ -77,17 +85,16 @@ def test_other_operators_are_one_launch(name):
     assert configure() == 1
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "meanstd", "sketch"])
+@each_summary
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-@pytest.mark.parametrize("form", ["two_kernels", "cluster"])
-def test_foreign_writes_are_repaired_whichever_cta_comes_first(form, seed, summary):
+def test_foreign_writes_are_repaired_whichever_cta_comes_first(seed, summary):
     """CTAs that find out late must not see what others have repaired."""
     case = Case(torch.bfloat16, lengths=(500, 500), max_seq_len=512)
     inputs = make_inputs(case)
     keys = inputs.key_cache
     position = inputs.seq_lens[:1] - 1
     state, expected = (state_of(inputs, summary, 0, -1) for _ in range(2))
-    configure(132, seed=seed, form=form)
+    configure(132, seed=seed)
     step(inputs, position, state, summary=summary)
     keys[1, 0] *= -3
     keys[0, 1, 30 * 16 : 31 * 16] += 5
@@ -97,6 +104,22 @@ def test_foreign_writes_are_repaired_whichever_cta_comes_first(form, seed, summa
     rows, num_sealed, scale = state
     assert num_sealed.tolist() == [31, -1]
     assert_same_state((rows[:, :, :31], scale), (expected_rows[:, :, :31], expected_scale))
+
+
+@each_summary
+@pytest.mark.parametrize("num_sms", [4, 132])
+def test_the_last_cta_writes_the_state(num_sms, summary):
+    """CTAs that come late must not take the state of this step for that of the last one."""
+    case = Case(torch.bfloat16, 64, 64, 4, 2, lengths=(512, 512, 512), max_seq_len=512)
+    inputs = make_inputs(case)
+    state, expected = (state_of(inputs, summary, 0, 0) for _ in range(2))
+    for seed, length in enumerate((300, 304, 305, 290, 512, 512)):
+        inputs.seq_lens.fill_(length)
+        position = torch.tensor([length - 1])
+        configure(num_sms, seed=seed)
+        out = step(inputs, position, state, summary=summary)
+        assert torch.equal(out, two_calls(inputs, position, expected, summary=summary))
+        assert_same_state(state, expected)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_foreign_write_to_any_head_ends_the_run_of_all(num_sms, seed, summary)
 def test_a_step_is_two_launches_whether_it_scores_or_not():
     run = Run()
     for length in (201, 202, 203, 204):
-        configure(132, form="cluster")
+        configure(132)
         run.ours_alone(length)
         assert configure() == 2, length
 

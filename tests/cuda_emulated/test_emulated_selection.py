@@ -79,14 +79,13 @@ def test_nothing_but_sinks_and_recents_within_the_budget(sizes):
 
 
 @each_share
-@pytest.mark.parametrize("form", ["two_kernels", "cluster"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_sparse_decode_attends_what_is_chosen(case, form, shares):
-    """In either form: top_p and means take two kernels; dense where all pages in use fit."""
+def test_sparse_decode_attends_what_is_chosen(case, shares):
+    """Dense where all pages in use fit."""
     summary = "meanstd" if case.page_size == 16 else "minmax"
     case = dataclasses.replace(case, summary=summary, budget_pages=9, **shares)
     inputs = make_inputs(case)
-    configure(8, form=form)
+    configure(8)
     out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     scores = inputs.scores()
     pages = inputs.pages(scores)
@@ -101,8 +100,8 @@ def test_sparse_decode_attends_what_is_chosen(case, form, shares):
 def test_no_gpu_and_no_order_changes_a_bit(case):
     inputs = make_inputs(dataclasses.replace(case, top_p=0.8, budget_fraction=0.4))
     outs = []
-    for num_sms, seed, form in ((4, 0, "two_kernels"), (132, 1, "two_kernels"), (8, 2, "cluster")):
-        configure(num_sms, seed=seed, form=form)
+    for num_sms, seed in ((4, 0), (132, 1), (8, 2)):
+        configure(num_sms, seed=seed)
         outs.append(ops.sparse_decode(*inputs.sparse(), **inputs.settings()))
     assert_same_bits(outs[1:], outs[:1] * 2)
 

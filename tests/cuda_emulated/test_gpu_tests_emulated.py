@@ -1,6 +1,7 @@
 """Tests for a GPU and checks of gpu-check on one that is not there: errors of their own show here,
 a tensor left on the CPU or a wrong argument, and not in the few minutes that a GPU is at hand."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from hostile import CASES, Case, make_inputs
 
 from quest_compile import ops
 from quest_compile.bench.gpu_check import smoke
+from quest_compile.bench.gpu_check.attention import Part, methods_of
+from quest_compile.bench.gpu_check.attention_checks import error_of, expected_of
+from quest_compile.bench.gpu_check.inputs import SUMMARIES, Workload
+from quest_compile.bench.gpu_check.inputs import make_inputs as make_workload
 
 FEW_CASES = kernels.FEW_CASES
 SHARES = selection.SHARES[2]
@@ -29,7 +34,7 @@ def emulated(library, monkeypatch):
     """CPU tensors keep their kernels."""
     with emulated_library.serving_cpu_tensors(library):
         pass
-    emulated_library.configure(form="auto")
+    emulated_library.configure()
     gpu_stand_in.install(monkeypatch)
     with gpu_stand_in.StandIn():
         yield
@@ -41,18 +46,16 @@ def emulated(library, monkeypatch):
         (kernels.test_repeated_calls_give_the_same_bits, ("sparse_decode_step", FEW_CASES[0])),
         (kernels.test_rest_of_the_batch_changes_no_bit, ("sparse_decode", FEW_CASES[0])),
         (kernels.test_summaries_have_the_bits_of_the_cpu, (CASES[1], "sketch")),
-        (kernels.test_both_forms_give_the_same_bits, (CASES[1], "minmax")),
+        (kernels.test_a_repeated_step_gives_the_same_bits, (CASES[1], "minmax")),
         (kernels.test_lengths_out_of_range_are_clamped, (-5,)),
         (selection.test_selects_the_pages_of_the_cpu, (50, "odd", SHARES)),
-        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[1], SHARES, "cluster")),
+        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[1], SHARES)),
         (sketches.test_rows_have_the_bits_of_the_reference, (torch.bfloat16, 1, 8, 8)),
         (sketches.test_scores_agree_with_the_reference, (1, "sum", 8, 8)),
-        pytest.param(
-            kernels.test_foreign_writes_are_repaired_by_clusters, ("minmax",), marks=nightly
-        ),
+        pytest.param(kernels.test_foreign_writes_are_repaired, ("minmax",), marks=nightly),
         pytest.param(
             kernels.test_a_captured_step_follows_the_lengths_in_device_memory,
-            ("minmax", "cluster"),
+            ("minmax",),
             marks=nightly,
         ),
         pytest.param(
@@ -71,6 +74,26 @@ def test_smoke_runs_on_cuda_tensors(monkeypatch):
     monkeypatch.setattr(smoke, "_CASES", smoke._CASES[1:2])
     rows = smoke.smoke("cuda", {"native": ops})
     assert len(rows) == 26 and all(row["ok"] for row in rows)
+
+
+def test_attention_is_checked_on_cuda_tensors():
+    workload = Workload("tiny", 256, 2, 64, torch.bfloat16)
+    (x, *_) = make_workload(workload, "cpu", 2**27)
+    x = on_cuda(x)
+    part = Part("native", ops, SUMMARIES)
+    expected = expected_of(x, workload, ops, SUMMARIES)
+    for name, _, call in methods_of(part, workload):
+        assert error_of(name, call, x, expected) == "", name
+
+
+def on_cuda(value):
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    if isinstance(value, dict):
+        return {name: on_cuda(x) for name, x in value.items()}
+    if dataclasses.is_dataclass(value):
+        return type(value)(**{name: on_cuda(x) for name, x in vars(value).items()})
+    return value
 
 
 def test_a_tensor_of_the_cpu_is_refused():

@@ -10,15 +10,11 @@ from test_selection_shares import assert_selects_shares, random_scores
 from test_sparse_decode_step import assert_same_state
 
 from quest_compile import ops
-from quest_compile.ops import native
 from quest_compile.ops.cuda_providers import provider_of
 
 pytestmark = pytest.mark.cuda
 
 SHARES = ({"top_p": 0.9}, {"budget_fraction": 0.3}, {"top_p": 0.5, "budget_fraction": 0.41})
-FORMS = ["two_kernels"]
-if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0):
-    FORMS.append("cluster")
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +36,9 @@ def test_selects_the_pages_of_the_cpu(num_pages, kind, shares):
         assert torch.equal(actual.cpu(), expected)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shares", SHARES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_sparse_decode_attends_what_is_chosen(case, shares, form):
+def test_sparse_decode_attends_what_is_chosen(case, shares):
     case = dataclasses.replace(case, summary="meanstd", budget_pages=9, **shares)
     inputs = make_inputs(case, "cuda")
     scores = inputs.scores()
@@ -52,10 +47,9 @@ def test_sparse_decode_attends_what_is_chosen(case, shares, form):
     composed = inputs.attend(pages)
     fits = inputs.fits()
     dense = ops.dense_decode(*inputs.dense())
-    with native.decode_form(form):
-        for _ in range(5):
-            out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
-            assert_same_bits([out[~fits], out[fits]], [composed[~fits], dense[fits]])
+    for _ in range(5):
+        out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
+        assert_same_bits([out[~fits], out[fits]], [composed[~fits], dense[fits]])
 
 
 class Steps:

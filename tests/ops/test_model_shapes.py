@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hostile import Case, make_inputs
+from hostile import Case, make_inputs, on_cpu
 from test_attend_pages import assert_attends, attend, listed_positions
 from test_every_op import assert_same_bits, rows_of
 from test_score_pages import assert_scores
@@ -25,8 +25,8 @@ def test_scores_pages_and_attention(case, device):
     assert_scores(inputs, scores)
     pages = inputs.pages(scores)
     limits = {"page_budget": case.budget_pages, "page_size": case.page_size}
-    arguments = (scores, inputs.seq_lens, inputs.attn_mask)
-    assert torch.equal(pages, reference.select_pages(*arguments, **limits))
+    arguments = on_cpu(scores, inputs.seq_lens, inputs.attn_mask)
+    assert torch.equal(pages.cpu(), reference.select_pages(*arguments, **limits))
     assert_attends(inputs, listed_positions(inputs, pages), *attend(inputs, pages))
     assert_attends(inputs, inputs.live[:, :, None], ops.dense_decode(*inputs.dense()))
 
@@ -36,12 +36,11 @@ def test_scores_pages_and_attention(case, device):
 def test_summaries_are_those_of_the_reference(case, summary, device):
     inputs = make_inputs(case, device)
     position = torch.arange(case.max_seq_len, device=device)
-    keys, kind = inputs.clean_keys.to(case.dtype), {"summary": summary}
-    states = [state_of(inputs, summary) for _ in range(2)]
-    for (rows, num_sealed, scale), source in zip(states, (ops, reference)):
-        arguments = (keys, position, rows, num_sealed, scale)
-        source.update_page_summary(*arguments, page_size=case.page_size, **kind)
-    assert_same_state(*states)
+    keys, state = inputs.clean_keys.to(case.dtype), state_of(inputs, summary)
+    arguments, kind = on_cpu(keys, position, *state), {"summary": summary}
+    ops.update_page_summary(keys, position, *state, page_size=case.page_size, **kind)
+    reference.update_page_summary(*arguments, page_size=case.page_size, **kind)
+    assert_same_state(on_cpu(*state), arguments[2:])
 
 
 @summaries
