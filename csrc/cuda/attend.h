@@ -128,7 +128,8 @@ class Attender {
       const int count = minimum(kTileTokens / 2, minimum(left, tokens_.len - position));
       if (count > 0) there |= ((1u << count) - 1) << first;
       const int offset = first * Warp::kRowBytes;
-      fetch_rows(keys_, p_.key_cache.token_stride, p_.rows.head_dim, position, count, keys + offset);
+      fetch_rows(keys_, p_.key_cache.token_stride, p_.rows.head_dim, position, count,
+                 keys + offset);
       fetch_rows(values_, p_.value_cache.token_stride, p_.rows.value_dim, position, count,
                  values + offset);
       if (tokens_.mask && count > 0) fetch_mask(position, count, mask + first);

@@ -28,6 +28,7 @@ attend_kernel(QUEST_PARAM AttendCall p) {
     attender.attend(p.partials, static_cast<int64_t>(work.index) * p.max_units);
     attender.finish();
   }
+  wait_for_copies<0>();
   if (!p.finish.update.positions || cta_y() > 0) return;
   // One CTA of each (batch row, KV head).
   sync_cta();

@@ -40,7 +40,8 @@ class MatrixWarp {
       : query_(query), head_dim_(head_dim), value_dim_(value_dim), scale_log2_(scale_log2) {
     if (kHasQuery) {
 #pragma unroll
-      for (int d = 0; d < kDim; d += 16) load_matrices(query_row() + d * 2, query_pieces_[d / 16 % kPieces]);
+      for (int d = 0; d < kDim; d += 16)
+        load_matrices(query_row() + d * 2, query_pieces_[d / 16 % kPieces]);
     }
     reset();
   }
@@ -74,7 +75,7 @@ class MatrixWarp {
 #pragma unroll
       for (int d = 0; d < 64; d += 16) {
         if (!kHasQuery) load_matrices(query_row() + (first + d) * 2, query_pieces_[0]);
-        const uint32_t(&a)[4] = query_pieces_[kHasQuery ? (first + d) / 16 % kPieces : 0];
+        const uint32_t (&a)[4] = query_pieces_[kHasQuery ? (first + d) / 16 % kPieces : 0];
         multiply_matrices<T>(logits[0], a, b[d / 16][0], b[d / 16][1]);
         multiply_matrices<T>(logits[1], a, b[d / 16][2], b[d / 16][3]);
       }

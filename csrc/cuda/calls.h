@@ -79,8 +79,8 @@ struct ScoreCall {
   Update update;
   Rows rows;
   GroupReduce group_reduce;
-  Query query;         // data nullptr: no scores are wanted
-  Choice choice;       // rows that fit the budget are not scored
+  Query query;             // data nullptr: no scores are wanted
+  Choice choice;           // rows that fit the budget are not scored
   float scale;             // of query.key, for sketches
   int32_t num_stages;      // steps of pages that a warp has under way
   int32_t pages_per_step;  // of sketches

@@ -173,7 +173,7 @@ QUEST_DEVICE void wait_for_previous() {
 // Lets a kernel have all the shared memory of a CTA; once per device.
 inline cudaError_t allow_all(const void* kernel) {
   static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
+  static std::set<std::pair<const void*, int> > allowed;
   int device = 0, bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
   const std::lock_guard<std::mutex> lock(mutex);

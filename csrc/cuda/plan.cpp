@@ -9,8 +9,8 @@ namespace {
 constexpr int32_t kMaxStages = 3;
 // Of kernel 1 with sketches: what is left of an SM is cache for keys.
 constexpr int64_t kSketchBytes = 112 << 10;
-// Of other rows: enough to be under way that no SM waits.
-constexpr int64_t kScoreBytes = 160 << 10;
+// Of other rows: enough to be under way that no SM waits, and room for two CTAs.
+constexpr int64_t kScoreBytes = 112 << 10;
 constexpr int32_t kMaxScoreStages = 4;
 // Pages of a step and stages, the best first.
 constexpr int32_t kSketchSteps[][2] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};

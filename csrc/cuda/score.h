@@ -42,8 +42,8 @@ struct PageRange {
   }
 };
 
-// Pages that a warp scores at a time: so many per group of lanes, whose rows and part of the mask it
-// has in shared memory.
+// Pages that a warp scores at a time: so many per group of lanes, whose rows and part of the mask
+// it has in shared memory.
 QUEST_BOTH int score_rows(int64_t element_size) { return element_size == 4 ? 4 : 8; }
 // Lanes that share a row.
 QUEST_BOTH int score_lanes(int head_dim) {
@@ -116,9 +116,9 @@ class PageScorer {
     sync_cta();
   }
 
-  // Makes and scores the pages of the range; new summaries go where place_of(page) says, which may be
-  // nowhere. Before that, whether `sample` has another summary than its keys say, if it is not -1.
-  // Behind start().
+  // Makes and scores the pages of the range; new summaries go where place_of(page) says, which may
+  // be nowhere. Before that, whether `sample` has another summary than its keys say, if it is not
+  // -1. Behind start().
   template <class PlaceOf>
   QUEST_DEVICE bool run(const PageRange& range, const PlaceOf& place_of, int64_t sample) {
     bool differs = false;
@@ -133,13 +133,13 @@ class PageScorer {
         sync_warp();
       }
       const int first = is_sample ? static_cast<int>(sample) : maximum(page, range.start);
-      const int last = is_sample ? first + 1
-                                 : minimum(page + per_step_, minimum(range.last, range.num_sealed));
+      const int last =
+          is_sample ? first + 1 : minimum(page + per_step_, minimum(range.last, range.num_sealed));
 #pragma unroll 1
       for (int made = first; made < last; ++made) {
         char* row = is_sample || !range.has_scores ? new_row_ : slots + (made - page) * slot_;
-        summarise_page<T, kHasScales, kHasMeans>(s_, p_.update, batch_row_, kv_head_, made, range.channel_scale,
-                                     row);
+        summarise_page<T, kHasScales, kHasMeans>(s_, p_.update, batch_row_, kv_head_, made,
+                                                 range.channel_scale, row);
         if (is_sample) {
           differs = row_differs<T, kHasScales>(s_, row, row_at(made));
         } else if (char* stored = place_of(made)) {
@@ -233,7 +233,8 @@ class PageScorer {
         copy_async(to + i, mask + i, true);
       } else {
 #pragma unroll 1
-        for (int j = i; j < minimum(i + 16, count); ++j) to[j] = static_cast<char>(mask[j * stride]);
+        for (int j = i; j < minimum(i + 16, count); ++j)
+          to[j] = static_cast<char>(mask[j * stride]);
       }
     }
   }
@@ -295,15 +296,15 @@ class PageScorer {
       const int select = is_none ? head : 0;
       if (p_.scores) p_.scores[score_index(p_, row_, kv_head_, select, page)] = best;
       if (range.order) {
-        const bool live = is_live(range, page, first_head + select,
-                                  is_none ? 1 : p_.rows.group_size, mask);
+        const bool live =
+            is_live(range, page, first_head + select, is_none ? 1 : p_.rows.group_size, mask);
         range.order_of_page(select, page) = order_of(best, live);
       }
     }
   }
 
-  // The sum over the channels of one of the rows at `slots`, from a group of lanes to the next, with
-  // a row of weights: every lane begins with all and ends with one.
+  // The sum over the channels of one of the rows at `slots`, from a group of lanes to the next,
+  // with a row of weights: every lane begins with all and ends with one.
   QUEST_DEVICE float scatter_sum(int head, const char* slots) const {
     float sums[kRows];
 #pragma unroll

@@ -25,7 +25,8 @@ select_kernel(QUEST_PARAM SelectCall p) {
               scores, order);
   sync_cta();
   int32_t* page_indices = p.page_indices + static_cast<int64_t>(cta_x()) * p.choice.page_budget;
-  PageSelector<true> selector(p.choice, copy_order(order, num_pages, copy), num_pages, select, weights);
+  PageSelector<true> selector(p.choice, copy_order(order, num_pages, copy), num_pages, select,
+                              weights);
   const int count = selector.select(page_indices);
   for (int i = count + thread_index(); i < p.choice.page_budget; i += kThreads) {
     page_indices[i] = -1;

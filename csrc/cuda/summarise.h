@@ -96,7 +96,8 @@ template <class T>
 QUEST_DEVICE Vector packed(const int32_t (&bits)[8], int v) {
   if (sizeof(T) == 4) {
     return {{static_cast<uint32_t>(bits[4 * v % 8]), static_cast<uint32_t>(bits[4 * v % 8 + 1]),
-             static_cast<uint32_t>(bits[4 * v % 8 + 2]), static_cast<uint32_t>(bits[4 * v % 8 + 3])}};
+             static_cast<uint32_t>(bits[4 * v % 8 + 2]),
+             static_cast<uint32_t>(bits[4 * v % 8 + 3])}};
   }
   Vector x;
 #pragma unroll
@@ -164,8 +165,8 @@ QUEST_DEVICE void write_int8_row(const Summaries& s, const PageBounds<T>& bounds
   }
 }
 
-// The summary of a page to `row`, in shared memory, by a whole warp. Kinds are known when kernels are
-// compiled: those of one do not carry the code of the others.
+// The summary of a page to `row`, in shared memory, by a whole warp. Kinds are known when kernels
+// are compiled: those of one do not carry the code of the others.
 template <class T, bool kIsInt8, bool kIsMean>
 QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_row, int kv_head,
                                  int64_t page, const float* channel_scale, char* row) {

@@ -66,8 +66,7 @@ QUEST_DEVICE State read_state(const Update& u) {
 QUEST_DEVICE int read_start(const State& state, const Summaries& s, const Span& span) {
   if (state.next_position >= 0 && state.next_position != span.first) return 0;
   const int64_t sealed = maximum<int64_t>(without_arrivals(state.num_sealed), 0);
-  const int start =
-      static_cast<int>(minimum<int64_t>(sealed, span.first / s.page_size));
+  const int start = static_cast<int>(minimum<int64_t>(sealed, span.first / s.page_size));
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);

@@ -9,7 +9,7 @@ namespace cuda {
 struct Settings {
   int num_sms = 4;
   int64_t shared_bytes = 227 << 10;
-  unsigned seed = 0;         // of the order of warps and CTAs; 0: as they are numbered
+  unsigned seed = 0;  // of the order of warps and CTAs; 0: as they are numbered
   int64_t num_launches = 0;
 };
 
