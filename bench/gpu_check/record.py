@@ -106,19 +106,21 @@ class Record:
             "notes": self.notes,
         }
         (self.folder / "gpu-check.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        (self.folder / "gpu-check.md").write_text(self._markdown(), "utf-8")
+        (self.folder / "gpu-check.md").write_text(markdown(found), "utf-8")
 
-    def _markdown(self) -> str:
-        lines = ["# gpu-check", ""]
-        lines += [f"- {key}: {value}" for key, value in self.identity.items()]
-        lines += [f"- {note}" for note in self.notes]
-        for step in self.steps:
-            lines += ["", f"## {step['title']}", ""]
-            seconds = step.get("seconds")
-            took = "running" if seconds is None else f"{seconds} s"
-            lines += [f"{step['status']} ({took}) {step['why']}".rstrip(), ""]
-            lines += _table(step["rows"])
-        return "\n".join(lines) + "\n"
+
+def markdown(found: dict[str, Any]) -> str:
+    """The page of what is in gpu-check.json."""
+    lines = ["# gpu-check", ""]
+    lines += [f"- {key}: {value}" for key, value in found["identity"].items()]
+    lines += [f"- {note}" for note in found["notes"]]
+    for step in found["steps"]:
+        lines += ["", f"## {step['title']}", ""]
+        seconds = step.get("seconds")
+        took = "running" if seconds is None else f"{seconds} s"
+        lines += [f"{step['status']} ({took}) {step['why']}".rstrip(), ""]
+        lines += _table(step["rows"])
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: list[Row]) -> list[str]:

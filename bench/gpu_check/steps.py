@@ -10,6 +10,7 @@ from quest_compile.bench.gpu_check import checks, flashinfer_peer
 from quest_compile.bench.gpu_check.attention import run_attention
 from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
 from quest_compile.bench.gpu_check.inputs import Workload
+from quest_compile.bench.gpu_check.kernels import profile, run_kernels
 from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step
 from quest_compile.bench.gpu_check.ways import run_ways
@@ -32,10 +33,12 @@ def steps_of(device: str) -> list[Step]:
         tiny = [Workload("tiny", 256, batch, 64, torch.float32) for batch in (1, 2)]
         decodings = [Decoding("tiny", 256, 2, 3, 64, torch.float32)]
         main, rest, whole, more = tiny[:1], tiny[1:], decodings, decodings
+        kernels = tiny
         ways = [Workload("tiny", 256, batch, 192, torch.float32) for batch in (1, 2)]
     else:
         main, rest = _MAIN, [workload for workload in _REST if workload not in _MAIN]
         ways = _MAIN[:3]
+        kernels = [workload for workload in _MAIN if workload.shape == _8B]
         whole = [Decoding(_8B, 32 * _K, 8)]
         more = [Decoding(_8B, 128 * _K, 1), Decoding(_8B, 8 * _K, 1)]
 
@@ -49,12 +52,14 @@ def steps_of(device: str) -> list[Step]:
 
     return [
         step("environment", "Environment and copy bandwidth", 10, checks.environment),
-        step("results", "Every operator against plain torch", 40, checks.results),
+        step("results", "Every operator against plain torch", 30, checks.results),
         step("tests", "GPU tests", 100, checks.tests),
         step("attention", "Attention, main shapes", 60, run_attention, main, peers_of),
+        step("kernels", "Kernels of a call", 10, run_kernels, kernels),
         step("ways", "Ways to select", 10, run_ways, ways),
         step("end-to-end", "End to end, 8B shape", 120, run_end_to_end, whole),
         step("sanitizer", "compute-sanitizer", 40, checks.sanitizer),
+        step("profile", "Nsight Compute", 20, profile),
         step("attention-more", "Attention, other shapes", 20, run_attention, rest, peers_of),
         step("end-to-end-more", "End to end, other contexts", 40, run_end_to_end, more),
         step("flashinfer", "FlashInfer", 20, checks.flashinfer),

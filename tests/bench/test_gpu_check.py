@@ -18,6 +18,7 @@ from quest_compile.bench.gpu_check.attention import methods_of, own_parts, run_a
 from quest_compile.bench.gpu_check.attention_checks import expected_of
 from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
 from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
+from quest_compile.bench.gpu_check.kernels import figures_in
 from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
 from quest_compile.bench.gpu_check.steps import steps_of
@@ -35,18 +36,27 @@ def run(folder, *arguments):
 
 
 def test_measuring_steps_run_on_tiny_shapes(tmp_path):
-    code, found = run(tmp_path, "--only", "environment,results,attention,ways,sanitizer,flashinfer")
+    code, found = run(
+        tmp_path,
+        "--only",
+        "environment,results,attention,kernels,ways,sanitizer,profile,flashinfer",
+    )
     assert code == 0
     steps = {step["name"]: step for step in found["steps"]}
     assert {name: step["status"] for name, step in steps.items()} == {
         "environment": "ok",
         "results": "ok",
         "attention": "ok",
+        "kernels": "ok",
         "ways": "ok",
         "sanitizer": "skipped",
+        "profile": "skipped",
         "flashinfer": "skipped",
     }
     assert all(row["ok"] for row in steps["results"]["rows"])
+    calls = {row["method"]: row for row in steps["kernels"]["rows"]}
+    assert calls.keys() == {"sparse_decode_step", "dense_decode"}
+    assert all(row["us"] > 0 and row["host_us"] > 0 for row in calls.values())
     timed = [row for row in steps["attention"]["rows"] if "us" in row]
     methods = {row["method"] for row in timed}
     for stem in ("sparse_decode_step", "update_page_summary", "score_pages"):
@@ -55,6 +65,27 @@ def test_measuring_steps_run_on_tiny_shapes(tmp_path):
     assert not [row for row in steps["attention"]["rows"] if "refused" in row]
     markdown = (tmp_path / "gpu-check.md").read_text("utf-8")
     assert "| sparse_decode_step |" in markdown and found["identity"]["commit"] in markdown
+
+
+DETAILS = """\
+[2093] python3.12@127.0.0.1
+  void score_kernel<PageScorer<BFloat16, BFloat16>, 0>(ScoreCall) (8, 16, 1)x(256, 1, 1), Context 1
+    Section: GPU Speed Of Light Throughput
+    DRAM Throughput                   %         4.42
+    Duration                         us        41.12
+    Executed Instructions                           inst    6,727,064
+    Registers Per Thread             register/thread             254
+  void attend_kernel<BFloat16>(AttendCall) (64, 2, 1)x(256, 1, 1), Context 1, Stream 7, Device 0
+    Duration                         ms         1.5
+"""
+
+
+def test_figures_of_nsight_compute_are_read_from_its_text():
+    assert figures_in(DETAILS) == [
+        {"kernel": "score_kernel", "us": 41.12, "dram_percent": 4.42, "instructions": 6727064,
+         "registers": 254},
+        {"kernel": "attend_kernel", "us": 1500},
+    ]  # fmt: skip
 
 
 def test_a_model_decodes_sparse_and_dense(tmp_path):

@@ -65,17 +65,17 @@ FAILED tests/gpu/test_x.py::test_y - assert 1 == 2
 
 def test_sanitizer_runs_side_by_side_on_our_kernels(tmp_path, monkeypatch):
     tool = tmp_path / "compute-sanitizer"
+    # Each waits for the two others to begin.
     tool.write_text(
-        "#!/bin/bash\necho \"$@\"; sleep 2\necho '========= ERROR SUMMARY: 0 errors'\n"
-        "[ $2 != racecheck ] || exit 77\n"
+        f'#!/bin/bash\necho "$@"; touch {tmp_path}/$2.began\n'
+        f"until [ $(ls {tmp_path}/*.began | wc -l) = 3 ]; do sleep 0.1; done\n"
+        "echo '========= ERROR SUMMARY: 0 errors'\n[ $2 != racecheck ] || exit 77\n"
     )
     tool.chmod(0o755)
     monkeypatch.setattr(checks, "_sanitizer", lambda: str(tool))
     monkeypatch.setattr(ops, "provider_of", lambda name: "native")
     record = Record(tmp_path, 600.0, {})
-    start = time.monotonic()
     record.run(Step("sanitizer", "Sanitizer", 1, lambda record: checks.sanitizer(record, "cuda")))
-    assert time.monotonic() - start < 5
     (step,) = record.steps
     assert step["status"] == "failed" and step["why"] == "racecheck; see the logs"
     assert [(row["tool"], row["outcome"]) for row in step["rows"]] == [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quest_compile.bench import bench_report, sketch_tables
+from quest_compile.bench.gpu_check import record
 from quest_compile.bench.report.document import with_tables
 from quest_compile.eval.markdown import markdown
 from quest_compile.eval.results import Row
@@ -15,7 +16,8 @@ from quest_compile.eval.statistics import Comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+GPU_CHECKS = sorted(path.parent for path in RESULTS.glob("*/gpu-check.json"))
+FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir() and path not in GPU_CHECKS)
 EVALS = sorted(RESULTS.glob("*_eval-*.json"))
 SKETCHES = sorted(RESULTS.glob("*_sketch-accuracy.json"))
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" / "README.md"]
@@ -55,6 +57,13 @@ def test_reports_and_plots_are_those_of_the_results(folder, only_svg, tmp_path, 
         assert (folder / name).read_bytes() == (again / name).read_bytes(), name
     assert {path.stem for path in folder.glob("*.png")} == {Path(name).stem for name in plots}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("folder", GPU_CHECKS, ids=lambda path: path.name)
+def test_pages_of_gpu_checks_are_those_of_their_json(folder):
+    found = json.loads((folder / "gpu-check.json").read_text("utf-8"))
+    assert (folder / "gpu-check.md").read_text("utf-8") == record.markdown(found)
+    assert found["identity"]["commit"] in folder.name
 
 
 @pytest.mark.parametrize("path", EVALS, ids=lambda path: path.stem)
