@@ -72,7 +72,6 @@ inline int32_t atomic_max(int32_t* p, int32_t x) {
 inline void fence_device() {}
 inline void let_next_begin() {}
 inline void wait_for_previous() {}
-inline void prefetch(const void*) {}
 
 inline float power_of_2(float x) { return exp2f(x); }
 inline float natural_log(float x) { return logf(x); }
