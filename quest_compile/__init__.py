@@ -4,7 +4,7 @@ from quest_compile import ops
 from quest_compile.backend import QuestBackend, QuestStrictError, backend, report
 from quest_compile.config import QuestConfig
 from quest_compile.explain import explain
-from quest_compile.generate import compile_for_generate
+from quest_compile.generate import compile_for_generate, restore
 from quest_compile.warmup import warmup
 
 __version__ = "0.1.0"
@@ -18,5 +18,6 @@ __all__ = [
     "explain",
     "ops",
     "report",
+    "restore",
     "warmup",
 ]

@@ -108,12 +108,13 @@ class QuestBackend:
     def __reduce__(self) -> tuple:
         return (_backend_of, (self.config.as_dict(),))
 
+    def changed_settings(self) -> dict[str, Any]:
+        """Those that are not the default."""
+        defaults = QuestConfig().as_dict()
+        return {k: v for k, v in self.config.as_dict().items() if v != defaults[k]}
+
     def __repr__(self) -> str:
-        changed = [
-            f"{name}={value!r}"
-            for name, value in self.config.as_dict().items()
-            if value != QuestConfig().as_dict()[name]
-        ]
+        changed = (f"{name}={value!r}" for name, value in self.changed_settings().items())
         return f"quest_compile.backend({', '.join(changed)})"
 
 
@@ -180,6 +181,16 @@ def quest(
 ) -> Callable[..., Any]:
     """``torch.compile(model, backend="quest", options={"budget": 2048})``."""
     return backend(**(options or {}))(gm, example_inputs, mode=mode)
+
+
+def _reset_all() -> None:
+    with _backends_lock:
+        for made in _backends.values():
+            made.reset()
+
+
+# Called by torch._dynamo.reset() where the backend was named.
+quest.reset = _reset_all  # type: ignore[attr-defined]
 
 
 def report() -> Report:

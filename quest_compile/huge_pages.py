@@ -29,7 +29,8 @@ def use_huge_pages(tensor: torch.Tensor) -> bool:
 
     Returns:
         Whether Linux did. False, without harm, on other systems and devices, for tensors that hold
-        no whole huge page, where the administrator forbids it, and with the environment variable
+        no whole huge page, for memory of a file (each of its faults would read 2 MB), where the
+        administrator forbids it, and with the environment variable
         ``QUEST_COMPILE_HUGE_PAGES=0``.
     """
     if os.environ.get(_VARIABLE) == "0" or sys.platform != "linux" or tensor.device.type != "cpu":
@@ -37,8 +38,19 @@ def use_huge_pages(tensor: torch.Tensor) -> bool:
     storage = tensor.untyped_storage()
     begin = -(-storage.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
     end = (storage.data_ptr() + storage.nbytes()) // _HUGE_PAGE * _HUGE_PAGE
-    if begin >= end:
+    if begin >= end or _is_of_file(begin, end):
         return False
     madvise = ctypes.CDLL(None).madvise
     where = (ctypes.c_void_p(begin), ctypes.c_size_t(end - begin))
     return madvise(*where, _MADV_HUGEPAGE) == 0 and madvise(*where, _MADV_COLLAPSE) == 0
+
+
+def _is_of_file(begin: int, end: int) -> bool:
+    """Whether a part of [begin, end) is mapped from a file."""
+    with open("/proc/self/maps", encoding="utf-8") as lines:
+        for line in lines:
+            addresses, *_, inode = line.split(None, 5)[:5]
+            first, last = (int(x, 16) for x in addresses.split("-"))
+            if first < end and begin < last and inode != "0":
+                return True
+    return False

@@ -69,3 +69,23 @@ def test_a_compiled_model_asks_once_for_keys_values_and_summaries(monkeypatch):
     found = [t.data_ptr() for t in asked]
     assert expected <= set(found)
     assert len(found) == len(set(found)) == 3 * len(sparse_layers)
+
+
+def test_memory_of_a_file_is_left_alone(tmp_path):
+    path = tmp_path / "cache"
+    path.write_bytes(bytes(8 * 2**20))
+    tensor = torch.from_file(str(path), shared=True, size=8 * 2**20, dtype=torch.uint8)
+    assert not use_huge_pages(tensor)
+    assert not advised(tensor) and advised(torch.zeros(8 * 2**20, dtype=torch.uint8)) is not None
+
+
+def advised(tensor):
+    """Whether the mapping of ``tensor`` is marked for huge pages."""
+    is_mine = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if header := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(x, 16) for x in header.groups())
+            is_mine = begin <= tensor.data_ptr() < end
+        elif is_mine and line.startswith("VmFlags:"):
+            return " hg" in line
+    return None
