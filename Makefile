@@ -25,7 +25,7 @@ HAS_CUDA := $(if $(filter 0,$(QUEST_COMPILE_CUDA)),,$(shell command -v nvcc))
 CUDA_TIME := $(if $(HAS_CUDA),; CUDA kernels: some more (QUEST_COMPILE_CUDA=0: none))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-nightly test-no-native test-sanitizers test-transformers lint format bench clean distclean
+.PHONY: help install demo real-model test test-nightly test-real-model test-no-native test-sanitizers test-transformers lint format bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -35,11 +35,17 @@ install: $(INSTALLED) ## make .venv and build the package into it (editable)
 demo: $(INSTALLED) ## answer questions about a long context: dense against Quest
 	$(BIN)/quest-compile demo $(ARGS)
 
+real-model: $(INSTALLED) ## get a really trained small model (93 MB), for --model smollm2
+	$(BIN)/quest-compile fetch smollm2
+
 test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
 	$(PYTEST) --dist loadfile $(ARGS)
 
 test-nightly: $(INSTALLED) ## run the long forms of randomised tests, and soaks (an hour)
 	$(PYTEST) -m nightly --dist worksteal $(ARGS)
+
+test-real-model: real-model ## run the tests on the really trained model (nightly, some minutes)
+	$(PYTEST) -n 0 -m real_model $(ARGS)
 
 test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
 	QUEST_COMPILE_NATIVE=0 $(PYTEST) --dist loadfile tests/ops $(ARGS)

@@ -13,6 +13,7 @@ from quest_compile.bench.results import Recorder
 from quest_compile.bench.rounds import Rounds
 from quest_compile.bench.shapes import DTYPES, SHAPES, listed, tokens
 from quest_compile.ops.limits import SUMMARIES
+from quest_compile.real_model.options import MODEL_HELP
 
 # Exit status after Ctrl-C.
 INTERRUPTED = 130
@@ -61,7 +62,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """For benchmarks of whole models."""
     parser.set_defaults(model_shape="llama-3.2-1b")
-    parser.add_argument("--model", help="folder or hub name, instead of random weights")
+    parser.add_argument("--model", help=f"{MODEL_HELP}, instead of random weights")
     parser.add_argument("--layers", type=int, help="only the first layers of --model-shape")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``quest-compile demo | explain | eval | bench``."""
+"""The command line: ``quest-compile demo | explain | eval | bench | fetch``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from quest_compile import demo
     from quest_compile.eval import options
     from quest_compile.eval.samples import NotActiveError
+    from quest_compile.real_model import fetch
+    from quest_compile.real_model.options import add_model_argument
 
     demo.add_arguments(
         commands.add_parser("demo", help="answer questions over a long context, sparse and dense")
     )
     explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
-    explain.add_argument("model", help="folder or hub name of a transformers model")
+    add_model_argument(explain)
     explain.add_argument(
         "--budget", type=_budget, default=2048, help="tokens, or a share below 1; default 2048"
     )
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser("eval", help="does Quest hurt a model? with statistics, per budget")
     )
     commands.add_parser("bench", help="benchmarks; see quest-compile bench --help", add_help=False)
+    fetch.add_arguments(
+        commands.add_parser("fetch", help="get a really trained small model, for --model")
+    )
 
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "bench":
@@ -46,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from quest_compile.eval.cli import evaluate
 
             return evaluate(args)
+        if args.command == "fetch":
+            return fetch.run(args)
         from quest_compile.bench.__main__ import main as bench_main
 
         return bench_main(rest)
@@ -68,7 +75,9 @@ def _explain(args: argparse.Namespace) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(args.model)
+    from quest_compile.real_model import resolve_model
+
+    config = AutoConfig.from_pretrained(resolve_model(args.model))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config).eval()
     print(quest_compile.explain(model, quest=quest_compile.QuestConfig(budget=args.budget)))

@@ -13,6 +13,8 @@ from quest_compile.backend import backend
 from quest_compile.decoding import prefill
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, Step, Task, measure, print_comparison
+from quest_compile.real_model import resolve_model
+from quest_compile.real_model.options import MODEL_HELP
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_TOKENS = 8192
@@ -21,9 +23,7 @@ _NUM_QUESTIONS = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``quest-compile demo``."""
-    parser.add_argument(
-        "--model", help="folder or hub name; default: the recall model shipped here"
-    )
+    parser.add_argument("--model", help=f"{MODEL_HELP}; default: the recall model shipped here")
     parser.add_argument("--prompt-file", type=Path, help="UTF-8 text to continue (with --model)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="with --model; default 64")
     parser.add_argument("--budget", type=int, help="tokens; default 256 (2048 with --model)")
@@ -94,8 +94,9 @@ def _run_own_model(args: argparse.Namespace) -> int:
 
     quest = backend(budget=2048 if args.budget is None else args.budget)
     text = args.prompt_file.read_text(encoding="utf-8")
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=DTYPES[args.dtype])
+    path = resolve_model(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[args.dtype])
     model = model.to(args.device).eval()
     prompt = tokenizer(text, return_tensors="pt").input_ids.to(args.device)
     length = prompt.shape[1] - 1

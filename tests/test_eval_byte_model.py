@@ -119,3 +119,26 @@ def test_a_chat_template_surrounds_context_and_question():
     asked = plain.context("text") + plain.question(" why?", " As")
     assert asked == [BOS, *b"text why? As"]
     assert plain.beginning() == [BOS]
+
+
+def test_copying_is_scored_by_first_choices_and_loss_against_dense(model_folder, tmp_path):
+    torch._dynamo.reset()
+    out = tmp_path / "out"
+    sizes = ["--lengths", "1152", "--budgets", "64", "2048", "--samples", "2"]
+    assert cli.main(["eval", "--model", str(model_folder), "--out", str(out),
+                     "--tasks", "copy", "copy-multi", *sizes]) == 0  # fmt: skip
+    result = json.loads((out / "results.json").read_text())
+    assert result["settings"]["text"].startswith("help() of Python ")
+    rows = {(row["task"], row["budget"]): row for row in result["rows"]}
+    for task, questions in (("copy", 3), ("copy-multi", 2)):
+        dense, sparse, covered = (rows[task, budget] for budget in (0, 64, 2048))
+        assert 0 <= dense["value"] <= 1 and dense["loss"] > 0
+        assert sparse["sparse_steps"] == sparse["steps"] == questions * 191
+        assert sparse["comparison"]["num_samples"] == questions * 176
+        assert sparse["loss_comparison"]["difference"] == pytest.approx(
+            sparse["loss"] - dense["loss"]
+        )
+        assert covered["verdict"] == "dense by construction"
+        assert covered["loss"] == pytest.approx(dense["loss"], rel=1e-4)
+        assert covered["comparison"]["difference"] == 0
+    assert "| loss, difference (95 %)" in (out / "results.md").read_text()

@@ -7,6 +7,7 @@ import torch
 from word_encoder import WordEncoder
 
 from quest_compile.eval import metrics
+from quest_compile.eval.copy_tasks import NOT_SCORED, PASSAGE, copy_group, text_of
 from quest_compile.eval.generators import TEXT_TASKS
 from quest_compile.eval.needles import read_sentences
 from quest_compile.eval.recall_tasks import recall_group
@@ -117,6 +118,68 @@ def test_windows_of_a_text_end_with_what_is_decoded(tmp_path):
         text_group("perplexity", path, 1001, 3, 16, encoder)
     with pytest.raises(ValueError, match="must be more than the 16 decoded tokens"):
         text_group("perplexity", path, 17, 3, 16, encoder)
+
+
+WORDS = " ".join(f"w{i}" for i in range(5000))
+
+
+class TestCopy:
+    def group(self, name, samples=6, length=2048):
+        return copy_group(name, WORDS, length, samples, WordEncoder())
+
+    @pytest.mark.parametrize("name", ["copy", "copy-multi"])
+    def test_what_is_read_stands_in_the_context_and_is_scored_when_the_place_is_known(self, name):
+        group = self.group(name)
+        for number in range(group.num_contexts):
+            context = group.make(number)
+            tokens = context.tokens.tolist()
+            assert context.num_tokens < group.max_seq_len == 2048
+            for question in context.questions:
+                assert set(question.tokens) < set(tokens)
+                assert len(question.tokens) == PASSAGE - 1
+                assert question.expected[:-1] == question.tokens[NOT_SCORED:]
+                assert len(question.expected) == PASSAGE - NOT_SCORED
+
+    def test_passages_begin_at_a_tenth_half_and_four_fifths_of_the_context(self):
+        context = self.group("copy").make(1)
+        tokens = context.tokens.tolist()
+        places = [tokens.index(q.tokens[0]) for q in context.questions]
+        assert places == [185, 928, 1484]
+        for place, question in zip(places, context.questions):
+            assert tokens[place : place + PASSAGE] == [*question.tokens, question.expected[-1]]
+
+    def test_copy_multi_goes_on_where_each_passage_stopped(self):
+        context = self.group("copy-multi").make(0)
+        (question,) = context.questions
+        read = [*question.tokens, question.expected[-1]]
+        places = [context.tokens.tolist().index(token) for token in read]
+        starts = [185, 928, 1484, 185 + 32, 928 + 32, 1484 + 32]
+        assert places == [start + i for start in starts for i in range(32)]
+
+    def test_contexts_come_from_all_over_the_text_and_stay_when_there_are_more(self):
+        firsts = [self.group("copy", 24).make(i).tokens[1].item() for i in range(8)]
+        assert min(firsts) < 100 and max(firsts) > 2600
+        assert len(set(firsts)) == 8
+        assert firsts[:2] == [self.group("copy").make(i).tokens[1].item() for i in range(2)]
+
+    def test_there_are_as_many_passages_as_asked_for(self):
+        assert [self.group("copy", n).num_contexts for n in (1, 3, 4)] == [1, 1, 2]
+        assert [self.group("copy-multi", n).num_contexts for n in (1, 3, 4)] == [1, 3, 4]
+
+    def test_lengths_that_do_not_fit_are_errors(self):
+        with pytest.raises(ValueError, match="copy needs --lengths of at least 1152, got 1151"):
+            self.group("copy", length=1151)
+        with pytest.raises(ValueError, match="the text has 5000 tokens, too few for --lengths 6"):
+            self.group("copy", length=6000)
+        assert self.group("copy", length=1152).make(0).num_tokens == 1151
+
+    def test_without_a_file_the_text_is_what_python_says_about_itself(self, tmp_path):
+        text = text_of(None)
+        assert len(text) > 300_000 and text == text_of(None)
+        assert "Assignment statements" in text
+        path = tmp_path / "text.txt"
+        path.write_text("mine", encoding="utf-8")
+        assert text_of(path) == "mine"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from quest_compile.bench.shapes import ModelShape
 from quest_compile.decoding import prefill, rewind
+from quest_compile.real_model import resolve_model
 
 # Tokens in a row that are about the same thing.
 _TOPIC_TOKENS = 64
@@ -41,15 +42,15 @@ def random_model(shape: ModelShape, dtype: torch.dtype, device: str, num_layers:
 
 
 def own_model(path: str, dtype: torch.dtype, device: str) -> Any:
-    """The model in a folder or of the hub."""
+    """The model in a folder, of the hub, or fetched."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(resolve_model(path), dtype=dtype)
     return model.to(device).eval()
 
 
 def check_context(path: str | None, context: int, num_tokens: int) -> None:
-    """Of the model in a folder or of the hub; None: of random weights.
+    """Of the model of ``--model``; None: of random weights.
 
     Raises:
         ValueError: it has no positions for ``num_tokens`` behind ``context`` tokens.
@@ -58,7 +59,7 @@ def check_context(path: str | None, context: int, num_tokens: int) -> None:
     if path is not None:
         from transformers import AutoConfig
 
-        config: Any = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(resolve_model(path))
         limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and context + num_tokens > limit:
         raise ValueError(

@@ -18,6 +18,7 @@ from quest_compile.bench.identity import identity
 from quest_compile.bench.options import INTERRUPTED
 from quest_compile.config import QuestConfig
 from quest_compile.eval import plots
+from quest_compile.eval.copy_tasks import COPY_TASKS, copy_group, text_of
 from quest_compile.eval.encode import Encoder
 from quest_compile.eval.markdown import markdown
 from quest_compile.eval.methods import parse_method
@@ -34,6 +35,7 @@ from quest_compile.eval.tasks import (
     jsonl_groups,
     text_group,
 )
+from quest_compile.real_model import resolve_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +92,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Encoder | None]:
     dtype = getattr(torch, args.dtype)
     if args.model == RECALL_MODEL:
         return recall.load_model(dtype, args.device), None
-    is_folder = Path(args.model).is_dir()
+    path = resolve_model(args.model)
+    is_folder = Path(path).is_dir()
     if not is_folder and (args.model.count("/") > 1 or args.model.startswith((".", "/", "~"))):
         raise ValueError(f"there is no folder {args.model}")
     if is_folder:
@@ -99,11 +102,11 @@ def load(args: argparse.Namespace) -> tuple[Any, Encoder | None]:
 
     options = {"local_files_only": is_folder}
     try:
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model {args.model}: {error}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError):
         return model.to(args.device).eval(), None
     return model.to(args.device).eval(), Encoder(tokenizer, not args.no_chat)
@@ -146,6 +149,8 @@ def _group(
     if name == AGREEMENT and args.model == RECALL_MODEL:
         return recall_agreement(length, args.samples, args.seed)
     encoder = _needed(encoder, name, args)
+    if name in COPY_TASKS:
+        return copy_group(name, text_of(args.text), length, args.samples, encoder)
     if name in (PERPLEXITY, AGREEMENT):
         if args.text is None:
             raise ValueError(f"task {name} needs a text: give one with --text FILE")

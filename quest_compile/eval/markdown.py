@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from quest_compile.eval.results import Row
-from quest_compile.eval.samples import PERPLEXITY
+from quest_compile.eval.samples import COPY, PERPLEXITY
+from quest_compile.eval.statistics import Comparison
 
+_SAME = "same tokens"
 _HEADER = (
-    "method", "budget", "score", "difference (95 %)", "lost / gained", "same tokens",
+    "method", "budget", "score", "difference (95 %)", "lost / gained", _SAME,
     "sparse steps", "tokens read", "mass kept", "verdict",
 )  # fmt: skip
 
@@ -54,7 +56,11 @@ def _parts(rows: Sequence[Row], conditions: Sequence[dict[str, Any]]) -> list[st
 
 def table(rows: Sequence[Row]) -> list[str]:
     """A Markdown table of the rows of one task and length."""
-    cells = [_HEADER, tuple("-" * 3 for _ in _HEADER), *map(_cells, rows)]
+    has_losses = rows[0].kind == COPY
+    header = tuple(
+        "loss, difference (95 %)" if has_losses and name == _SAME else name for name in _HEADER
+    )
+    cells = [header, tuple("-" * 3 for _ in header), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
@@ -74,9 +80,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     verdict = row.verdict
     if row.comparison is not None:
         found = row.comparison
-        numbers = (found.difference, found.low, found.high)
-        difference, low, high = (f"{x:+.4f}" if is_loss else f"{100 * x:+.1f}" for x in numbers)
-        difference = f"{difference} ({low} to {high})"
+        difference = _difference(found, is_loss)
         changed = f"{found.lost:.4g} / {found.gained:.4g} of {found.num_samples}"
     return (
         row.method,
@@ -84,12 +88,25 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.value:.4f}" if is_loss else f"{100 * row.value:.1f}",
         difference,
         changed,
-        "" if row.same_as_dense is None else f"{100 * row.same_as_dense:.1f} %",
+        _loss_or_same(row),
         f"{row.sparse_steps} of {row.steps}",
         _tokens(row),
         "" if row.mass_kept is None else f"{row.mass_kept:.3f}",
         verdict,
     )
+
+
+def _difference(found: Comparison, is_loss: bool) -> str:
+    numbers = (found.difference, found.low, found.high)
+    difference, low, high = (f"{x:+.4f}" if is_loss else f"{100 * x:+.1f}" for x in numbers)
+    return f"{difference} ({low} to {high})"
+
+
+def _loss_or_same(row: Row) -> str:
+    if row.loss is not None:
+        found = row.loss_comparison
+        return f"{row.loss:.4f}" + (f", {_difference(found, is_loss=True)}" if found else "")
+    return "" if row.same_as_dense is None else f"{100 * row.same_as_dense:.1f} %"
 
 
 def _tokens(row: Row) -> str:

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 from quest_compile.config import INNER_COMPILERS, QuestConfig
+from quest_compile.eval.copy_tasks import COPY_TASKS
 from quest_compile.eval.generators import TEXT_TASKS
 from quest_compile.eval.recall_tasks import RECALL
 from quest_compile.eval.samples import AGREEMENT, PERPLEXITY
+from quest_compile.real_model.options import add_model_argument
 
 RECALL_MODEL = "recall"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -18,12 +20,14 @@ _QUICK_SAMPLES = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All options, with their defaults in the help."""
-    tasks = ", ".join((*TEXT_TASKS, PERPLEXITY, AGREEMENT, f"{RECALL}N"))
-    parser.add_argument("model", help=f'folder, hub name, or "{RECALL_MODEL}": the model shipped')
+    tasks = ", ".join(_known_tasks())
+    add_model_argument(parser, f'; "{RECALL_MODEL}": the model shipped here')
     parser.add_argument("--tasks", nargs="+", default=None, help=f"{tasks} (N records)")
     parser.add_argument("--jsonl", type=Path, nargs="+", default=[], help="files of samples")
     parser.add_argument("--haystack", type=Path, help="UTF-8 book for niah tasks that need one")
-    parser.add_argument("--text", type=Path, help="UTF-8 text for perplexity and agreement")
+    parser.add_argument(
+        "--text", type=Path, help="UTF-8 text for perplexity, agreement and copy; copy does without"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens; default 4096")
     parser.add_argument("--budgets", type=int, nargs="+", help="tokens")
     parser.add_argument("--samples", type=int, help="questions per task and length; default 100")
@@ -86,10 +90,14 @@ def _tasks_without_files() -> list[str]:
     return [name for name, task in TEXT_TASKS.items() if not task.needs_book]
 
 
+def _known_tasks() -> tuple[str, ...]:
+    return (*TEXT_TASKS, *COPY_TASKS, PERPLEXITY, AGREEMENT, f"{RECALL}N")
+
+
 def _check(args: argparse.Namespace) -> None:
     for name in args.tasks:
-        if name not in (*TEXT_TASKS, PERPLEXITY, AGREEMENT) and not name.startswith(RECALL):
-            known = ", ".join((*TEXT_TASKS, PERPLEXITY, AGREEMENT, f"{RECALL}N"))
+        if name not in _known_tasks() and not name.startswith(RECALL):
+            known = ", ".join(_known_tasks())
             raise ValueError(f"--tasks: {name!r} is not one of {known}")
     for option in ("samples", "decoded"):
         if getattr(args, option) < 1:

@@ -10,7 +10,7 @@ import torch
 from quest_compile.decoding import rewind, step_inputs
 from quest_compile.eval.encode import Encoder
 from quest_compile.eval.metrics import METRICS, NEVER_FALLING
-from quest_compile.eval.samples import AGREEMENT, PERPLEXITY, Context, Question
+from quest_compile.eval.samples import AGREEMENT, COPY, PERPLEXITY, Context, Question
 
 Call = Callable[..., Any]
 
@@ -100,9 +100,10 @@ class Measurement:
         self, kind: str, session: Session, call: Call, context: Context, is_dense: bool
     ) -> dict[str, list]:
         """All questions with one method: what a line of the records holds, a list per question."""
-        if kind == PERPLEXITY:
-            losses = [self._losses(session, call, q) for q in context.questions]
-            return {"losses": losses}
+        if kind in (PERPLEXITY, COPY):
+            read = [self._read(session, call, question) for question in context.questions]
+            found = {"losses": [losses for losses, _ in read]}
+            return found if kind == PERPLEXITY else found | {"scores": [hits for _, hits in read]}
         if kind == AGREEMENT:
             if is_dense:
                 self._dense = [self._continue(session, call, q) for q in context.questions]
@@ -135,9 +136,18 @@ class Measurement:
     def _text(self, tokens: list[int]) -> str:
         return "" if self._encoder is None else self._encoder.decode(tokens)
 
-    def _losses(self, session: Session, call: Call, question: Question) -> list[float]:
-        logits = session.logits(call, question.tokens)
-        return [float(-row.log_softmax(-1)[token]) for row, token in zip(logits, question.expected)]
+    def _read(
+        self, session: Session, call: Call, question: Question
+    ) -> tuple[list[float], list[float]]:
+        """Per expected token: its loss, and whether it was the first choice."""
+        not_scored = len(question.tokens) - len(question.expected)
+        losses, hits = [], []
+        for i, row in enumerate(session.logits(call, question.tokens), -not_scored):
+            if i >= 0:
+                token = question.expected[i]
+                losses.append(float(-row.log_softmax(-1)[token]))
+                hits.append(float(int(row.argmax()) == token))
+        return losses, hits
 
     def _continue(
         self, session: Session, call: Call, question: Question

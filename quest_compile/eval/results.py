@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections.abc import Hashable
 from typing import Any
 
 from quest_compile.eval.losses import compare_losses
 from quest_compile.eval.methods import DENSE
 from quest_compile.eval.records import Cell
-from quest_compile.eval.samples import PERPLEXITY
+from quest_compile.eval.samples import COPY, PERPLEXITY
 from quest_compile.eval.statistics import INCONCLUSIVE, Comparison, compare
 
 BY_CONSTRUCTION = "dense by construction"
@@ -28,7 +28,8 @@ class Row:
     ``value``: mean score, or mean loss in nats per token. ``same_as_dense``: share of answers with
     the very tokens of dense decoding. ``kl``: nats per token from dense. The rest adds up what the
     records have: steps, sparse ones, tokens read per query. ``implementation``: what served it.
-    ``conditions``: numbers of those under which it was measured.
+    ``conditions``: numbers of those under which it was measured. ``loss`` and ``loss_comparison``:
+    of copy, whose ``value`` is a score.
     """
 
     task: str
@@ -50,6 +51,8 @@ class Row:
     most_tokens_read: int | None
     mass_kept: float | None
     conditions: tuple[int, ...]
+    loss: float | None = None
+    loss_comparison: Comparison | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -76,14 +79,16 @@ def _row(
     dense = [lines[dense_key._replace(context=n)] for n in numbers]
     activity = [line["activity"] for line in own]
     sparse_steps = sum(a["sparse_steps"] for a in activity)
-    comparison, verdict = None, "reference"
+    kind = own[0]["kind"]
+    comparison, loss_comparison, verdict = None, None, "reference"
     if key.method != DENSE:
-        if own[0]["kind"] == PERPLEXITY:
-            comparison = compare_losses(list(_runs_of_differences(own, dense)), loss_margin)
+        if kind == PERPLEXITY:
+            comparison = compare_losses(_runs_of_differences(own, dense), loss_margin)
         else:
-            comparison = compare(*_paired_scores(own, dense, numbers), margin)
-        verdict = _verdict(comparison, own[0]["kind"], sparse_steps)
-    values = [v for line in own for per in line.get("losses") or line["scores"] for v in per]
+            comparison = compare(*_paired_scores(own, dense, numbers, kind), margin)
+        if kind == COPY:
+            loss_comparison = compare_losses(_runs_of_differences(own, dense), loss_margin)
+        verdict = _verdict(comparison, kind, sparse_steps)
     divergences = [kl for line in own for kl in line.get("kl", [])]
     most = [a["most_tokens_read"] for a in activity if a["most_tokens_read"] is not None]
     return Row(
@@ -91,11 +96,11 @@ def _row(
         length=key.length,
         method=key.method,
         budget=key.budget,
-        kind=own[0]["kind"],
+        kind=kind,
         implementation=own[-1]["implementation"],
         num_contexts=len(own),
         context_tokens=statistics.fmean(line["context_tokens"] for line in own),
-        value=statistics.fmean(values),
+        value=_mean(own, "losses" if kind == PERPLEXITY else "scores"),
         verdict=verdict,
         comparison=comparison,
         same_as_dense=_same_tokens(own, dense),
@@ -106,7 +111,13 @@ def _row(
         most_tokens_read=max(most) if most else None,
         mass_kept=_weighted_mean(activity, "mass_kept"),
         conditions=tuple(sorted({line["conditions"] for line in own})),
+        loss=_mean(own, "losses") if kind == COPY else None,
+        loss_comparison=loss_comparison,
     )
+
+
+def _mean(lines: list[dict], name: str) -> float:
+    return statistics.fmean(value for line in lines for per in line[name] for value in per)
 
 
 def _verdict(comparison: Comparison, kind: str, sparse_steps: int) -> str:
@@ -120,24 +131,27 @@ def _verdict(comparison: Comparison, kind: str, sparse_steps: int) -> str:
 
 
 def _paired_scores(
-    own: list[dict], dense: list[dict], numbers: list[int]
-) -> tuple[list[float], list[float], list[int]]:
+    own: list[dict], dense: list[dict], numbers: list[int], kind: str
+) -> tuple[list[float], list[float], list[Hashable]]:
+    """With what each belongs to: its context, or the passage of copy, whose tokens are samples."""
     pairs = [
-        (d, o, number)
+        (d, o, (number, i) if kind == COPY else number)
         for number, line, reference in zip(numbers, own, dense)
-        for mine, theirs in zip(line["scores"], reference["scores"])
+        for i, (mine, theirs) in enumerate(zip(line["scores"], reference["scores"]))
         for o, d in zip(mine, theirs)
     ]
     scores_dense, scores_own, contexts = zip(*pairs)
     return list(scores_dense), list(scores_own), list(contexts)
 
 
-def _runs_of_differences(own: list[dict], dense: list[dict]) -> Iterable[list[float]]:
+def _runs_of_differences(own: list[dict], dense: list[dict]) -> list[list[float]]:
+    runs = []
     for line, reference in zip(own, dense):
         for mine, theirs in zip(line["losses"], reference["losses"]):
             differences = [a - b for a, b in zip(mine, theirs)]
             for start in range(0, len(differences), RUN_LENGTH):
-                yield differences[start : start + RUN_LENGTH]
+                runs.append(differences[start : start + RUN_LENGTH])
+    return runs
 
 
 def _same_tokens(own: list[dict], dense: list[dict]) -> float | None:

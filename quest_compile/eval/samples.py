@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-ANSWER, PERPLEXITY, AGREEMENT = "answer", "perplexity", "agreement"
+ANSWER, PERPLEXITY, AGREEMENT, COPY = "answer", "perplexity", "agreement", "copy"
 
 
 class NotActiveError(RuntimeError):
@@ -18,9 +18,9 @@ class NotActiveError(RuntimeError):
 class Question:
     """Asked right after the context, one token per decode step.
 
-    ``tokens``: the question; for perplexity what is read, for agreement what comes before the
-    continuation. ``answers``: texts that have to be found; ``expected``: token ids instead, where
-    the model has no tokenizer; for perplexity the next token at every step.
+    ``tokens``: the question; for perplexity and copy what is read, for agreement what comes before
+    the continuation. ``answers``: texts that have to be found; ``expected``: token ids instead,
+    where the model has no tokenizer; for perplexity and copy the next tokens at the last steps.
     """
 
     tokens: tuple[int, ...]

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from quest_compile.eval.copy_tasks import COPY_TASKS, text_of
 from quest_compile.eval.encode import Encoder
 
 _OPTIONS = ("dtype", "device", "page_size", "num_dense_layers", "inner", "seed", "decoded")
@@ -28,7 +29,7 @@ def settings_of(args: argparse.Namespace, model: Any, encoder: Encoder | None) -
         "weights": weights_digest(model),
         **{name: getattr(args, name) for name in _OPTIONS},
         "haystack": args.haystack and _file_digest(args.haystack),
-        "text": args.text and _file_digest(args.text),
+        "text": _text_digest(args),
         "jsonl": ", ".join(map(_file_digest, args.jsonl)) or None,
         "chat": encoder is not None and encoder.uses_chat,
     }
@@ -51,5 +52,18 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()[:_DIGEST_LEN]
 
 
+def _text_digest(args: argparse.Namespace) -> str | None:
+    if args.text is not None:
+        return _file_digest(args.text)
+    # Another Python has another text.
+    if set(args.tasks) & set(COPY_TASKS):
+        return _named_digest("help() of Python", text_of(None).encode())
+    return None
+
+
 def _file_digest(path: Path) -> str:
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:_DIGEST_LEN]}"
+    return _named_digest(path.name, path.read_bytes())
+
+
+def _named_digest(name: str, content: bytes) -> str:
+    return f"{name} {hashlib.sha256(content).hexdigest()[:_DIGEST_LEN]}"
