@@ -18,7 +18,6 @@ from quest_compile.bench.gpu_check.smoke_ways import (
     BUDGET,
     PAGE_BUDGET,
     run_shares,
-    run_stored_scores,
     run_summary,
 )
 from quest_compile.ops import reference
@@ -127,7 +126,6 @@ def _run_case(
         found += run_summary(source, caches, written, seq_lens, mask, kind)
     if has_ways:
         found += run_shares(source, (query, keys, values), rows, seq_lens, mask)
-        found += run_stored_scores(source, caches, lengths[0] - 2)
     return found
 
 

@@ -72,7 +72,7 @@ bool is_current(PageSummaryParams p, const int64_t* samples) {
 
 }  // namespace
 
-bool update(const UpdateArguments& u) {
+void update(const UpdateArguments& u) {
   const int64_t num_kv_heads = u.num_kv_heads, page_size = u.page_size, head_dim = u.head_dim;
   const DType dtype = u.dtype;
   const PageSummary& summary = u.page_summary;
@@ -148,7 +148,6 @@ bool update(const UpdateArguments& u) {
   count(Counter::kUpdateCalls, 1);
   count(Counter::kSummariesRebuilt, num_stale);
   count(Counter::kPagesSealed, num_pages);
-  return num_stale == 0 && start == written.first / page_size;
 }
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,

@@ -10,8 +10,7 @@ namespace cuda {
 template <class Scorer>
 int launch_scorer(const ScoreCall& p, int64_t bytes, void* stream) {
   const int64_t grid = static_cast<int64_t>(p.rows.batch) * p.rows.q_len * p.summaries.num_kv_heads;
-  const auto kernel = p.kept.scored_at ? score_kernel<Scorer, true> : score_kernel<Scorer, false>;
-  return launch(kernel, grid, p.num_parts, kThreads, bytes, p, stream);
+  return launch(score_kernel<Scorer>, grid, p.num_parts, kThreads, bytes, p, stream);
 }
 
 template <class T>

@@ -33,25 +33,6 @@ def empty_page_summary(
     return rows, key_cache.new_ones(sizes, dtype=torch.float32)
 
 
-def empty_page_scores(
-    key_cache: Tensor, num_select_heads: int, page_size: int = 16
-) -> tuple[Tensor, Tensor]:
-    """page_scores (uninitialised) and scored_at of this cache, for sparse_decode_step.
-
-    ``num_select_heads``: those of key_cache, or with group_reduce="none" those of the query.
-
-    Raises:
-        ValueError, TypeError: an argument is not as described.
-    """
-    require.tensors(key_cache=key_cache)
-    checks.page_size(page_size)
-    require.rank("key_cache", key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]")
-    batch, _, max_seq_len, _ = key_cache.shape
-    sizes = (batch, num_select_heads, limits.num_pages_of(max_seq_len, page_size))
-    scored_at = key_cache.new_full((2,), -1, dtype=torch.int64)
-    return key_cache.new_empty(sizes, dtype=torch.float32), scored_at
-
-
 def build_page_summary(
     key_cache: Tensor,
     seq_lens: Tensor,

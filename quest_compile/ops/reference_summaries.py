@@ -16,8 +16,7 @@ def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count,
-    and whether nothing before the page of the first written position was recomputed."""
+    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count."""
     max_seq_len = key_cache.shape[2]
     written = cache_position.clamp(0, max_seq_len - 1)
     first_written, num_complete = written.min(), (written.max() + 1) // page_size
@@ -53,8 +52,7 @@ def update_page_summary(
     is_new = is_new_BKP.unflatten(-1, (high - low, *[1] * (stored.ndim - 3)))
     stored.copy_(torch.where(is_new, rows, stored))
     num_sealed[0] = num_complete
-    continues = (start_BK == first_written // page_size).all()
-    return is_stale_BK.sum(), is_new_BKP, continues
+    return is_stale_BK.sum(), is_new_BKP
 
 
 def page_rows(keys, summary, channel_scale, sketch_bits):

@@ -59,8 +59,7 @@ def _update_page_summary_reference(
     arguments = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
     _check(*arguments, **settings)
     announce_reference(key_cache)
-    num_stale, is_new, _ = reference.update_page_summary(*arguments, **settings)
-    count_update_call(num_stale, is_new)
+    count_update_call(*reference.update_page_summary(*arguments, **settings))
 
 
 @registration.fake("update_page_summary")

@@ -162,7 +162,6 @@ def test_a_step_is_compared_with_the_pages_of_its_own_scores():
         ("meanstd", "summary", "minmax"),
         ("top_p", "top_p", 0.3),
         ("budget_fraction", "budget_fraction", 0.5),
-        ("select_every, mean of 4 steps", "select_every", 2),
     ],
 )
 def test_a_way_to_select_that_is_not_heeded_is_not_timed(

@@ -41,14 +41,13 @@ def update_and_score(
     key_ptr, summary_ptr,
     # int64 [1], [1], [1 or 2]; int32 [B, K], written
     first_ptr, last_ptr, sealed_ptr, stale_ptr,
-    # query_ptr [B, Q, q_len, D], seq_lens_ptr [B, q_len], scores_ptr [B, q_len, S, num_pages];
-    # int32 [1], or None: is nothing to be scored?
-    query_ptr, seq_lens_ptr, scores_ptr, is_reused_ptr,
+    # query_ptr [B, Q, q_len, D], seq_lens_ptr [B, q_len], scores_ptr [B, q_len, S, num_pages]
+    query_ptr, seq_lens_ptr, scores_ptr,
     key_stride_b, key_stride_h, key_stride_t,
     summary_stride_b, summary_stride_h, summary_stride_p,
     query_stride_b, query_stride_h, query_stride_i,
     seq_stride_b, seq_stride_i, step, q_len, budget_tokens, max_seq_len, num_pages,
-    UPDATE: tl.constexpr, SCORE: tl.constexpr, IS_STORED: tl.constexpr, HAS_NEXT: tl.constexpr,
+    UPDATE: tl.constexpr, SCORE: tl.constexpr, HAS_NEXT: tl.constexpr,
     GROUP_REDUCE: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr, PAGE_TILE: tl.constexpr,
     PAGES_PER_PROGRAM: tl.constexpr,
@@ -62,8 +61,6 @@ def update_and_score(
     num_kv_heads = tl.num_programs(1)
     first_page = tl.program_id(0) * PAGES_PER_PROGRAM
     end_page = tl.minimum(first_page + PAGES_PER_PROGRAM, num_pages)
-    if IS_STORED:
-        end_page = tl.where(tl.load(is_reused_ptr) != 0, first_page, end_page)
     if UPDATE:
         key_ptr += b * key_stride_b + k * key_stride_h
     summary_ptr += b * summary_stride_b + k * summary_stride_h
