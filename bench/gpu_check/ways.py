@@ -18,7 +18,6 @@ from quest_compile.ops import reference, reference_selection
 # Settings of a step.
 _WAYS: dict[str, dict[str, Any]] = {
     "default": {},
-    "meanstd": {"summary": "meanstd"},
     "top_p": {"top_p": 0.9},
     "budget_fraction": {"budget_fraction": 1 / 64},
 }

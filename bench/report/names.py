@@ -40,7 +40,7 @@ def is_quest(method: str) -> bool:
 
 def is_gone(method: str) -> bool:
     """Was it measured with a setting that was taken out (docs/selection.md)?"""
-    return "select_every" in method
+    return any(setting in method for setting in ("select_every", "meanstd"))
 
 
 def methods_of(results: Iterable[Result]) -> list[str]:

@@ -17,11 +17,9 @@ template <class T>
 int launch_score_of(const ScoreCall& p, void* stream) {
   switch (p.summaries.rows.format.kind) {
     case SummaryKind::kMinMax:
-      return launch_scorer<PageScorer<T, T, false>>(p, page_scorer_bytes(p), stream);
-    case SummaryKind::kMeanStd:
-      return launch_scorer<PageScorer<T, T, true>>(p, page_scorer_bytes(p), stream);
+      return launch_scorer<PageScorer<T, T>>(p, page_scorer_bytes(p), stream);
     case SummaryKind::kMinMaxInt8:
-      return launch_scorer<PageScorer<T, Int8, false>>(p, page_scorer_bytes(p), stream);
+      return launch_scorer<PageScorer<T, Int8>>(p, page_scorer_bytes(p), stream);
     default:
       return launch_scorer<SketchScorer<T>>(p, sketch_scorer_bytes(p), stream);
   }

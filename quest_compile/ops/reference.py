@@ -5,7 +5,7 @@ serve where no kernel is installed. Only the CPU is asked for values: no other d
 
 Decoding is below; its parts are in
     reference_summaries.py   what is kept of each page, and when it is made again
-    reference_means.py, reference_sketch.py   the rows of two of the summaries
+    reference_sketch.py      the rows and scores of sketches
     reference_scores.py      the score of each page
     reference_selection.py   the pages to attend
     reference_attention.py   attention over these, or over everything

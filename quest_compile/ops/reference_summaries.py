@@ -1,13 +1,12 @@
 """Page summaries in plain torch: when they are stale, and the rows of minima and maxima.
 
-Rows of means are in reference_means.py, sketches in reference_sketch.py. Shape suffixes: those of
-reference.py.
+Sketches are in reference_sketch.py. Shape suffixes: those of reference.py.
 """
 
 import torch
 from torch.nn.functional import pad
 
-from quest_compile.ops import reference_means, reference_sketch
+from quest_compile.ops import reference_sketch
 from quest_compile.ops.limits import NUM_SCALE_PAGES, int8_row_bytes
 from quest_compile.ops.reference_positions import arange
 
@@ -57,8 +56,6 @@ def update_page_summary(
 
 def page_rows(keys, summary, channel_scale, sketch_bits):
     """What is kept of pages [B, K, P, page_size, D]: [B, K, P, ...]."""
-    if summary == "meanstd":
-        return reference_means.page_rows(keys)
     if summary == "sketch":
         return reference_sketch.page_rows(keys, channel_scale, sketch_bits)
     bounds = page_min_max(keys)

@@ -38,7 +38,7 @@ def test_selects_the_pages_of_the_cpu(num_pages, kind, shares):
 @pytest.mark.parametrize("shares", SHARES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sparse_decode_attends_what_is_chosen(case, shares):
-    case = dataclasses.replace(case, summary="meanstd", budget_pages=9, **shares)
+    case = dataclasses.replace(case, budget_pages=9, **shares)
     inputs = make_inputs(case, "cuda")
     scores = inputs.scores()
     pages = inputs.pages(scores)

@@ -25,7 +25,7 @@ def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size, summary)
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
     _update(update, _scaled(page_summary, channel_scale, summary, sketch_bits, page_size))
 
 
@@ -36,7 +36,7 @@ def score_pages(
     lengths = Lengths.of(seq_lens, query, None)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     if scaled is None:
-        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce, summary)
+        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce)
     else:
         mask = Mask.of(attn_mask, page_summary.shape[2] * page_size)
         scores = score_scaled_rows(query, scaled, lengths, mask, None, group_reduce, scale)
@@ -93,7 +93,7 @@ def sparse_decode_step(
     num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1, scale=None,
     budget_fraction=1.0, top_p=1.0
 ):  # fmt: skip
-    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size, summary)
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
         query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, scaled, summary,
@@ -136,7 +136,7 @@ def _sparse_decode(
         return attend_rows(query, key_cache, value_cache, lengths, mask, scale)[0]
     if scaled is None:
         scores = score_rows(
-            query, page_summary, lengths, update, page_size, group_reduce, summary, budget_tokens,
+            query, page_summary, lengths, update, page_size, group_reduce, budget_tokens,
             max_seq_len
         )  # fmt: skip
     else:
