@@ -20,7 +20,6 @@ NUM_STEPS, NUM_COPIES = 8, 4
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     'summary="minmax_int8"': {"summary": "minmax_int8"},
-    'summary="meanstd"': {"summary": "meanstd"},
     'summary="sketch"': {"summary": "sketch"},
     'group_reduce="max"': {"group_reduce": "max"},
     'group_reduce="none"': {"group_reduce": "none"},
@@ -29,10 +28,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "top_p=0.9": {"top_p": 0.9},
     "top_p=0.99": {"top_p": 0.99},
     'top_p=0.9, summary="sketch"': {"top_p": 0.9, "summary": "sketch"},
-    "select_every=2": {"select_every": 2},
-    "select_every=4": {"select_every": 4},
-    "select_every=8": {"select_every": 8},
-    'select_every=8, summary="sketch"': {"select_every": 8, "summary": "sketch"},
 }
 # Keys and values of one layer.
 Cache = tuple[Tensor, Tensor]
@@ -56,25 +51,22 @@ def way(
     """Seconds of a step, the mean over steps and caches."""
     settings = {"budget": budget, **settings}
     last = caches[0][0].shape[2] - 1
-    # The first length is a multiple of every select_every, and no page is completed on the way.
+    # No page is completed on the way.
     positions = [torch.tensor([last - NUM_STEPS + i]) for i in range(NUM_STEPS)]
     states = []
     for keys, _ in caches:
         rows, scale = ops.empty_page_summary(keys, 16, settings.get("summary", "minmax"))
         use_huge_pages(rows)
-        scored: tuple[Any, Any] = (None, None)
-        if settings.get("select_every", 1) > 1:
-            scored = ops.empty_page_scores(keys, keys.shape[1])
-        states.append((rows, torch.tensor([0, -1]), scale, scored))
+        states.append((rows, torch.tensor([0, -1]), scale))
     step = torch.ops.quest.sparse_decode_step.default
 
     def sample(number: int) -> float:
         start = time.perf_counter()
         for query, position in zip(queries, positions):
-            for (keys, values), (rows, num_sealed, scale, scored) in zip(caches, states):
+            for (keys, values), (rows, num_sealed, scale) in zip(caches, states):
                 seq_lens = position + 1
                 tensors = (query, keys, values, position, rows, num_sealed, seq_lens, None)
-                step(*tensors, scale, *scored, **settings)
+                step(*tensors, scale, **settings)
         return (time.perf_counter() - start) / (NUM_STEPS * len(caches))
 
     return sample
@@ -84,17 +76,15 @@ def prove(name: str, sample: Sampler, num_copies: int) -> dict[str, Any]:
     """What a step of the way ``name`` reads, by the counters of the operators.
 
     Raises:
-        RefusedError: its steps are not sparse, or other ones score pages than its name says.
+        RefusedError: its steps are not sparse.
     """
     sample(0)  # Makes the page summaries.
     ops.reset_counters()
     sample(0)
     counted = ops.counters()
     num_calls = NUM_STEPS * num_copies
-    num_scored = num_calls // WAYS[name].get("select_every", 1)
     expected = {
         "sparse_calls": num_calls,
-        "sparse_calls_unscored": num_calls - num_scored,
         "sparse_calls_covered": 0,
         "dense_calls": 0,
         "summaries_rebuilt": 0,

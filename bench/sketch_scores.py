@@ -13,7 +13,6 @@ PAGE_SIZE = 16
 SUMMARIES: dict[str, dict[str, Any]] = {
     "minmax": {"summary": "minmax"},
     "minmax_int8": {"summary": "minmax_int8"},
-    "meanstd": {"summary": "meanstd"},
     "sketch": {"summary": "sketch"},
     "sketch, 2 bits": {"summary": "sketch", "sketch_bits": 2},
 }

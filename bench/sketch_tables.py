@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quest_compile.bench.sketch_scores import MAXIMUM, SUMMARIES
-
-_ORDER = (*SUMMARIES, *MAXIMUM, "oracle")
+from quest_compile.bench.sketch_scores import MAXIMUM
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -16,10 +14,15 @@ def markdown(result: dict[str, Any]) -> str:
     for part in result.get("recall", ()):
         lines += _recall(part, result["bytes_per_page"]["64"])
     if "synthetic" in result:
-        lines += _synthetic(result["synthetic"])
+        lines += _synthetic(result["synthetic"], _order(result["bytes_per_page"]["128"]))
     if "trained" in result:
         lines += _trained(result["trained"], result["bytes_per_page"]["32"])
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _order(row_bytes: dict[str, int]) -> list[str]:
+    """Of what was measured then."""
+    return [*row_bytes, *MAXIMUM, "oracle"]
 
 
 def _recall(part: dict[str, Any], row_bytes: dict[str, int]) -> list[str]:
@@ -28,7 +31,7 @@ def _recall(part: dict[str, Any], row_bytes: dict[str, int]) -> list[str]:
     budgets = sorted({budget for _, budget in cells if budget})
     table = [
         [method, _relative(method, row_bytes), *(_answers(cells[method, b]) for b in budgets)]
-        for method in _ORDER
+        for method in _order(row_bytes)
         if (method, budgets[0]) in cells
     ]
     header = ["summary", "bytes", *(f"budget {budget}" for budget in budgets)]
@@ -52,17 +55,17 @@ def _share(row: dict[str, Any]) -> str:
     return f"{100 * row['right']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def _synthetic(rows: list[dict[str, Any]]) -> list[str]:
-    table = [[r["keys"], r["pages"], *(f"{r[name]:.3f}" for name in _ORDER)] for r in rows]
+def _synthetic(rows: list[dict[str, Any]], order: list[str]) -> list[str]:
+    table = [[r["keys"], r["pages"], *(f"{r[name]:.3f}" for name in order)] for r in rows]
     title = ["## Synthetic keys with RoPE, attention mass kept", ""]
-    return [*title, *_table(["keys", "of 1024 pages", *_ORDER], table), ""]
+    return [*title, *_table(["keys", "of 1024 pages", *order], table), ""]
 
 
 def _trained(part: dict[str, Any], row_bytes: dict[str, int]) -> list[str]:
     pages, windows = part["pages"], part["windows"]
     table = [
         [name, _relative(name, row_bytes), *(f"{value:.3f}" for value in part[name])]
-        for name in _ORDER
+        for name in _order(row_bytes)
     ]
     return [
         f"## Sentence encoder, {windows} windows of 512 tokens, attention mass kept",

@@ -5,7 +5,7 @@ include(CheckCXXCompilerFlag)
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/cpu/kernels/*.cpp)
 
 # These rows are the same bits on every machine: no product is added before it is rounded.
-set_source_files_properties(csrc/cpu/kernels/mean_rows.cpp csrc/cpu/kernels/sketch_rows.cpp PROPERTIES
+set_source_files_properties(csrc/cpu/kernels/sketch_rows.cpp PROPERTIES
                             COMPILE_OPTIONS "-ffp-contract=off;-Wno-psabi")
 
 function(quest_add_level level) # ARGN: compiler flags

@@ -114,7 +114,6 @@ void check_channel_scale(const Tensor& channel_scale, const Tensor& like, Summar
 int64_t bytes_per_page(SummaryFormat format, DType dtype, int64_t head_dim) {
   switch (format.kind) {
     case SummaryKind::kMinMax:
-    case SummaryKind::kMeanStd:
       return 2 * head_dim * element_size(dtype);
     case SummaryKind::kMinMaxInt8:
       return int8_row_bytes(head_dim);
@@ -141,14 +140,14 @@ PageSummary check_page_summary(const Tensor& page_summary,
   const DType dtype = check_float_dtype(like, "key_cache or query");
   const int64_t row_bytes = bytes_per_page(format, dtype, head_dim);
   PageSummary summary = {format, 1, row_bytes, nullptr, nullptr, 0, num_kv_heads, 0, 0, 0};
-  if (has_float_rows(format.kind)) {
+  if (format.kind == SummaryKind::kMinMax) {
     summary.element_size = element_size(dtype);
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
     CHECK_DTYPE(page_summary, like.scalar_type());
     QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
                 "page_summary: expected contiguous rows [2, head_dim], got strides ",
                 to_string(page_summary.strides()));
-    QUEST_CHECK(!channel_scale, "channel_scale: expected none with summary 'minmax' or 'meanstd'");
+    QUEST_CHECK(!channel_scale, "channel_scale: expected none with summary 'minmax'");
   } else {
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, row_bytes);
     CHECK_DTYPE(page_summary, ScalarType::Byte);

@@ -93,9 +93,8 @@ SummaryKind check_summary_kind(StringHandle text) {
   const std::string name = take_string(text);
   if (name == "minmax") return SummaryKind::kMinMax;
   if (name == "minmax_int8") return SummaryKind::kMinMaxInt8;
-  if (name == "meanstd") return SummaryKind::kMeanStd;
-  QUEST_CHECK(name == "sketch",
-              "summary: expected 'minmax', 'minmax_int8', 'meanstd' or 'sketch', got '", name, "'");
+  QUEST_CHECK(name == "sketch", "summary: expected 'minmax', 'minmax_int8' or 'sketch', got '",
+              name, "'");
   return SummaryKind::kSketch;
 }
 

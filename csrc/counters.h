@@ -13,7 +13,6 @@ enum class Counter {
   kSummariesRebuilt,
   kSparseCalls,
   kSparseCallsCovered,
-  kSparseCallsUnscored,
   kDenseCalls,
   kSparseRows,
   kTokensAttended,

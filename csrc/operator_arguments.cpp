@@ -203,36 +203,4 @@ SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
   return {attention, rows, group_reduce, choice};
 }
 
-StoredScores check_stored_scores(const SparseArguments& arguments, const Tensor& seq_lens,
-                                 const std::optional<Tensor>& page_scores,
-                                 const std::optional<Tensor>& scored_at, int64_t select_every) {
-  QUEST_CHECK(select_every >= 1, "select_every: expected at least 1, got ", select_every);
-  if (select_every == 1) {
-    QUEST_CHECK(!page_scores, "page_scores: expected none with select_every 1");
-    QUEST_CHECK(!scored_at, "scored_at: expected none with select_every 1");
-    return {1, nullptr, nullptr};
-  }
-  QUEST_CHECK(page_scores, "page_scores: expected a tensor with select_every above 1");
-  QUEST_CHECK(scored_at, "scored_at: expected a tensor with select_every above 1");
-  QUEST_CHECK(seq_lens.size(0) == 1, "seq_lens: expected shape [1] with select_every above 1, got ",
-              to_string(seq_lens.sizes()));
-  const Shape& shape = arguments.attention.shape;
-  const bool is_own = arguments.group_reduce == GroupReduce::kNone;
-  const int64_t num_heads = is_own ? shape.num_q_heads : shape.num_kv_heads;
-  const int64_t num_pages = ceil_div(shape.max_seq_len, arguments.choice.page_size);
-  CHECK_DTYPE(*page_scores, ScalarType::Float);
-  QUEST_CHECK(has_shape(*page_scores, {shape.batch, num_heads, num_pages}),
-              "page_scores: expected shape ", to_string({shape.batch, num_heads, num_pages}),
-              " (batch, num_select_heads, num_pages), got ", to_string(page_scores->sizes()));
-  QUEST_CHECK(page_scores->is_contiguous(), "page_scores: expected a contiguous tensor");
-  CHECK_DTYPE(*scored_at, ScalarType::Long);
-  QUEST_CHECK(has_shape(*scored_at, {2}), "scored_at: expected shape [2], got ",
-              to_string(scored_at->sizes()));
-  QUEST_CHECK(scored_at->is_contiguous(), "scored_at: expected a contiguous tensor");
-  CHECK_SAME_DEVICE(*page_scores, seq_lens);
-  CHECK_SAME_DEVICE(*scored_at, seq_lens);
-  return {select_every, static_cast<float*>(page_scores->mutable_data_ptr()),
-          static_cast<int64_t*>(scored_at->mutable_data_ptr())};
-}
-
 }  // namespace quest

@@ -102,15 +102,4 @@ SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
                              GroupReduce group_reduce, SummaryFormat format,
                              std::optional<double> scale, double budget_fraction, double top_p);
 
-// What sparse_decode_step keeps from step to step, to select without scoring.
-struct StoredScores {
-  int64_t select_every;  // 1: nothing is kept
-  float* scores;         // [batch, num_select_heads, num_pages] contiguous
-  int64_t* scored_at;    // [2]: length at the last scoring (-1: never), length of the last call
-};
-
-StoredScores check_stored_scores(const SparseArguments& arguments, const Tensor& seq_lens,
-                                 const std::optional<Tensor>& page_scores,
-                                 const std::optional<Tensor>& scored_at, int64_t select_every);
-
 }  // namespace quest

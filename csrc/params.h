@@ -11,18 +11,12 @@ enum class GroupReduce : int32_t { kSum, kMax, kNone };
 
 // What is kept of the keys of a page, one row:
 // kMinMax: minimum and maximum [2, head_dim], in the dtype of the keys.
-// kMeanStd: mean and standard deviation [2, head_dim], in the dtype of the keys.
 // kMinMaxInt8: the same as int8 [2, head_dim], rounded outward, the float32 scale of the page, and
 // padding; a bound of channel d is int8 * page scale * channel_scale[d].
 // kSketch: sketch_bits planes of bits [tiles of 16 tokens, the last perhaps 8][head_dim / 8]
 // [tokens of the tile], the mean as int8 [head_dim], token codes uint8 [page_size], the float32
 // scale of the mean (below zero: a token is not finite) and that of the token codes.
-enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8, kSketch, kMeanStd };
-
-// Rows in the dtype of the keys, and no scales of channels.
-inline bool has_float_rows(SummaryKind kind) {
-  return kind == SummaryKind::kMinMax || kind == SummaryKind::kMeanStd;
-}
+enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8, kSketch };
 
 inline int64_t int8_row_bytes(int64_t head_dim) { return (2 * head_dim + 4 + 7) / 8 * 8; }
 inline int64_t sketch_row_bytes(int64_t head_dim, int64_t page_size, int64_t sketch_bits) {

@@ -24,10 +24,9 @@ def add_audits(graph: fx.Graph, *, config: QuestConfig) -> list[fx.Node]:
             continue
         query, key_cache, value_cache, *rest = node.args
         if node.target is torch.ops.quest.sparse_decode_step.default:
-            _, page_summary, _, seq_lens, attn_mask, channel_scale, *stored = rest
+            _, page_summary, _, seq_lens, attn_mask, channel_scale = rest
         else:
-            page_summary, seq_lens, attn_mask, channel_scale, *stored = rest
-        settings = {name: value for name, value in node.kwargs.items() if name != "select_every"}
+            page_summary, seq_lens, attn_mask, channel_scale = rest
         keys = example_value(key_cache)
         with getattr(keys, "fake_mode", None) or contextlib.nullcontext():
             value = ops.new_audit_totals(keys.device)
@@ -36,8 +35,8 @@ def add_audits(graph: fx.Graph, *, config: QuestConfig) -> list[fx.Node]:
         with graph.inserting_after(node):
             graph.call_function(
                 torch.ops.quest.audit.default,
-                (*caches, seq_lens, attn_mask, channel_scale, node, last, *stored[:1]),
-                {"every": config.audit, **settings},
+                (*caches, seq_lens, attn_mask, channel_scale, node, last),
+                {"every": config.audit, **node.kwargs},
             )
         added.append(last)
     return added

@@ -22,7 +22,6 @@ class SummaryInputs:
     ``cache_index``, ``value_cache_index``: positions of the caches among the placeholders.
     ``page_summary``, ``num_sealed`` and, if the kind of summary has one, ``channel_scale``: as
     update_page_summary takes them.
-    ``score_nodes``: page_scores and scored_at, where the attention call keeps them.
     ``cache_position``: int64, for the attention call that updates the summary.
     """
 
@@ -32,21 +31,11 @@ class SummaryInputs:
     page_summary: fx.Node
     num_sealed: fx.Node
     channel_scale: fx.Node | None
-    score_nodes: tuple[fx.Node, ...]
     cache_position: fx.Node
-
-    @property
-    def num_select_heads(self) -> int:
-        """Of page_scores; 0 where there are none."""
-        return example_value(self.score_nodes[0]).shape[1] if self.score_nodes else 0
 
     @property
     def nodes(self) -> list[fx.Node]:
         """In the order of the inputs."""
-        return [*self.summary_nodes, *self.score_nodes]
-
-    @property
-    def summary_nodes(self) -> list[fx.Node]:
         found = [self.page_summary, self.num_sealed]
         return found if self.channel_scale is None else [*found, self.channel_scale]
 
@@ -78,13 +67,12 @@ def add_page_summaries(
                 nodes["page_summary"],
                 nodes["num_sealed"],
                 nodes.get("channel_scale"),
-                tuple(nodes[name] for name in ("page_scores", "scored_at") if name in nodes),
                 cache_position,
             )
             if not decision.updates_summary:
                 graph.call_function(
                     torch.ops.quest.update_page_summary.default,
-                    (site.key_cache, cache_position, *inputs.summary_nodes),
+                    (site.key_cache, cache_position, *inputs.nodes),
                     _kind_of(config),
                 )
         added[site.key_cache] = inputs
@@ -95,19 +83,13 @@ def _empty_state(decision: Decision, config: QuestConfig) -> dict[str, torch.Ten
     """Fakes of the state of the (fake) key cache of this call."""
     assert decision.call.site is not None
     key_cache = example_value(decision.call.site.key_cache)
-    keeps_scores = decision.updates_summary and config.select_every > 1
     with getattr(key_cache, "fake_mode", None) or contextlib.nullcontext():
         page_summary, channel_scale = ops.empty_page_summary(key_cache, **_kind_of(config))
         num_sealed = key_cache.new_zeros(2, dtype=torch.int64)
-        if keeps_scores:
-            is_own = config.group_reduce == "none"
-            per_head = example_value(decision.call.site.query) if is_own else key_cache
-            sizes = (per_head.shape[1], config.page_size)
-            scores, scored_at = ops.empty_page_scores(key_cache, *sizes)
     state = {"page_summary": page_summary, "num_sealed": num_sealed}
     if channel_scale is not None:
         state["channel_scale"] = channel_scale
-    return state | {"page_scores": scores, "scored_at": scored_at} if keeps_scores else state
+    return state
 
 
 def _kind_of(config: QuestConfig) -> dict[str, Any]:

@@ -54,10 +54,10 @@ class Decision:
 def decide(calls: list[AttentionCall], config: QuestConfig) -> list[Decision]:
     """One decision per call, in order."""
     decisions = [_decide(call, config) for call in calls]
-    return _fuse_updates(decisions, keeps_scores=config.select_every > 1)
+    return _fuse_updates(decisions)
 
 
-def _fuse_updates(decisions: list[Decision], keeps_scores: bool) -> list[Decision]:
+def _fuse_updates(decisions: list[Decision]) -> list[Decision]:
     """The first call that needs the summary of a cache updates it, where it is a sparse one."""
     seen: set[fx.Node] = set()
     fused = []
@@ -67,7 +67,7 @@ def _fuse_updates(decisions: list[Decision], keeps_scores: bool) -> list[Decisio
             seen.add(site.key_cache)
             is_sparse = decision.treatment is Treatment.SPARSE
             device = example_value(site.key_cache).device.type
-            updates = is_sparse and (keeps_scores or device in _STEP_DEVICES)
+            updates = is_sparse and device in _STEP_DEVICES
             decision = dataclasses.replace(decision, updates_summary=updates)
         fused.append(decision)
     return fused

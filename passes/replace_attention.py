@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
@@ -44,19 +43,14 @@ def replace_attention(
                 summary = summary_of[site.key_cache]
                 quest_op = torch.ops.quest.sparse_decode.default
                 state: tuple[fx.Node, ...] = (summary.page_summary,)
-                stored: tuple[fx.Node, ...] = ()
-                settings: dict[str, Any] = {}
                 if decision.updates_summary:
                     quest_op = torch.ops.quest.sparse_decode_step.default
                     state = (summary.cache_position, *state, summary.num_sealed)
-                    stored = summary.score_nodes
-                    settings = {"select_every": config.select_every} if stored else {}
                 assert decision.budget is not None
                 new = graph.call_function(
                     quest_op,
-                    (*caches, *state, seq_lens, attn_mask, summary.channel_scale, *stored),
-                    settings
-                    | {
+                    (*caches, *state, seq_lens, attn_mask, summary.channel_scale),
+                    {
                         "budget": decision.budget.tokens,
                         "page_size": config.page_size,
                         "num_sink_pages": config.num_sink_pages,

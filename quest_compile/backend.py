@@ -70,11 +70,7 @@ class QuestBackend:
             compiled = audits.append_to(compiled)
         cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
         kind = (config.page_size, config.summary, config.sketch_bits)
-        if config.select_every == 1:
-            return with_state(compiled, cache_indices, *kind)
-        num_select_heads = [s.num_select_heads for s in rewrite.summaries]
-        kept = (num_select_heads, config.select_every, config.group_reduce)
-        return with_state(compiled, cache_indices, *kind, *kept)
+        return with_state(compiled, cache_indices, *kind)
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
@@ -147,7 +143,6 @@ def backend(
     summary: str = "minmax",
     sketch_bits: int = 1,
     top_p: float = 1.0,
-    select_every: int = 1,
     audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,

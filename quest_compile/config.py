@@ -33,7 +33,6 @@ _INT_FIELDS = (
     "num_recent_pages",
     "max_q_len",
     "sketch_bits",
-    "select_every",
     "audit",
 )
 
@@ -58,13 +57,10 @@ class QuestConfig:
             ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys;
             ``"minmax_int8"``: the same in half the bytes (of 16-bit keys), rounded outward;
-            ``"meanstd"``: mean and standard deviation, which estimate and do not bound;
             ``"sketch"``: their mean, and what is left of each key in ``sketch_bits`` per channel.
         sketch_bits: 1 or 2, with ``summary="sketch"``.
         top_p: of the pages that are chosen by score only the best, until they have this share of
             the softmax over the page scores; ``budget`` caps them. 1: ``budget`` alone decides.
-        select_every: pages are scored anew every so many steps; between, pages are chosen by the
-            scores of the last time, except sinks and recents, which always are those of the step.
         audit: every so many calls a sparse layer computes full attention too and compares, for
             ``report()``; 0: never.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
@@ -86,7 +82,6 @@ class QuestConfig:
     summary: str = "minmax"
     sketch_bits: int = 1
     top_p: float = 1.0
-    select_every: int = 1
     audit: int = 0
     inner: str = "inductor"
     strict: bool = False
@@ -117,7 +112,6 @@ class QuestConfig:
             ("num_sink_pages", 0),
             ("num_recent_pages", 1),
             ("max_q_len", 1),
-            ("select_every", 1),
             ("audit", 0),
         ):
             if getattr(self, name) < lowest:

@@ -28,7 +28,6 @@ def compile_for_generate(
     summary: str = "minmax",
     sketch_bits: int = 1,
     top_p: float = 1.0,
-    select_every: int = 1,
     audit: int = 0,
     inner: str = "inductor",
     strict: bool = False,

@@ -157,7 +157,6 @@ def _settings(graph: GraphReport) -> str:
         f"summary {summary}",
         f"group_reduce {config.group_reduce}",
         f"top_p {config.top_p:g}",
-        f"select_every {config.select_every}",
         f"inner {graph.inner}",
     ]
     parts += [f"mode {graph.mode}"] if graph.mode else []

@@ -26,7 +26,6 @@ class PageSummaryState:
     ``page_summary`` and ``channel_scale`` (None for "minmax"): as update_page_summary takes them.
     ``num_sealed`` int64 [2], on the cache's device: leading pages whose summary is up to date, and
     for caches without a version counter the position at which the next write has to begin.
-    ``page_scores`` and ``scored_at`` (None until a graph takes them): of sparse_decode_step.
     ``version``: the cache's version counter after our last call; None for inference tensors,
     which have none (there only what the device itself can see is left).
     ``is_new``: no step has ended with this state.
@@ -39,9 +38,7 @@ class PageSummaryState:
         "has_version",
         "is_new",
         "num_sealed",
-        "page_scores",
         "page_summary",
-        "scored_at",
         "version",
     )
 
@@ -51,8 +48,6 @@ class PageSummaryState:
         page_size: int,
         summary: str,
         sketch_bits: int = 1,
-        select_every: int = 1,
-        group_reduce: str = "sum",
     ) -> None:
         # Outside inference mode, so that the state may be written in either mode later.
         with torch.inference_mode(False), torch.no_grad():
@@ -61,8 +56,6 @@ class PageSummaryState:
             )
             next_position = 0 if key_cache.is_inference() else -1
             self.num_sealed = torch.tensor([0, next_position], device=key_cache.device)
-        self.page_scores: torch.Tensor | None = None
-        self.scored_at: torch.Tensor | None = None
         self.has_version = not key_cache.is_inference()
         self.version: int | None = None
         self.foreign_writes = 0
@@ -75,32 +68,13 @@ class PageSummaryState:
             return self.page_summary, self.num_sealed
         return self.page_summary, self.num_sealed, self.channel_scale
 
-    def score_tensors(
-        self, key_cache: torch.Tensor, num_select_heads: int, page_size: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a graph takes besides that keeps page scores."""
-        if self.page_scores is None or self.scored_at is None:
-            with torch.inference_mode(False), torch.no_grad():
-                state = ops.empty_page_scores(key_cache, num_select_heads, page_size)
-                self.page_scores, self.scored_at = state
-        return self.page_scores, self.scored_at
-
-    def forget_scores(self) -> None:
-        """Before a step that does not keep them: the next one that does has to score."""
-        if self.scored_at is not None:
-            self.scored_at.fill_(-1)
-
     def invalidate(self) -> None:
         """Forget everything: the next update rebuilds all page summaries from the keys."""
         self.num_sealed[0] = 0
 
 
 class _StatesOfCache(dict):
-    """The arguments of PageSummaryState -> state. Copies of the tensor, saved too, get none.
-
-    With select_every and what its page scores depend on, so that two ways of selecting, which take
-    turns on one cache, see each other's steps as foreign writes.
-    """
+    """The arguments of PageSummaryState -> state. Copies of the tensor, saved too, get none."""
 
     def __deepcopy__(self, memo: dict) -> dict:
         return {}
@@ -114,8 +88,6 @@ def state_of(
     page_size: int,
     summary: str = "minmax",
     sketch_bits: int = 1,
-    select_every: int = 1,
-    group_reduce: str = "sum",
 ) -> PageSummaryState:
     """The state of this cache, made on first sight, invalidated if somebody else wrote the cache.
 
@@ -129,9 +101,7 @@ def state_of(
     if type(states) is not _StatesOfCache:
         states = _StatesOfCache()
         setattr(key_cache, _ATTRIBUTE, states)
-    kind: tuple = (page_size, summary, sketch_bits)
-    if select_every > 1:
-        kind += (select_every, group_reduce)
+    kind = (page_size, summary, sketch_bits)
     state = states.get(kind)
     if state is None or state.address != key_cache.data_ptr():
         state = states[kind] = PageSummaryState(key_cache, *kind)

@@ -80,12 +80,12 @@ def test_report_is_a_table_with_reasons_and_source_lines(model):
 
 def test_report_shows_the_settings_in_use_and_what_is_the_capacity_of_the_cache(model):
     settings = {"summary": "sketch", "sketch_bits": 2, "group_reduce": "max", "top_p": 0.95}
-    backend = quest_compile.backend(budget=64, select_every=4, inner="eager", **settings)
+    backend = quest_compile.backend(budget=64, inner="eager", **settings)
     decode(torch.compile(model, backend=backend), model, steps=1)
     lines = str(backend.report()).splitlines()
     assert (
         "budget 64, page_size 16, summary sketch of 2 bits, group_reduce max, top_p 0.95, "
-        "select_every 4, inner eager"
+        "inner eager"
     ) in lines
     assert max(map(len, lines[:4])) < 120
     for row in backend.report().rows:

@@ -113,7 +113,7 @@ class TestVerdicts:
 
 def test_ways_to_select_and_budgets_of_their_own(out):
     own = ["quest:budget=0.125", "quest:budget=2:0.0625/default:512"]
-    mixed = "quest:top_p=0.5,select_every=2,summary=meanstd"
+    mixed = "quest:top_p=0.5,summary=sketch"
     methods = ["--methods", *own, mixed]
     assert evaluate(out, *SMALL[:4], *methods, "--samples", 16, "--budgets", 128, 256) == 0
     found = rows(out)

@@ -10,9 +10,9 @@ import torch
 from quest_compile import ops
 from quest_compile.bench.gpu_check.timing import ROTATED_BYTES
 from quest_compile.bench.shapes import SHAPES, Layer
-from quest_compile.ops.limits import FLOAT_SUMMARIES, row_bytes
+from quest_compile.ops.limits import row_bytes
 
-SUMMARIES = ("minmax", "minmax_int8", "meanstd", "sketch")
+SUMMARIES = ("minmax", "minmax_int8", "sketch")
 # Pages that an update compares with their keys, and one that it seals.
 _NUM_UPDATED_PAGES = 5
 
@@ -51,7 +51,7 @@ class Workload:
         return self.batch * self.layer.num_kv_heads
 
     def _row_bytes(self, summary: str) -> int:
-        if summary in FLOAT_SUMMARIES:
+        if summary == "minmax":
             return 2 * self.layer.head_dim * self.dtype.itemsize
         return row_bytes(summary, self.layer.head_dim, 16, 1)
 
@@ -124,7 +124,7 @@ def _make(workload: Workload, device: str, seed: int, summaries: tuple[str, ...]
 
 
 def _state(keys: torch.Tensor, seq_lens: torch.Tensor, summary: str) -> State:
-    if summary not in FLOAT_SUMMARIES:
+    if summary != "minmax":
         seq_lens = seq_lens - 8
     built: Any = ops.build_page_summary(keys, seq_lens, summary=summary)
     rows, channel_scale = built if isinstance(built, tuple) else (built, None)

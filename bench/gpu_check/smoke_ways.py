@@ -80,45 +80,5 @@ def run_shares(
     return found
 
 
-def run_stored_scores(source: Any, caches: Caches, length: int) -> Found:
-    """select_every: a step that scores, one that does not, and one that has to, as keys changed."""
-    query, keys, values = caches[0], caches[1].clone(), caches[2].nan_to_num(0)
-    kind = {"summary": "minmax"}
-    states = []
-    for _ in range(2):
-        rows, _ = _empty_summary(keys, kind)
-        sealed = torch.tensor([0, -1])
-        scores, scored_at = ops.empty_page_scores(keys, keys.shape[1])
-        states.append((rows.fill_(0), sealed, scores.fill_(0), scored_at))
-    worst = {"output": 0.0, "scores": 0.0, "scored at": 0.0}
-    for i in range(3):
-        if i == 2:
-            keys[1, 1] *= -2
-        seq_lens = torch.tensor([length + i])
-        outs = []
-        for by, (rows, sealed, scores, scored_at) in zip((source, reference), states, strict=True):
-            outs.append(
-                by.sparse_decode_step(
-                    query, keys, values, seq_lens - 1, rows, sealed, seq_lens, None, None, scores,
-                    scored_at, select_every=100, budget=BUDGET
-                )
-            )  # fmt: skip
-        (*_, scores, scored_at), (*_, right_scores, right_scored_at) = states
-        pages = reference.select_pages(scores, seq_lens, None, page_budget=PAGE_BUDGET)
-        right, _ = reference.attend_pages(query, keys, values, pages, seq_lens)
-        errors = (
-            relative_error(outs[0], right),
-            relative_error(scores, right_scores),
-            float((scored_at != right_scored_at).sum()),
-        )
-        for name, error in zip(worst, errors, strict=True):
-            worst[name] = max(worst[name], error)
-    end = ", select_every"
-    return [
-        (f"sparse_decode_step{end}", worst["output"]),
-        (f"sparse_decode_step state{end}", max(worst["scores"], worst["scored at"])),
-    ]
-
-
 def _empty_summary(keys: torch.Tensor, kind: dict[str, Any]) -> tuple[torch.Tensor, Any]:
     return ops.empty_page_summary(keys, **kind)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quest_compile.bench.report.more_tables import TABLES
-from quest_compile.bench.report.names import is_quest
+from quest_compile.bench.report.names import is_gone, is_quest
 from quest_compile.bench.report.stage_bars import too_many_bars
 from quest_compile.bench.results import Result, load_results
 
@@ -75,7 +75,7 @@ def document(folder: Path, plots: Sequence[str] = (), accuracy: Path | None = No
 
 
 def with_tables(text: str, root: Path = _ROOT) -> str:
-    """``text`` with every marked table made anew:
+    """``text`` with every marked table made anew, without what is no more (``is_gone``):
 
         <!-- bench: TABLE FOLDER -->
         <!-- bench end -->
@@ -97,7 +97,8 @@ def with_tables(text: str, root: Path = _ROOT) -> str:
         for folder, results in groups.items():
             if not results:
                 raise ValueError(f"{folder} holds no results")
-        made = TABLES[name]([r for results in groups.values() for r in results])
+        shown = [r for results in groups.values() for r in results if not is_gone(r.method)]
+        made = TABLES[name](shown)
         return f"{begin}{made}\n{_all_conditions(list(groups.values()))}\n{end}"
 
     return _MARKED.sub(table, text)

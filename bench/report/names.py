@@ -38,6 +38,11 @@ def is_quest(method: str) -> bool:
     return method.startswith("quest")
 
 
+def is_gone(method: str) -> bool:
+    """Was it measured with a setting that was taken out (docs/selection.md)?"""
+    return any(setting in method for setting in ("select_every", "meanstd"))
+
+
 def methods_of(results: Iterable[Result]) -> list[str]:
     """Quest first, then what attends everything, the slowest last, the read loop behind all."""
     order = list(_NAMES)

@@ -40,18 +40,14 @@ Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor s
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
                           Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
                           std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
-                          std::optional<Tensor> page_scores, std::optional<Tensor> scored_at,
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
                           int64_t sketch_bits, std::optional<double> scale, double budget_fraction,
-                          double top_p, int64_t select_every);
+                          double top_p);
 
-// update_page_summary of checked arguments. Returns whether nothing was summarised again before the
-// page of the first position that was written.
-bool update(const UpdateArguments& u);
-// sparse_decode of checked arguments. `continues`: stored scores may belong to this run.
-Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens, const StoredScores& stored,
-              bool continues);
+// update_page_summary and sparse_decode of checked arguments.
+void update(const UpdateArguments& u);
+Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens);
 
 Tensor share_mask(Tensor attn_mask);
 

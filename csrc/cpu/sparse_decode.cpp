@@ -48,24 +48,6 @@ void plan_rows(SparseCall& call, const int64_t* lengths, Scratch& scratch) {
   }
 }
 
-// Where scores lie, and whether those of an earlier step are taken. `seq_len`: of the last query.
-void plan_scores(SparseCall& call, const StoredScores& stored, int64_t seq_len, bool continues) {
-  call.scores_stride = call.max_pages;
-  if (stored.select_every == 1) return;
-  const bool keeps = call.num_groups > 0 && call.q_len() == 1;
-  call.reuses_scores = keeps && continues && stored.scored_at[0] > 0 &&
-                       stored.scored_at[1] == seq_len - 1 && seq_len % stored.select_every != 0;
-  if (!call.reuses_scores) stored.scored_at[0] = keeps ? seq_len : -1;
-  stored.scored_at[1] = seq_len;
-  if (!keeps) return;
-  call.scores_stride = ceil_div(call.a.shape.max_seq_len, call.choice.page_size);
-  for (int64_t i = 0; i < call.num_groups; ++i) {
-    Group& group = call.groups[i];
-    const int64_t head = group.row * call.a.shape.num_kv_heads + group.kv_head;
-    group.scores = stored.scores + head * call.selects_per_group * call.scores_stride;
-  }
-}
-
 void plan_selects(SparseCall& call, Scratch& scratch) {
   const int64_t num_selects = call.num_selects();
   call.selects = scratch.take<Select>(num_selects);
@@ -85,7 +67,7 @@ int64_t fixed_bytes(const SparseCall& call, const int64_t* lengths) {
     if (!fits_budget(call.choice, lengths[row])) continue;
     bytes += call.a.shape.num_kv_heads * cache_bytes(call.a, lengths[row]);
   }
-  for (int64_t i = 0; i < call.num_groups && !call.reuses_scores; ++i) {
+  for (int64_t i = 0; i < call.num_groups; ++i) {
     bytes += summary_bytes(call.scoring, call.groups[i].seq_len / call.choice.page_size);
   }
   return bytes;
@@ -102,7 +84,6 @@ void count_call(const SparseCall& call, int64_t bytes) {
     most = std::max(most, tokens);
   }
   count(call.num_groups ? Counter::kSparseCalls : Counter::kSparseCallsCovered, 1);
-  count(Counter::kSparseCallsUnscored, call.reuses_scores);
   count(Counter::kSparseRows, call.num_selects() * call.heads_per_select);
   count(Counter::kTokensAttended, total);
   count_maximum(Counter::kMaxTokensAttended, most);
@@ -111,8 +92,7 @@ void count_call(const SparseCall& call, int64_t bytes) {
 
 }  // namespace
 
-Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens, const StoredScores& stored,
-              bool continues) {
+Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens) {
   SparseCall call(arguments.attention);
   const Shape& shape = call.a.shape;
   Scratch& scratch = call_scratch();
@@ -128,7 +108,6 @@ Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens, const St
   call.selects_per_group = arguments.group_reduce == GroupReduce::kNone ? shape.group_size : 1;
   call.heads_per_select = shape.group_size / call.selects_per_group;
   plan_rows(call, lengths, scratch);
-  plan_scores(call, stored, lengths[shape.num_rows() - 1], continues);
   plan_selects(call, scratch);
   const int64_t bytes = fixed_bytes(call, lengths);
   const int64_t budget_tokens = call.choice.page_budget * call.choice.page_size;
@@ -148,7 +127,7 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   return decode(check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask,
                              channel_scale, budget, num_sink_pages, num_recent_pages, reduce,
                              format, scale, budget_fraction, top_p),
-                seq_lens, {1, nullptr, nullptr}, false);
+                seq_lens);
 }
 
 }  // namespace quest

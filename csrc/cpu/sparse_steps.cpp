@@ -69,17 +69,15 @@ class Runner {
 
 void Runner::score(const Group& group, int64_t first, int64_t last) const {
   score_page_range(call_.scoring, group.row, group.kv_head, group.tokens, first, last, group.scores,
-                   call_.scores_stride);
+                   call_.max_pages);
 }
 
 void Runner::select(Select& select, Scratch& scratch) const {
   const Group& group = call_.groups[select.group];
   const int64_t place = (&select - call_.selects) % call_.selects_per_group;
-  float* scores = group.scores + place * call_.scores_stride;
-  if (!call_.reuses_scores) {
-    std::fill(scores + num_complete(group), scores + call_.scores_stride,
-              -std::numeric_limits<float>::infinity());
-  }
+  float* scores = group.scores + place * call_.max_pages;
+  std::fill(scores + num_complete(group), scores + call_.max_pages,
+            -std::numeric_limits<float>::infinity());
   const uint8_t* live = group.live;
   if (call_.a.mask.head_stride) {
     uint8_t* own = scratch.take<uint8_t>(ceil_div(group.seq_len, call_.choice.page_size));
@@ -100,10 +98,8 @@ Work Runner::plan(const Select& select, int64_t i) const {
 
 void Runner::run_whole(int64_t index, Scratch& scratch) const {
   Group& group = call_.groups[index];
-  if (!group.scores) {
-    group.scores = scratch.take<float>(call_.selects_per_group * call_.scores_stride);
-  }
-  if (!call_.reuses_scores) score(group, 0, num_complete(group));
+  group.scores = scratch.take<float>(call_.selects_per_group * call_.max_pages);
+  score(group, 0, num_complete(group));
   for (int64_t s = 0; s < call_.selects_per_group; ++s) {
     Select& each = call_.selects[index * call_.selects_per_group + s];
     select(each, scratch);
@@ -181,10 +177,8 @@ void Runner::plan(int64_t num_whole) {
   pending_selects_ = scratch_.take<Countdown>(num_selects);
   for (int64_t i = num_whole; i < call_.num_groups; ++i) {
     Group& group = call_.groups[i];
-    if (!group.scores) {
-      group.scores = scratch_.take<float>(call_.selects_per_group * call_.scores_stride);
-    }
-    const int64_t parts = call_.reuses_scores ? 0 : ceil_div(num_complete(group), kScoreTaskPages);
+    group.scores = scratch_.take<float>(call_.selects_per_group * call_.max_pages);
+    const int64_t parts = ceil_div(num_complete(group), kScoreTaskPages);
     new (&pending_scores_[i]) Countdown(static_cast<int32_t>(parts));
     add(Step::kScore, i, 1, parts);
   }

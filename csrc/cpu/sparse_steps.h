@@ -15,7 +15,7 @@ struct Group {
   int64_t seq_len;
   const uint8_t* live;  // [pages in use], nullptr: all live, or every head has its own mask
   LiveTokens tokens;    // for sketches
-  float* scores;        // [selects, scores_stride]; nullptr: scratch
+  float* scores;        // [selects, max_pages], scratch
 };
 
 // A choice of pages: of a whole group, or with group_reduce "none" of one query head.
@@ -36,8 +36,6 @@ struct SparseCall {
   int64_t selects_per_group = 0;
   int64_t heads_per_select = 0;
   int64_t max_pages = 0;  // of a sparse row
-  int64_t scores_stride = 0;
-  bool reuses_scores = false;  // scores are those of an earlier step
   Group* groups = nullptr;
   int64_t num_groups = 0;
   Select* selects = nullptr;  // [num_groups * selects_per_group]

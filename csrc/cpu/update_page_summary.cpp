@@ -46,7 +46,7 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
 // Asks for the samples of a head while those of the one before it are looked at.
 void fetch_samples(const PageSummaryParams& p, const int64_t* samples, int64_t summary_bytes) {
   const int64_t row_bytes = p.head_dim * element_size(p.dtype);
-  const int64_t element = has_float_rows(p.kind) ? element_size(p.dtype) : 1;
+  const int64_t element = p.kind == SummaryKind::kMinMax ? element_size(p.dtype) : 1;
   for (int64_t i = 0; i < kSamples; ++i) {
     const char* summary =
         static_cast<const char*>(p.page_summary) + samples[i] * p.summary_stride * element;
@@ -72,7 +72,7 @@ bool is_current(PageSummaryParams p, const int64_t* samples) {
 
 }  // namespace
 
-bool update(const UpdateArguments& u) {
+void update(const UpdateArguments& u) {
   const int64_t num_kv_heads = u.num_kv_heads, page_size = u.page_size, head_dim = u.head_dim;
   const DType dtype = u.dtype;
   const PageSummary& summary = u.page_summary;
@@ -90,7 +90,7 @@ bool update(const UpdateArguments& u) {
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.
   const int64_t num_scaled = floor_to_power_of_two(end);
-  const bool has_scales = !has_float_rows(format.kind);
+  const bool has_scales = format.kind != SummaryKind::kMinMax;
   if (has_scales && (start < num_scaled || floor_to_power_of_two(*sealed) != num_scaled)) {
     start = 0;
   }
@@ -148,7 +148,6 @@ bool update(const UpdateArguments& u) {
   count(Counter::kUpdateCalls, 1);
   count(Counter::kSummariesRebuilt, num_stale);
   count(Counter::kPagesSealed, num_pages);
-  return num_stale == 0 && start == written.first / page_size;
 }
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,

@@ -3,7 +3,6 @@
 
 #include "cuda/attend.h"
 #include "cuda/finish.h"
-#include "cuda/reuse.h"
 
 namespace quest {
 namespace cuda {
@@ -37,9 +36,7 @@ attend_kernel(QUEST_PARAM AttendCall p) {
     finish_head(p.finish.summaries, p.finish.update, work.row / p.rows.q_len, work.kv_head,
                 shared.select.values);
   }
-  if (cta_x() > 0) return;
-  if (p.kept.scored_at) finish_scores(p, shared.select.values);
-  finish_update(p.finish, shared.select.values);
+  if (cta_x() == 0) finish_update(p.finish, shared.select.values);
 }
 
 }  // namespace cuda

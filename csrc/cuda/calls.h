@@ -65,13 +65,6 @@ struct Choice {
   float log2_scale;
 };
 
-// Scores that are kept from step to step, so that not every step scores. All rows have one query
-// and the same length.
-struct KeptScores {
-  int64_t* scored_at;  // [2] (quest_compile/ops/sparse_decode_step.py); nullptr: nothing is kept
-  int64_t select_every;
-};
-
 // Kernel 1: brings page summaries up to date and scores pages. One CTA: a share of the pages of one
 // (row, KV head); with no query, of one (batch row, KV head).
 struct ScoreCall {
@@ -88,7 +81,6 @@ struct ScoreCall {
   // there is none, and what select_pages orders pages by (order_of) of the pages in use.
   float* scores;
   int32_t* order;
-  KeptScores kept;    // in `scores`
   int32_t* arrivals;  // [rows * num_q_heads], out: zero; may be nullptr
   int32_t num_parts;  // of the pages of a (row, KV head)
 };
@@ -144,8 +136,7 @@ struct AttendCall {
   float* partials;    // [works, max_units, heads_per_tile, value_dim + 2], if num_splits > 1
   int32_t* arrivals;  // [works], zero before and after, if num_splits > 1
   FinishCall finish;  // update.positions nullptr: nothing to finish
-  KeptScores kept;
-  bool is_next;  // behind kernel 1, which lets this one begin early
+  bool is_next;       // behind kernel 1, which lets this one begin early
 };
 
 // Lists up to this long stay in shared memory.
@@ -160,8 +151,6 @@ constexpr int32_t kTileTokens = 16;
 constexpr int32_t kUnitTokens = kTileTokens * kWarps;
 constexpr int32_t kMaxUnits = 64;
 constexpr int32_t kShortTokens = 4096;
-// CTAs that are counted in the state of an update.
-constexpr int32_t kMaxArrivals = 1 << 18;
 
 #ifdef __CUDACC__
 #define QUEST_BOTH __host__ __device__ inline

@@ -37,11 +37,10 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
                           Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
                           std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
-                          std::optional<Tensor> page_scores, std::optional<Tensor> scored_at,
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
                           int64_t sketch_bits, std::optional<double> scale, double budget_fraction,
-                          double top_p, int64_t select_every);
+                          double top_p);
 
 Tensor dense_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,
                     std::optional<Tensor> attn_mask, std::optional<double> scale);

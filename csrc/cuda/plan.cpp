@@ -90,7 +90,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size
   s.dtype = dtype;
   s.rows = rows;
   // Rows of bytes are read 8 of them at a time.
-  const int64_t bytes = has_float_rows(rows.format.kind) ? 16 : 8;
+  const int64_t bytes = rows.format.kind == SummaryKind::kMinMax ? 16 : 8;
   const int64_t unit = bytes / rows.element_size;
   s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), bytes) &&
                        is_multiple(rows.batch_stride, unit) &&

@@ -1,6 +1,5 @@
 // Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one
-// dot product of a summary row [minimum, maximum] with weights made of the query once. Of rows
-// [mean, standard deviation] the weights are q and |q|.
+// dot product of a summary row [minimum, maximum] with weights made of the query once.
 #pragma once
 
 #include "cuda/order.h"
@@ -60,9 +59,9 @@ QUEST_BOTH int step_bytes(const Summaries& s) {
 }
 
 // One CTA's share of the pages of one (row, KV head). T: of keys and query, R: of summary rows.
-// kHasMeans: they are means and deviations. Code is small on purpose: a step runs it once, and what
-// it takes to fetch instructions was measured to be the time of a kernel.
-template <class T, class R, bool kHasMeans>
+// Code is small on purpose: a step runs it once, and what it takes to fetch instructions was
+// measured to be the time of a kernel.
+template <class T, class R>
 class PageScorer {
  public:
   static constexpr bool kHasScales = sizeof(R) == 1;  // of channels
@@ -106,8 +105,8 @@ class PageScorer {
         for (int h = 0; h < (is_sum ? group_size : 1); ++h) {
           float q = to_float(query[h * p_.query.head_stride + d]);
           if (channel_scale) q = multiply(q, channel_scale[d]);
-          low += q < 0 || kHasMeans ? q : 0;
-          high += kHasMeans ? fabsf(q) : q < 0 ? 0 : q;  // NaN stays
+          low += q < 0 ? q : 0;
+          high += q < 0 ? 0 : q;  // NaN stays
         }
         weights[d] = low;
         weights[s_.head_dim + d] = high;
@@ -138,8 +137,8 @@ class PageScorer {
 #pragma unroll 1
       for (int made = first; made < last; ++made) {
         char* row = is_sample || !range.has_scores ? new_row_ : slots + (made - page) * slot_;
-        summarise_page<T, kHasScales, kHasMeans>(s_, p_.update, batch_row_, kv_head_, made,
-                                                 range.channel_scale, row);
+        summarise_page<T, kHasScales>(s_, p_.update, batch_row_, kv_head_, made,
+                                      range.channel_scale, row);
         if (is_sample) {
           differs = row_differs<T, kHasScales>(s_, row, row_at(made));
         } else if (char* stored = place_of(made)) {

@@ -10,19 +10,16 @@ namespace cuda {
 template <class Scorer>
 int launch_scorer(const ScoreCall& p, int64_t bytes, void* stream) {
   const int64_t grid = static_cast<int64_t>(p.rows.batch) * p.rows.q_len * p.summaries.num_kv_heads;
-  const auto kernel = p.kept.scored_at ? score_kernel<Scorer, true> : score_kernel<Scorer, false>;
-  return launch(kernel, grid, p.num_parts, kThreads, bytes, p, stream);
+  return launch(score_kernel<Scorer>, grid, p.num_parts, kThreads, bytes, p, stream);
 }
 
 template <class T>
 int launch_score_of(const ScoreCall& p, void* stream) {
   switch (p.summaries.rows.format.kind) {
     case SummaryKind::kMinMax:
-      return launch_scorer<PageScorer<T, T, false>>(p, page_scorer_bytes(p), stream);
-    case SummaryKind::kMeanStd:
-      return launch_scorer<PageScorer<T, T, true>>(p, page_scorer_bytes(p), stream);
+      return launch_scorer<PageScorer<T, T>>(p, page_scorer_bytes(p), stream);
     case SummaryKind::kMinMaxInt8:
-      return launch_scorer<PageScorer<T, Int8, false>>(p, page_scorer_bytes(p), stream);
+      return launch_scorer<PageScorer<T, Int8>>(p, page_scorer_bytes(p), stream);
     default:
       return launch_scorer<SketchScorer<T>>(p, sketch_scorer_bytes(p), stream);
   }

@@ -1,7 +1,7 @@
 // One CTA's share of the summaries and scores of a (row, KV head), whatever is kept of the pages.
 #pragma once
 
-#include "cuda/reuse.h"
+#include "cuda/budget.h"
 #include "cuda/sketch_score.h"
 
 namespace quest {
@@ -11,14 +11,12 @@ namespace cuda {
 struct RowPages {
   bool updates;
   bool has_scores;
-  bool reuses;  // scores of an earlier step, unless a foreign write is found
   Span span;
   int len;
   int num_pages;  // to summarise or to score
   int share;      // that every CTA gets: a multiple of 4
 };
 
-template <bool kKeepsScores>
 QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values) {
   const Summaries& s = p.summaries;
   RowPages pages = {};
@@ -32,11 +30,9 @@ QUEST_DEVICE RowPages find_pages(const ScoreCall& p, int row, WarpValues& values
   pages.num_pages = pages.span.num_sealed;
   if (p.query.data) {
     pages.len = row_len(p.rows, row, seq_len, values);
-    const bool selects = !fits_budget(p.choice, pages.len);
-    pages.reuses = kKeepsScores && selects && may_reuse(p.kept, p.rows, s, pages.span);
-    pages.has_scores = selects && !pages.reuses;
+    pages.has_scores = !fits_budget(p.choice, pages.len);
   }
-  if (pages.has_scores || pages.reuses) {
+  if (pages.has_scores) {
     const int num_used = (pages.len + s.page_size - 1) / s.page_size;
     pages.num_pages = maximum(pages.num_pages, p.scores ? s.num_pages : num_used);
   }
@@ -101,20 +97,6 @@ class ShareScorer {
     const int start = pages_.span.start, i = warp_index();
     const bool looks = pages_.updates && range_.start > 0 && i < kNumSamples;
     return scorer_.run(range_, place_of, looks ? sample_of(pages_.span, start, i) : -1);
-  }
-
-  // The orders of the pages, from scores that are there.
-  QUEST_DEVICE void order_stored() const {
-    const int group_size = p_.rows.group_size;
-    const int num_heads = p_.group_reduce == GroupReduce::kNone ? 1 : group_size;
-#pragma unroll 1
-    for (int first = 0; first < group_size; first += num_heads) {
-      const int select = first / num_heads;
-      order_pages(p_.rows, row_, kv_head_ * group_size + first, num_heads, p_.summaries.page_size,
-                  range_.len, range_.first, range_.last,
-                  p_.scores + score_index(p_, row_, kv_head_, select, 0),
-                  range_.order + select * range_.order_stride - range_.first);
-    }
   }
 
   QUEST_DEVICE char* row_of_page(int64_t page) const {

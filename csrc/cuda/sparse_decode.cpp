@@ -8,7 +8,7 @@ namespace {
 
 // Kernel 1 and kernel 2. update nullptr: summaries are up to date.
 Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
-              const Tensor& seq_lens, const StoredScores& stored) {
+              const Tensor& seq_lens) {
   const Attention& a = arguments.attention;
   const Shape& shape = a.shape;
   const quest::Choice& choice = arguments.choice;
@@ -41,13 +41,6 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
     attend.num_pages = static_cast<int32_t>(num_pages);
     score.query = a.query;
   }
-  if (stored.select_every > 1) {
-    attend.kept = {stored.scored_at, stored.select_every};
-    if (selects && shape.q_len == 1) {
-      score.kept = attend.kept;
-      score.scores = stored.scores;
-    }
-  }
   const int64_t num_works = plan_attend(attend, on.device());
   Workspace workspace(a.query_owner);
   if (update) {
@@ -65,9 +58,6 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   if (has_first) {
     score.arrivals = attend.arrivals;
     plan_score(score, on.device());
-    QUEST_CHECK(
-        !score.kept.scored_at || shape.batch * shape.num_kv_heads * score.num_parts <= kMaxArrivals,
-        "select_every: too many KV heads, ", shape.batch * shape.num_kv_heads);
     check_launch(launch_score(score, on.stream()), "sparse_decode (scores)");
     attend.is_next = on.device().lets_next_begin;
   } else if (attend.arrivals) {
@@ -91,27 +81,24 @@ Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor 
   return decode(check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask,
                              channel_scale, budget, num_sink_pages, num_recent_pages, reduce,
                              format, scale, budget_fraction, top_p),
-                nullptr, seq_lens, {1, nullptr, nullptr});
+                nullptr, seq_lens);
 }
 
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
                           Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
                           std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
-                          std::optional<Tensor> page_scores, std::optional<Tensor> scored_at,
                           int64_t budget, int64_t page_size, int64_t num_sink_pages,
                           int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
                           int64_t sketch_bits, std::optional<double> scale, double budget_fraction,
-                          double top_p, int64_t select_every) {
+                          double top_p) {
   const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
   const GroupReduce reduce = check_group_reduce(group_reduce);
   const SparseArguments arguments = check_sparse(
       query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, budget,
       num_sink_pages, num_recent_pages, reduce, format, scale, budget_fraction, top_p);
-  const StoredScores stored =
-      check_stored_scores(arguments, seq_lens, page_scores, scored_at, select_every);
   const UpdateArguments update =
       check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, format);
-  return decode(arguments, &update, seq_lens, stored);
+  return decode(arguments, &update, seq_lens);
 }
 
 }  // namespace cuda

@@ -1,8 +1,8 @@
 // Page summaries: elementwise minimum and maximum of the keys of a page, as they are or as int8;
-// the bits are those of csrc/cpu/kernels/summarise.cpp. Means are in mean_row.h.
+// the bits are those of csrc/cpu/kernels/summarise.cpp.
 #pragma once
 
-#include "cuda/mean_row.h"
+#include "cuda/summary_state.h"
 
 namespace quest {
 namespace cuda {
@@ -167,16 +167,10 @@ QUEST_DEVICE void write_int8_row(const Summaries& s, const PageBounds<T>& bounds
 
 // The summary of a page to `row`, in shared memory, by a whole warp. Kinds are known when kernels
 // are compiled: those of one do not carry the code of the others.
-template <class T, bool kIsInt8, bool kIsMean>
+template <class T, bool kIsInt8>
 QUEST_DEVICE void summarise_page(const Summaries& s, const Update& u, int batch_row, int kv_head,
                                  int64_t page, const float* channel_scale, char* row) {
   const int width = lanes_for(s.head_dim / 8);
-  if (kIsMean) {
-    sync_warp();
-    write_mean_row<T>(s, u, batch_row, kv_head, page, width, row);
-    sync_warp();
-    return;
-  }
   PageBounds<T> bounds;
   bounds.read(s, u, batch_row, kv_head, page, width);
   sync_warp();

@@ -44,14 +44,6 @@ QUEST_DEVICE Span read_positions(const Update& u, const Summaries& s, WarpValues
   return span;
 }
 
-// While a kernel runs, the upper bits of num_sealed count the CTAs that have read the
-// state: it is the memory that is known to be zero there before the launch.
-constexpr int kSealedBits = 44;
-QUEST_DEVICE int64_t without_arrivals(int64_t num_sealed) {
-  return static_cast<int64_t>(static_cast<uint64_t>(num_sealed) << (64 - kSealedBits)) >>
-         (64 - kSealedBits);
-}
-
 // The state before this step. Read first: what is waited for together takes no longer.
 struct State {
   int64_t next_position;  // -1: not known
@@ -65,7 +57,7 @@ QUEST_DEVICE State read_state(const Update& u) {
 // What of the state is still valid.
 QUEST_DEVICE int read_start(const State& state, const Summaries& s, const Span& span) {
   if (state.next_position >= 0 && state.next_position != span.first) return 0;
-  const int64_t sealed = maximum<int64_t>(without_arrivals(state.num_sealed), 0);
+  const int64_t sealed = maximum<int64_t>(state.num_sealed, 0);
   const int start = static_cast<int>(minimum<int64_t>(sealed, span.first / s.page_size));
   // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
   // how they came in: again whenever one of them is written, or their number doubles.
@@ -78,16 +70,6 @@ QUEST_DEVICE void store_state(const Update& u, const Span& span) {
   int64_t* next = u.next_position;
   *u.num_sealed = span.num_sealed;
   if (next && *next >= 0) *next = span.end;
-}
-
-// By one thread of each of so many CTAs, once they have read the state: true for the
-// last one, which has to write num_sealed.
-QUEST_DEVICE bool is_last_at_state(const Update& u, int64_t count) {
-  fence_device();
-  const int64_t before = atomic_add(u.num_sealed, int64_t{1} << kSealedBits);
-  if ((before - without_arrivals(before)) >> kSealedBits != count - 1) return false;
-  fence_device();
-  return true;
 }
 
 // The pages that are looked at for changes made by others: sample i of those before `start`.

@@ -5,7 +5,6 @@ from quest_compile.ops.audit import new_audit_totals
 from quest_compile.ops.audit_totals import Audit, read_audit
 from quest_compile.ops.build_page_summary import (
     build_page_summary,
-    empty_page_scores,
     empty_page_summary,
 )
 from quest_compile.ops.counters import counters, reset_counters
@@ -38,7 +37,6 @@ __all__ = [
     "counters",
     "cuda_kernels",
     "dense_decode",
-    "empty_page_scores",
     "empty_page_summary",
     "native_status",
     "new_audit_totals",

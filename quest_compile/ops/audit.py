@@ -13,7 +13,7 @@ registration.define(
     "audit",
     "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
     "Tensor? attn_mask, Tensor? channel_scale, Tensor out, Tensor(a!) totals, "
-    "Tensor? page_scores=None, *, int every, int budget, int page_size=16, int num_sink_pages=1, "
+    "*, int every, int budget, int page_size=16, int num_sink_pages=1, "
     'int num_recent_pages=2, str group_reduce="sum", str summary="minmax", int sketch_bits=1, '
     "float? scale=None, float budget_fraction=1.0, float top_p=1.0) -> ()",
 )
@@ -41,27 +41,23 @@ def _audit_reference(
     channel_scale,
     out,
     totals,
-    page_scores=None,
     *,
     every,
     scale=None,
     **settings,
 ):
-    """Every ``every``-th call from the first on. ``page_scores``: what calls of one query selected
-    by, if they do not score by themselves (sparse_decode_step, select_every). The CPU returns early
-    from the others; other devices, which are not waited for, do the same work and count nothing."""
+    """Every ``every``-th call from the first on. The CPU returns early from the others; other
+    devices, which are not waited for, do the same work and count nothing."""
     _check(totals, every)
     is_due = totals[0] % every == 0
     totals[0] += 1
     if is_due.is_cpu and not is_due:
         return
     totals[1] += is_due
-    if query.shape[2] > 1:
-        page_scores = None
     queries = reference.each_query(query, seq_lens, attn_mask)
     for i, (query_i, seq_lens_i, mask_i) in enumerate(queries):
         caches = (key_cache, value_cache, page_summary, channel_scale)
-        call = (query_i, *caches, seq_lens_i, mask_i, out[:, :, i], page_scores, scale)
+        call = (query_i, *caches, seq_lens_i, mask_i, out[:, :, i], scale)
         losses = _losses(*call, **settings)
         _add(totals, is_due, *losses)
 
@@ -75,7 +71,6 @@ def _losses(
     seq_lens,
     attn_mask,
     out,
-    scores,
     scale,
     *,
     budget,
@@ -91,19 +86,18 @@ def _losses(
     The selection is made again, by the operators that sparse_decode consists of.
     """
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
-    if scores is None:
-        of_tokens = {"attn_mask": attn_mask, "scale": scale} if summary == "sketch" else {}
-        scores = torch.ops.quest.score_pages(
-            query,
-            page_summary,
-            seq_lens,
-            channel_scale,
-            page_size=page_size,
-            group_reduce=group_reduce,
-            summary=summary,
-            sketch_bits=sketch_bits,
-            **of_tokens,
-        )
+    of_tokens = {"attn_mask": attn_mask, "scale": scale} if summary == "sketch" else {}
+    scores = torch.ops.quest.score_pages(
+        query,
+        page_summary,
+        seq_lens,
+        channel_scale,
+        page_size=page_size,
+        group_reduce=group_reduce,
+        summary=summary,
+        sketch_bits=sketch_bits,
+        **of_tokens,
+    )
     pages = torch.ops.quest.select_pages(
         scores,
         seq_lens,

@@ -25,31 +25,12 @@ def empty_page_summary(
     require.rank("key_cache", key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]")
     batch, num_kv_heads, max_seq_len, head_dim = key_cache.shape
     pages = (batch, num_kv_heads, limits.num_pages_of(max_seq_len, page_size))
-    if summary in limits.FLOAT_SUMMARIES:
+    if summary == "minmax":
         return key_cache.new_empty(*pages, 2, head_dim), None
     row_bytes = limits.row_bytes(summary, head_dim, page_size, sketch_bits)
     sizes = (batch, num_kv_heads, *limits.channel_scale_sizes(summary, head_dim))
     rows = key_cache.new_empty(*pages, row_bytes, dtype=torch.uint8)
     return rows, key_cache.new_ones(sizes, dtype=torch.float32)
-
-
-def empty_page_scores(
-    key_cache: Tensor, num_select_heads: int, page_size: int = 16
-) -> tuple[Tensor, Tensor]:
-    """page_scores (uninitialised) and scored_at of this cache, for sparse_decode_step.
-
-    ``num_select_heads``: those of key_cache, or with group_reduce="none" those of the query.
-
-    Raises:
-        ValueError, TypeError: an argument is not as described.
-    """
-    require.tensors(key_cache=key_cache)
-    checks.page_size(page_size)
-    require.rank("key_cache", key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]")
-    batch, _, max_seq_len, _ = key_cache.shape
-    sizes = (batch, num_select_heads, limits.num_pages_of(max_seq_len, page_size))
-    scored_at = key_cache.new_full((2,), -1, dtype=torch.int64)
-    return key_cache.new_empty(sizes, dtype=torch.float32), scored_at
 
 
 def build_page_summary(
@@ -65,13 +46,12 @@ def build_page_summary(
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         seq_lens: int32 or int64 [batch] or [1], valid positions.
         page_size: positions per page, a multiple of 8 from 8 to 128.
-        summary: "minmax", "minmax_int8", "meanstd" or "sketch".
+        summary: "minmax", "minmax_int8" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
 
     Returns:
         "minmax": [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache:
         [..., 0, :] is the elementwise minimum of the keys of a page, [..., 1, :] the maximum.
-        "meanstd": the same with the mean and the standard deviation of the keys.
         The others: page_summary, uint8 [batch, num_kv_heads, num_pages, bytes_per_page], and
         channel_scale, float32 (see update_page_summary).
 

@@ -16,7 +16,6 @@ _NAMES = (
     "summaries_rebuilt",
     "sparse_calls",
     "sparse_calls_covered",
-    "sparse_calls_unscored",
     "dense_calls",
     "sparse_rows",
     "tokens_attended",
@@ -38,8 +37,6 @@ def counters() -> dict[str, int]:
         summaries_rebuilt: rows and KV heads in which a foreign write was found.
         sparse_calls: calls of sparse_decode with a row that did not fit the budget.
         sparse_calls_covered: the other calls of sparse_decode.
-        sparse_calls_unscored: of the sparse_calls, those that selected by the page scores of an
-            earlier step (select_every); not counted on other devices than the CPU.
         dense_calls: calls of dense_decode.
         sparse_rows: rows, queries and query heads that did not fit the budget.
         tokens_attended: positions below seq_len in the pages that those selected.
@@ -79,23 +76,21 @@ def count_sparse_call(
     page_summary: Tensor,
     selected: list[tuple[Tensor, Tensor | None, Any]],
     page_size: int,
-    is_unscored: Any = False,
 ) -> None:
     """``selected``: per query its seq_lens, pages [batch, num_select_heads, page_budget], None
-    when every row was dense, and which rows were. ``is_unscored``: bool, perhaps a tensor."""
+    when every row was dense, and which rows were."""
     if all(page_indices is None for _, page_indices, _ in selected):
         _add(sparse_calls_covered=1)
     else:
         _add(sparse_calls=1)
     for seq_lens, page_indices, fits in selected:
         if seq_lens.is_cpu:
-            _add(sparse_calls_unscored=int(is_unscored))
             row_bytes = page_summary[0, 0, 0].numel() * page_summary.element_size()
             _count_query(
                 query,
                 key_cache,
                 value_cache,
-                0 if is_unscored else row_bytes,
+                row_bytes,
                 seq_lens,
                 page_indices,
                 fits,

@@ -9,9 +9,8 @@ HEAD_DIM_MULTIPLE = 8
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUP_REDUCTIONS = ("sum", "max", "none")
-SUMMARIES = ("minmax", "minmax_int8", "meanstd", "sketch")
-# Rows [2, head_dim] in the dtype of the keys; the others are uint8 and have a channel_scale.
-FLOAT_SUMMARIES = ("minmax", "meanstd")
+# "minmax": rows [2, head_dim] in the dtype of the keys; the others: uint8, and a channel_scale.
+SUMMARIES = ("minmax", "minmax_int8", "sketch")
 SKETCH_BITS = (1, 2)
 # Tokens whose bits of 8 channels lie side by side in a sketch.
 SKETCH_TILE = 16

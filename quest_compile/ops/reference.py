@@ -5,7 +5,7 @@ serve where no kernel is installed. Only the CPU is asked for values: no other d
 
 Decoding is below; its parts are in
     reference_summaries.py   what is kept of each page, and when it is made again
-    reference_means.py, reference_sketch.py   the rows of two of the summaries
+    reference_sketch.py      the rows and scores of sketches
     reference_scores.py      the score of each page
     reference_selection.py   the pages to attend
     reference_attention.py   attention over these, or over everything
@@ -48,11 +48,10 @@ __all__ = [
 def sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None, channel_scale=None, *,
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
-    summary="minmax", sketch_bits=1, scale=None, budget_fraction=1.0, top_p=1.0, stored=None
+    summary="minmax", sketch_bits=1, scale=None, budget_fraction=1.0, top_p=1.0
 ):  # fmt: skip
     """Score, select, attend; a row that fits the budget is dense.
 
-    ``stored``: of sparse_decode_step, whether the scores of an earlier step are taken, and those.
     Returns out, and per query its seq_lens, the selected pages, None if every row was dense, and
     which rows were, [B, 1, 1].
     """
@@ -60,7 +59,7 @@ def sparse_decode(
         "budget": budget, "page_size": page_size, "num_sink_pages": num_sink_pages,
         "num_recent_pages": num_recent_pages, "group_reduce": group_reduce, "summary": summary,
         "sketch_bits": sketch_bits, "scale": scale, "budget_fraction": budget_fraction,
-        "top_p": top_p, "stored": stored,
+        "top_p": top_p,
     }  # fmt: skip
     outs, selected = [], []
     for query_i, seq_lens_i, mask_i in each_query(query, seq_lens, attn_mask):
@@ -91,7 +90,7 @@ def fits_budget(
 def _sparse_decode(
     query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, *, budget,
     page_size, num_sink_pages, num_recent_pages, group_reduce, summary, sketch_bits, scale,
-    budget_fraction, top_p, stored
+    budget_fraction, top_p
 ):  # fmt: skip
     page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
     limits = {
@@ -102,16 +101,11 @@ def _sparse_decode(
     if fits_B11 is True or (fits_B11.is_cpu and fits_B11.all()):
         out = attend_all(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
         return out, None, fits_B11
-    if stored is None or not (stored[0].is_cpu and stored[0]):
-        scores = score_pages(
-            query, page_summary, seq_lens, channel_scale, page_size=page_size,
-            group_reduce=group_reduce, summary=summary, sketch_bits=sketch_bits, scale=scale,
-            attn_mask=attn_mask if summary == "sketch" else None
-        )  # fmt: skip
-        if stored is not None:
-            stored[1].copy_(torch.where(stored[0], stored[1], scores))
-    if stored is not None:
-        scores = stored[1]
+    scores = score_pages(
+        query, page_summary, seq_lens, channel_scale, page_size=page_size,
+        group_reduce=group_reduce, summary=summary, sketch_bits=sketch_bits, scale=scale,
+        attn_mask=attn_mask if summary == "sketch" else None
+    )  # fmt: skip
     score_scale = score_scale_of(
         query.shape[1] // key_cache.shape[1], query.shape[3], group_reduce=group_reduce,
         summary=summary, scale=scale
@@ -135,38 +129,17 @@ def _sparse_decode(
 
 def sparse_decode_step(
     query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
-    attn_mask=None, channel_scale=None, page_scores=None, scored_at=None, *, select_every=1,
-    **settings
+    attn_mask=None, channel_scale=None, **settings
 ):  # fmt: skip
-    """The results of sparse_decode, those of the update before it, and whether it scored nothing.
-
-    Scores are those of an earlier step if both belong to the same run of steps of one query, and
-    seq_len is no multiple of select_every.
-    """
-    *updated, continues = update_page_summary(
+    """The results of sparse_decode, and those of the update before it."""
+    updated = update_page_summary(
         key_cache, cache_position, page_summary, num_sealed, channel_scale,
         page_size=settings.get("page_size", 16), summary=settings.get("summary", "minmax"),
         sketch_bits=settings.get("sketch_bits", 1)
     )  # fmt: skip
     caches = (key_cache, value_cache, page_summary)
-    stored, is_reused = None, False
-    if select_every > 1:
-        names = ("budget", "page_size", "num_sink_pages", "num_recent_pages", "budget_fraction")
-        limits = {name: settings[name] for name in names if name in settings}
-        length = seq_lens[0].long()
-        fits = fits_budget(seq_lens, key_cache.shape[2], **limits)
-        if fits is True or query.shape[2] > 1:
-            keeps = torch.zeros_like(length, dtype=torch.bool)
-        else:
-            keeps = ~fits.reshape(())
-        is_next = (scored_at[0] > 0) & (scored_at[1] == length - 1)
-        is_reused = keeps & continues & is_next & (length % select_every != 0)
-        last_scored = torch.where(is_reused, scored_at[0], torch.where(keeps, length, -1))
-        scored_at.copy_(torch.stack([last_scored, length]))
-        stored = (is_reused, page_scores) if query.shape[2] == 1 else None
-    arguments = (query, *caches, seq_lens, attn_mask, channel_scale)
-    results = sparse_decode(*arguments, stored=stored, **settings)
-    return *results, updated, is_reused
+    results = sparse_decode(query, *caches, seq_lens, attn_mask, channel_scale, **settings)
+    return *results, updated
 
 
 def share_mask(attn_mask):

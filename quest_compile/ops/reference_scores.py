@@ -3,7 +3,6 @@
 import torch
 
 from quest_compile.ops import reference_sketch
-from quest_compile.ops.limits import FLOAT_SUMMARIES
 from quest_compile.ops.reference_attention import dot_products, widen
 from quest_compile.ops.reference_positions import arange, live_positions, seq_len_B11
 
@@ -12,8 +11,8 @@ def score_pages(
     query, page_summary, seq_lens, channel_scale=None, *, page_size=16, group_reduce="sum",
     summary="minmax", sketch_bits=1, attn_mask=None, scale=None
 ):  # fmt: skip
-    """Upper bound of query.key over each complete page, for means an estimate of that, for sketches
-    the log of the sum of its exp over the page's live tokens; -inf for the others."""
+    """Upper bound of query.key over each complete page, for sketches the log of the sum of its exp
+    over the page's live tokens; -inf for the others."""
     batch, num_kv_heads, num_pages = page_summary.shape[:3]
     head_dim = query.shape[-1]
     query_BKGD = widen(query.contiguous().view(batch, num_kv_heads, -1, head_dim))
@@ -38,11 +37,8 @@ def score_pages(
         return score_BSP.masked_fill(is_open_B1P, -torch.inf)
     if summary == "minmax_int8":
         query_BKGD = query_BKGD * channel_scale[:, :, None]
-    if summary == "meanstd":
-        weight_BKGW = torch.cat([query_BKGD, query_BKGD.abs()], -1)
-    else:
-        # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: one dot product.
-        weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
+    # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: one dot product.
+    weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
     if group_reduce == "sum":
         weight_BKGW = weight_BKGW.sum(2, keepdim=True)
     row_BKPW, page_scale_BKP = _bounds_of(page_summary, head_dim, summary)
@@ -55,7 +51,7 @@ def score_pages(
 
 def _bounds_of(page_summary, head_dim, summary):
     """Both halves of the rows side by side [B, K, P, W], and what they are multiplied with."""
-    if summary in FLOAT_SUMMARIES:
+    if summary == "minmax":
         return page_summary.flatten(-2), None
     bounds = page_summary[..., : 2 * head_dim].view(torch.int8)
     page_scale = page_summary[..., 2 * head_dim : 2 * head_dim + 4].contiguous()

@@ -11,7 +11,6 @@ channel_scale [B, K, 3, D]: centre of the channel, scale of the means, scale of 
 import torch
 
 from quest_compile.ops.limits import SKETCH_TILE
-from quest_compile.ops.reference_means import root, sum_in_order
 
 _MAX_KEY = 1e11
 _SCALE_RANGE = 1e-12, 1e12
@@ -162,3 +161,15 @@ def _unpack(plane, page_size):
     tiles = plane.split(SKETCH_TILE * num_bytes, -1)
     bytes_TJ = torch.cat([x.unflatten(-1, (num_bytes, -1)).mT for x in tiles], -2)
     return (bytes_TJ[..., None] >> torch.arange(8, device=plane.device)).bitwise_and(1).flatten(-2)
+
+
+def root(x):
+    """Rounded once, which sqrt in float32 is not on every machine."""
+    return x.double().sqrt().float()
+
+
+def sum_in_order(values):
+    total = 0.0
+    for value in values:
+        total = total + value
+    return total

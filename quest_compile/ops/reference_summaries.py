@@ -1,13 +1,12 @@
 """Page summaries in plain torch: when they are stale, and the rows of minima and maxima.
 
-Rows of means are in reference_means.py, sketches in reference_sketch.py. Shape suffixes: those of
-reference.py.
+Sketches are in reference_sketch.py. Shape suffixes: those of reference.py.
 """
 
 import torch
 from torch.nn.functional import pad
 
-from quest_compile.ops import reference_means, reference_sketch
+from quest_compile.ops import reference_sketch
 from quest_compile.ops.limits import NUM_SCALE_PAGES, int8_row_bytes
 from quest_compile.ops.reference_positions import arange
 
@@ -16,8 +15,7 @@ def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count,
-    and whether nothing before the page of the first written position was recomputed."""
+    """Recompute what a write may have changed. Returns (stale heads, recomputed pages) to count."""
     max_seq_len = key_cache.shape[2]
     written = cache_position.clamp(0, max_seq_len - 1)
     first_written, num_complete = written.min(), (written.max() + 1) // page_size
@@ -53,14 +51,11 @@ def update_page_summary(
     is_new = is_new_BKP.unflatten(-1, (high - low, *[1] * (stored.ndim - 3)))
     stored.copy_(torch.where(is_new, rows, stored))
     num_sealed[0] = num_complete
-    continues = (start_BK == first_written // page_size).all()
-    return is_stale_BK.sum(), is_new_BKP, continues
+    return is_stale_BK.sum(), is_new_BKP
 
 
 def page_rows(keys, summary, channel_scale, sketch_bits):
     """What is kept of pages [B, K, P, page_size, D]: [B, K, P, ...]."""
-    if summary == "meanstd":
-        return reference_means.page_rows(keys)
     if summary == "sketch":
         return reference_sketch.page_rows(keys, channel_scale, sketch_bits)
     bounds = page_min_max(keys)

@@ -34,7 +34,7 @@ def _check(
     checks.page_size(page_size)
     checks.group_reduce(group_reduce)
     summary_checks.summary_kind(summary, sketch_bits)
-    is_float = summary in limits.FLOAT_SUMMARIES
+    is_float = summary == "minmax"
     row = "2, head_dim" if is_float else "bytes_per_page"
     layout = f"[batch, num_kv_heads, num_pages, {row}]"
     require.rank("page_summary", page_summary, 5 if is_float else 4, layout)
@@ -103,24 +103,21 @@ def score_pages(
 ) -> Tensor:
     """Score of page p: sum over d of max(q_d * min_d, q_d * max_d), unscaled.
 
-    With summary="meanstd" it is the sum over d of q_d * mean_d + |q_d| * deviation_d, an estimate
-    of the same and no bound. With summary="sketch" it is the log of the sum of exp(scale * q.k)
-    over the tokens of the page that attn_mask does not forbid, each q.k being estimated; for
-    group_reduce="sum" with the mean of the queries that share a KV head.
+    With summary="sketch" it is the log of the sum of exp(scale * q.k) over the tokens of the page
+    that attn_mask does not forbid, each q.k being estimated; for group_reduce="sum" with the mean
+    of the queries that share a KV head.
 
     Args:
         query: [batch, num_q_heads, 1, head_dim].
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of the keys,
-            minimum and maximum (or mean and standard deviation) of the keys of each page, or with
-            summary="minmax_int8" or "sketch" uint8 [batch, num_kv_heads, num_pages,
-            bytes_per_page]; only complete pages are read.
+            minimum and maximum of the keys of each page, or with summary="minmax_int8" or "sketch"
+            uint8 [batch, num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
         seq_lens: int32 or int64 [batch] or [1], valid positions, the current token included.
-        channel_scale: float32, what update_page_summary wrote; with summary="minmax" or "meanstd"
-            none.
+        channel_scale: float32, what update_page_summary wrote; with summary="minmax" none.
         page_size: positions per page.
         group_reduce: over the query heads that share a KV head: "sum" or "max" of their scores, or
             "none": a score per query head.
-        summary: what page_summary holds, "minmax", "minmax_int8", "meanstd" or "sketch".
+        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, 1, max_seq_len], with
             summary="sketch" only. A token counts if a query head attends it that shares the score.

@@ -28,14 +28,13 @@ def page_summary(
     """``scale``: channel_scale; ``like``: for dtype and device; ``sizes``: batch, num_kv_heads,
     num_pages, head_dim."""
     summary_kind(kind, sketch_bits)
-    floats = " and ".join(map(repr, limits.FLOAT_SUMMARIES))
     if isinstance(tensor, tuple):
         raise TypeError(
-            f"page_summary: expected a tensor, got a tuple: of other summaries than {floats}, "
+            "page_summary: expected a tensor, got a tuple: of other summaries than 'minmax', "
             "build_page_summary gives page_summary and channel_scale"
         )
     require.tensors(page_summary=tensor)
-    if kind in limits.FLOAT_SUMMARIES:
+    if kind == "minmax":
         if tensor.dtype == torch.uint8:
             raise ValueError(
                 "page_summary: got uint8 rows, which need summary='minmax_int8' or summary='sketch'"

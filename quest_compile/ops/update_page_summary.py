@@ -59,8 +59,7 @@ def _update_page_summary_reference(
     arguments = (key_cache, cache_position, page_summary, num_sealed, channel_scale)
     _check(*arguments, **settings)
     announce_reference(key_cache)
-    num_stale, is_new, _ = reference.update_page_summary(*arguments, **settings)
-    count_update_call(num_stale, is_new)
+    count_update_call(*reference.update_page_summary(*arguments, **settings))
 
 
 @registration.fake("update_page_summary")
@@ -94,8 +93,7 @@ def update_page_summary(
             it is after the write.
         cache_position: int64 [n], the positions that were written.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache;
-            written: elementwise minimum and maximum of the keys of each complete page, with
-            summary="meanstd" their mean and standard deviation (reference_means.page_rows). With
+            written: elementwise minimum and maximum of the keys of each complete page. With
             summary="minmax_int8" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]: int8
             [2, head_dim], the float32 scale of the page, and padding. A bound is int8 * page scale
             * channel scale, rounded outward. With summary="sketch" uint8 of the same shape
@@ -110,7 +108,7 @@ def update_page_summary(
             scale of what is left. Written, from the keys of up to 128 pages, whenever the number of
             pages has doubled; all pages are summarised again then.
         page_size: positions per page.
-        summary: what page_summary holds, "minmax", "minmax_int8", "meanstd" or "sketch".
+        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
 
     Raises:

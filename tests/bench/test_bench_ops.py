@@ -48,7 +48,6 @@ def test_a_run_measures_every_method_under_the_same_names(tmp_path, monkeypatch)
         "quest_64",
         "quest-int8_64",
         "quest-sketch_64",
-        "quest-meanstd_64",
         "sdpa_group_as_q_len",
         "sdpa_enable_gqa",
         "sdpa_transformers",

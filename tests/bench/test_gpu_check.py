@@ -27,7 +27,7 @@ from quest_compile.ops import flashinfer_attention
 
 ROOT = Path(__file__).parents[2]
 GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
-SUMMARIES = ("", ", minmax_int8", ", meanstd", ", sketch")
+SUMMARIES = ("", ", minmax_int8", ", sketch")
 
 
 def run(folder, *arguments):
@@ -168,7 +168,7 @@ def test_triton_is_measured_with_its_default_unless_it_serves(served, monkeypatc
     monkeypatch.setattr(attention.ops, "provider_of", lambda name: served)
     first, later = ([(x.kernels, x.summaries) for x in parts] for parts in own_parts("cuda"))
     assert first == [(served, ("minmax",))]
-    rest = (served, ("minmax_int8", "meanstd", "sketch"))
+    rest = (served, ("minmax_int8", "sketch"))
     assert later == [rest, ("triton", ("minmax",))] if served == "native" else [rest]
 
 
@@ -190,10 +190,8 @@ def test_a_step_is_compared_with_the_pages_of_its_own_scores():
 @pytest.mark.parametrize(
     ("way", "setting", "value"),
     [
-        ("meanstd", "summary", "minmax"),
         ("top_p", "top_p", 0.3),
         ("budget_fraction", "budget_fraction", 0.5),
-        ("select_every, mean of 4 steps", "select_every", 2),
     ],
 )
 def test_a_way_to_select_that_is_not_heeded_is_not_timed(

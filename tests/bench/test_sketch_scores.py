@@ -60,5 +60,5 @@ def test_one_command_writes_json_and_markdown(tmp_path, monkeypatch):
     heads = [(torch.randn(1, 8, 1, 64), torch.randn(1, 2, 16 * 1024, 64))]
     monkeypatch.setattr(f"{command}.synthetic_heads", lambda kind: iter(heads))
     assert main(["--parts", "synthetic", "--out", str(tmp_path / "out.json")]) == 0
-    assert '"meanstd"' in (tmp_path / "out.json").read_text()
+    assert '"sketch"' in (tmp_path / "out.json").read_text()
     assert "| random walk | 128 | " in (tmp_path / "out.md").read_text()

@@ -81,5 +81,5 @@ def test_every_kernel_touches_its_own_memory_only(run):
 
 @pytest.mark.nightly
 def test_kernels_touch_no_memory_that_is_not_theirs(run):
-    names = ("operators", "kernels", "sketches", "selection", "select_every")
+    names = ("operators", "kernels", "sketches", "selection")
     assert_passes(run, *(f"test_emulated_{name}.py" for name in names), "-k", CHOSEN)

@@ -1,4 +1,4 @@
-"""Means, and shares of the context and of the softmax, by the CUDA kernels in emulation."""
+"""Shares of the context and of the softmax, by the CUDA kernels in emulation."""
 
 # ruff: noqa: F401, I001 - tests run where they are imported.
 import dataclasses
@@ -10,14 +10,6 @@ from hostile import CASES, Case, make_inputs
 from test_attend_pages import assert_attends, listed_positions
 from test_every_op import CASES as FEW_CASES
 from test_every_op import assert_same_bits
-from test_meanstd import (
-    test_a_page_with_a_key_that_is_not_finite_is_selected,
-    test_kernels_give_the_bits_of_the_reference,
-    test_keys_that_are_all_the_same_have_no_deviation,
-    test_scores_are_query_times_mean_and_deviation,
-    test_the_largest_float16_does_not_overflow,
-)
-from test_meanstd import test_sparse_decode_is_score_select_attend as test_mean_sparse_decode
 from test_select_pages import INF, NAN
 from test_selection_shares import (
     assert_selects_shares,
@@ -82,8 +74,7 @@ def test_nothing_but_sinks_and_recents_within_the_budget(sizes):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sparse_decode_attends_what_is_chosen(case, shares):
     """Dense where all pages in use fit."""
-    summary = "meanstd" if case.page_size == 16 else "minmax"
-    case = dataclasses.replace(case, summary=summary, budget_pages=9, **shares)
+    case = dataclasses.replace(case, budget_pages=9, **shares)
     inputs = make_inputs(case)
     configure(8)
     out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())

@@ -13,7 +13,6 @@ import torch
 from hostile import make_inputs, random_case, wild_slots
 from test_attend_pages import assert_attends, listed_positions
 from test_bad_input import BAD, arguments_of
-from test_meanstd import assert_scores as assert_mean_scores
 from test_minmax_int8 import build_by_reference
 from test_score_pages import assert_scores
 from test_select_pages import assert_selects_as_the_loop
@@ -55,10 +54,7 @@ def check_valid_call(seed):
     inputs = make_inputs(case, seed=seed)
     check_int8_bounds(inputs)
     scores = inputs.scores()
-    if case.summary == "meanstd":
-        assert_mean_scores(inputs, scores)
-    else:
-        assert_scores(inputs, scores)
+    assert_scores(inputs, scores)
     pages = inputs.pages(scores)
     if inputs.shares():
         assert_selects_shares(inputs, scores, pages)

@@ -128,16 +128,15 @@ def settings_of(inputs, **shares):
 
 
 @pytest.mark.parametrize("shares", [{"top_p": 0.9}, {"budget_fraction": 0.3}, SHARES[2]])
-@pytest.mark.parametrize("summary", ["minmax", "meanstd"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_sparse_decode_is_score_select_attend(case, summary, shares):
+def test_sparse_decode_is_score_select_attend(case, shares):
     """And dense bit for bit where all pages in use fit."""
     shares = {name: value for name, value in shares.items() if name != "score_scale"}
-    inputs = make_inputs(dataclasses.replace(case, summary=summary, budget_pages=9))
+    inputs = make_inputs(dataclasses.replace(case, budget_pages=9))
     out = ops.sparse_decode(*inputs.sparse(), **settings_of(inputs, **shares))
     kind = {"page_size": case.page_size, "group_reduce": case.group_reduce}
     query, _, _, rows, lengths, mask = inputs.sparse()
-    scores = ops.score_pages(query, rows, lengths, summary=summary, **kind)
+    scores = ops.score_pages(query, rows, lengths, **kind)
     scale = case.head_dim**-0.5
     scale = scale / case.group_size if case.group_reduce == "sum" else scale
     choice = {"page_budget": 9, "page_size": case.page_size, "score_scale": scale, **shares}

@@ -36,7 +36,6 @@ _ALL = (
     "test_minmax_int8.py",
     "test_sketch.py",
     "test_sketch_calls.py",
-    "test_meanstd.py",
 )
 # What has cases of its own, that are small enough; of 64 rows no more than is chosen.
 _SMALL = {

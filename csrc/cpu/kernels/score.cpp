@@ -1,7 +1,7 @@
 // Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one
 // dot product of a summary row [minimum, maximum] with weights made of the query once. The weights
-// of an int8 row hold the scales of the channels; the scale of the page comes in at the end. Of
-// rows [mean, standard deviation] the weights are q and |q|. Sketches are in sketch_scores.cpp.
+// of an int8 row hold the scales of the channels; the scale of the page comes in at the end.
+// Sketches are in sketch_scores.cpp.
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/sketch.h"
 #include "params.h"
@@ -20,13 +20,6 @@ void add_weights(const ScoreParams& p, int head, float* weights) {
   widen_row(static_cast<const T*>(p.query) + head * p.query_stride, p.head_dim, query);
   if (p.kind == SummaryKind::kMinMaxInt8) {
     for (int d = 0; d < p.head_dim; ++d) query[d] *= p.channel_scale[d];
-  }
-  if (p.kind == SummaryKind::kMeanStd) {
-    for (int d = 0; d < p.head_dim; ++d) {
-      weights[d] += query[d];
-      weights[p.head_dim + d] += query[d] < 0 ? -query[d] : query[d];
-    }
-    return;
   }
   for (int d = 0; d < p.head_dim; ++d) {
     weights[d] += query[d] < 0 ? query[d] : 0;

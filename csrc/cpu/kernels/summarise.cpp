@@ -1,10 +1,9 @@
 // Page summaries: elementwise minimum and maximum of the keys of a page, as they are or as int8;
-// means are in mean_rows.cpp, sketches in sketch_rows.cpp.
+// sketches are in sketch_rows.cpp.
 //
 // Keys are compared as integers in the order of the floats, which needs no widening. A zero is
 // written as +0: the same keys give the same bits, whatever the order they are read in.
 #include "cpu/kernels/dot.h"
-#include "cpu/kernels/mean.h"
 #include "cpu/kernels/sketch.h"
 #include "params.h"
 
@@ -155,10 +154,6 @@ int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
     quantise_page<T, Key>(p, page, row);
     return int8_row_bytes(p.head_dim);
   }
-  if (p.kind == SummaryKind::kMeanStd) {
-    mean_page(p, page, row);
-    return 2 * p.head_dim * sizeof(Key);
-  }
   if (p.kind == SummaryKind::kSketch) {
     sketch_page(p, page, row);
     return sketch_row_bytes(p.head_dim, p.page_size, p.sketch_bits);
@@ -169,7 +164,7 @@ int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
 
 template <class Key>
 char* stored_row(const PageSummaryParams& p, int64_t page) {
-  const int64_t size = has_float_rows(p.kind) ? sizeof(Key) : 1;
+  const int64_t size = p.kind == SummaryKind::kMinMax ? sizeof(Key) : 1;
   return static_cast<char*>(p.page_summary) + page * p.summary_stride * size;
 }
 

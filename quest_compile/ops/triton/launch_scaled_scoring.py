@@ -17,7 +17,6 @@ from quest_compile.ops.triton.launch import (
     power_of_two,
 )
 from quest_compile.ops.triton.launch_scoring import Update
-from quest_compile.ops.triton.stored_scores import StoredScores
 
 # What a program holds in registers: bytes of rows when scoring, values when they are made.
 _TILE_BYTES, _TILE_VALUES = 4096, 1024
@@ -76,21 +75,14 @@ def score_scaled_rows(
     scale: float | None,
     budget_tokens: int = 0,
     max_seq_len: int | None = None,
-    stored: StoredScores | None = None,
 ) -> Tensor:
-    """float32 [B, q_len, S, num_pages]; rows of at most ``budget_tokens`` are left as they are.
-
-    ``stored``: those of an earlier step, which may do; with an update.
-    """
+    """float32 [B, q_len, S, num_pages]; rows of at most ``budget_tokens`` are left as they are."""
     batch, num_kv_heads, num_pages = summary.rows.shape[:3]
     _, num_q_heads, q_len, head_dim = query.shape
     num_select_heads = num_q_heads if group_reduce == "none" else num_kv_heads
-    if stored is not None:
-        scores = stored.page_scores[:, None]
-    else:
-        scores = torch.empty(
-            batch, q_len, num_select_heads, num_pages, dtype=torch.float32, device=query.device
-        )
+    scores = torch.empty(
+        batch, q_len, num_select_heads, num_pages, dtype=torch.float32, device=query.device
+    )
     heads = num_q_heads // num_kv_heads if group_reduce == "sum" else 1
     num_scores = num_q_heads // num_kv_heads // heads
     weights = torch.empty(
@@ -106,24 +98,16 @@ def score_scaled_rows(
         "NUM_HEADS": max(1, mask.num_heads // num_select_heads),
     }
     max_seq_len = max_seq_len or num_pages * summary.page_size
-    is_reused = None
-    if stored is not None and update is not None and start is not None:
-        is_reused = stored.decide(update, start, is_scaled=True)
-        _seal(summary, update, start)
-        update = None
     _seal_and_score(
         summary, update, start, weights, lengths, mask, scores, budget_tokens, max_seq_len,
-        settings, is_reused
+        settings
     )  # fmt: skip
     return scores
 
 
 def update_scaled(update: Update, summary: ScaledSummary) -> None:
     """update_page_summary, in two launches."""
-    _seal(summary, update, _scale_and_weigh(summary, update, None, None, 1, 1.0))
-
-
-def _seal(summary: ScaledSummary, update: Update, start: Tensor | None) -> None:
+    start = _scale_and_weigh(summary, update, None, None, 1, 1.0)
     _seal_and_score(
         summary, update, start, None, Lengths(update.last, 0, 0, 0), Mask.of(None, 0), None, 0,
         update.key_cache.shape[2], {"IS_MAX": False, "NUM_HEADS": 1}
@@ -158,7 +142,7 @@ def _scale_and_weigh(
 def _seal_and_score(
     summary: ScaledSummary, update: Update | None, start: Tensor | None, weights: Tensor | None,
     lengths: Lengths, mask: Mask, scores: Tensor | None, budget_tokens: int, max_seq_len: int,
-    settings: dict[str, Any], is_reused: Tensor | None = None
+    settings: dict[str, Any]
 ) -> None:  # fmt: skip
     rows, (batch, num_kv_heads, num_pages) = summary.rows, summary.rows.shape[:3]
     keys, last, sealed = None, None, None
@@ -170,11 +154,11 @@ def _seal_and_score(
     with on_device(rows):
         kernels.seal_and_score[grid](
             keys, rows, summary.channel_scale, last, sealed, start, weights, lengths.values,
-            mask.values, scores, is_reused, *_strides(keys), *rows.stride()[:3],
+            mask.values, scores, *_strides(keys), *rows.stride()[:3],
             lengths.stride_b, lengths.stride_i, lengths.step,
             1 if weights is None else weights.shape[1], budget_tokens, max_seq_len, num_pages,
             *mask.strides, mask.num_positions, UPDATE=update is not None,
-            SCORE=scores is not None, IS_STORED=is_reused is not None,
+            SCORE=scores is not None,
             HAS_NEXT=sealed is not None and sealed.shape[0] == 2,
             HAS_MASK=mask.values is not None, N=1 if weights is None else weights.shape[3],
             ALIGNED=summary.is_aligned, PAGE_TILE=tile, PAGES_PER_PROGRAM=pages_per_program,

@@ -25,7 +25,6 @@ class Update:
     page_summary: Tensor
     num_sealed: Tensor
     page_size: int
-    summary: str = "minmax"
 
     def __post_init__(self) -> None:
         positions = self.cache_position
@@ -52,13 +51,7 @@ class Update:
             "D": head_dim,
             "D_PAD": power_of_two(head_dim, 16),
             "PAGE_SIZE": self.page_size,
-            "SUMMARY": self.summary,
         }
-
-
-def is_contracted(summary: str) -> bool:
-    """May products be added before they are rounded? Not where rows are sums."""
-    return summary == "minmax"
 
 
 def page_tile(head_dim: int) -> int:
@@ -72,62 +65,45 @@ def score_rows(
     update: Update | None,
     page_size: int,
     group_reduce: str,
-    summary: str,
     budget_tokens: int = 0,
     max_seq_len: int | None = None,
-    scores: Tensor | None = None,
-    is_reused: Tensor | None = None,
 ) -> Tensor:
-    """float32 [B, q_len, S, num_pages]; rows of at most ``budget_tokens`` are left as they are.
-
-    ``scores``: where to put them; all are left as they are if ``is_reused`` (int32 [1]) is not 0.
-    """
+    """float32 [B, q_len, S, num_pages]; rows of at most ``budget_tokens`` are left as they are."""
     batch, num_kv_heads, num_pages = page_summary.shape[:3]
     _, num_q_heads, q_len, head_dim = query.shape
     num_select_heads = num_q_heads if group_reduce == "none" else num_kv_heads
-    if scores is None:
-        scores = torch.empty(
-            batch, q_len, num_select_heads, num_pages, dtype=torch.float32, device=query.device
-        )
+    scores = torch.empty(
+        batch, q_len, num_select_heads, num_pages, dtype=torch.float32, device=query.device
+    )
     query = last_contiguous(query)
     settings = {"SCORE": True, "GROUP_REDUCE": group_reduce, "G": num_q_heads // num_kv_heads}
     _launch(
         update, page_summary, query, lengths, scores, q_len, budget_tokens,
-        max_seq_len or num_pages * page_size, head_dim, page_size, summary, settings, is_reused
+        max_seq_len or num_pages * page_size, head_dim, page_size, settings
     )  # fmt: skip
     return scores
 
 
 def update_alone(update: Update) -> None:
     """update_page_summary, in two launches."""
-    start_update(update)
-    record(update)
-
-
-def start_update(update: Update) -> None:
-    """The first launch: rows of new pages, and which heads are stale."""
     keys, page_summary = update.key_cache, update.page_summary
     settings = {"SCORE": False, "GROUP_REDUCE": "sum", "G": 1}
     lengths = Lengths(update.last, 0, 0, 0)
     _launch(
         update, page_summary, None, lengths, None, 1, 0, keys.shape[2], keys.shape[3],
-        update.page_size, update.summary, settings
+        update.page_size, settings
     )  # fmt: skip
-
-
-def record(update: Update) -> None:
-    keys = update.key_cache
     batch, num_kv_heads = keys.shape[:2]
     with on_device(keys):
         kernels.record_update[(num_kv_heads, batch)](
             *update.finish_arguments(), keys.shape[2], **update.constants,
-            PAGE_TILE=page_tile(keys.shape[3]), enable_fp_fusion=is_contracted(update.summary)
+            PAGE_TILE=page_tile(keys.shape[3]),
         )  # fmt: skip
 
 
 def _launch(
     update, page_summary, query, lengths, scores, q_len, budget_tokens, max_seq_len, head_dim,
-    page_size, summary, settings, is_reused=None
+    page_size, settings
 ):  # fmt: skip
     batch, num_kv_heads, num_pages = page_summary.shape[:3]
     pages_per_program = _pages_per_program(num_pages, head_dim)
@@ -141,13 +117,12 @@ def _launch(
     with on_device(page_summary):
         kernels.update_and_score[grid](
             keys, page_summary, first, last, sealed, stale, query, lengths.values, scores,
-            is_reused, *key_strides, *page_summary.stride()[:3], *query_strides,
+            *key_strides, *page_summary.stride()[:3], *query_strides,
             lengths.stride_b, lengths.stride_i, lengths.step, q_len, budget_tokens, max_seq_len,
-            num_pages, **settings, UPDATE=update is not None, IS_STORED=is_reused is not None,
+            num_pages, **settings, UPDATE=update is not None,
             HAS_NEXT=sealed is not None and sealed.shape[0] == 2, D=head_dim,
-            D_PAD=power_of_two(head_dim, 16), PAGE_SIZE=page_size, SUMMARY=summary,
+            D_PAD=power_of_two(head_dim, 16), PAGE_SIZE=page_size,
             PAGE_TILE=page_tile(head_dim), PAGES_PER_PROGRAM=pages_per_program,
-            enable_fp_fusion=is_contracted(summary),
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from quest_compile.ops import reference_selection
 from quest_compile.ops.triton import select as kernels
 from quest_compile.ops.triton.launch import LOG2_E, Lengths, Mask, on_device, power_of_two
-from quest_compile.ops.triton.launch_scoring import Update, is_contracted, page_tile
+from quest_compile.ops.triton.launch_scoring import Update, page_tile
 
 # Pages of a row that fit the registers of one program.
 _MAX_TILE = 8192
@@ -51,7 +51,7 @@ def select_rows(
         finish, constants = update.finish_arguments(), dict(update.constants)
         heads_per_kv_head = num_heads // update.key_cache.shape[1]
         seal_tile = page_tile(update.key_cache.shape[3])
-    constants = constants or {"HAS_NEXT": False, "D": 16, "D_PAD": 16, "SUMMARY": "minmax"}
+    constants = constants or {"HAS_NEXT": False, "D": 16, "D_PAD": 16}
     constants["PAGE_SIZE"] = page_size
     with on_device(scores):
         kernels.select[(num_heads, batch * q_len)](
@@ -62,7 +62,7 @@ def select_rows(
             _bits_of(top_p), float(score_scale) * LOG2_E, num_counters, *finish,
             **constants, UPDATE=update is not None, HEADS_PER_KV_HEAD=heads_per_kv_head,
             HAS_FRACTION=budget_fraction < 1, HAS_TOP_P=top_p < 1, SEAL_TILE=seal_tile,
-            enable_fp_fusion=is_contracted(constants["SUMMARY"]), HAS_MASK=mask.values is not None,
+            HAS_MASK=mask.values is not None,
             HAS_COUNTERS=counters is not None, NUM_HEADS=max(1, mask.num_heads // num_heads),
             PAGE_TILE=tile, NUM_TILES=num_tiles, BUDGET_PAD=power_of_two(page_budget),
             num_warps=4 if tile <= 2048 else 8,

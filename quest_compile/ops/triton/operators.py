@@ -1,13 +1,11 @@
 """The operators of ``quest_compile.ops`` on Triton kernels; arguments are checked by the caller.
 
 A sparse step is three launches: update and score, select, attend; one more where summaries have
-scales of channels; with select_every one that decides, and updates and scores apart. Nothing waits
-for the device, and every size follows from shapes, so that a CUDA graph can hold all of it.
+scales of channels. Nothing waits for the device, and every size follows from shapes, so that a CUDA
+graph can hold all of it.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor
 
@@ -19,22 +17,15 @@ from quest_compile.ops.triton.launch_scaled_scoring import (
     score_scaled_rows,
     update_scaled,
 )
-from quest_compile.ops.triton.launch_scoring import (
-    Update,
-    record,
-    score_rows,
-    start_update,
-    update_alone,
-)
+from quest_compile.ops.triton.launch_scoring import Update, score_rows, update_alone
 from quest_compile.ops.triton.launch_selection import fitting_pages, select_rows
-from quest_compile.ops.triton.stored_scores import StoredScores
 
 
 def update_page_summary(
     key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *, page_size=16,
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
-    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size, summary)
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
     _update(update, _scaled(page_summary, channel_scale, summary, sketch_bits, page_size))
 
 
@@ -45,7 +36,7 @@ def score_pages(
     lengths = Lengths.of(seq_lens, query, None)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     if scaled is None:
-        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce, summary)
+        scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce)
     else:
         mask = Mask.of(attn_mask, page_summary.shape[2] * page_size)
         scores = score_scaled_rows(query, scaled, lengths, mask, None, group_reduce, scale)
@@ -92,22 +83,22 @@ def sparse_decode(
     return _sparse_decode(
         query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, scaled, summary,
         budget, page_size, num_sink_pages, num_recent_pages, group_reduce, scale, budget_fraction,
-        top_p, None
+        top_p
     )  # fmt: skip
 
 
 def sparse_decode_step(
     query, key_cache, value_cache, cache_position, page_summary, num_sealed, seq_lens,
-    attn_mask=None, channel_scale=None, page_scores=None, scored_at=None, *, budget, page_size=16,
-    num_sink_pages=1, num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1,
-    scale=None, budget_fraction=1.0, top_p=1.0, select_every=1
+    attn_mask=None, channel_scale=None, *, budget, page_size=16, num_sink_pages=1,
+    num_recent_pages=2, group_reduce="sum", summary="minmax", sketch_bits=1, scale=None,
+    budget_fraction=1.0, top_p=1.0
 ):  # fmt: skip
-    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size, summary)
+    update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
     scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
     return _sparse_decode(
         query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, scaled, summary,
         budget, page_size, num_sink_pages, num_recent_pages, group_reduce, scale, budget_fraction,
-        top_p, (page_scores, scored_at, select_every)
+        top_p
     )  # fmt: skip
 
 
@@ -132,41 +123,25 @@ def _sparse_decode(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, page_summary: Tensor, seq_lens: Tensor,
     attn_mask: Tensor | None, update: Update | None, scaled: ScaledSummary | None, summary: str,
     budget: int, page_size: int, num_sink_pages: int, num_recent_pages: int, group_reduce: str,
-    scale: float | None, budget_fraction: float, top_p: float,
-    kept: tuple[Any, Any, int] | None
+    scale: float | None, budget_fraction: float, top_p: float
 ) -> Tensor:  # fmt: skip
-    """``kept``: page_scores, scored_at and select_every of a step."""
     max_seq_len, page_budget = key_cache.shape[2], budget // page_size
     budget_tokens = page_size * fitting_pages(
         page_budget, num_sink_pages, num_recent_pages, budget_fraction
     )
     lengths, mask = Lengths.of(seq_lens, query, attn_mask), Mask.of(attn_mask, max_seq_len)
-    stored = None
-    if kept is not None and kept[2] > 1:
-        stored = StoredScores(*kept, seq_lens, budget_tokens)
-    if stored is not None and (max_seq_len <= budget_tokens or query.shape[2] > 1):
-        stored.end_run()
-        stored = None
     if max_seq_len <= budget_tokens:
         if update is not None:
             _update(update, scaled)
         return attend_rows(query, key_cache, value_cache, lengths, mask, scale)[0]
     if scaled is None:
-        scores, is_reused = None, None
-        if stored is not None and update is not None:
-            start_update(update)
-            scores = stored.page_scores[:, None]
-            is_reused = stored.decide(update, update.stale, is_scaled=False)
-            record(update)
-            update = None
         scores = score_rows(
-            query, page_summary, lengths, update, page_size, group_reduce, summary, budget_tokens,
-            max_seq_len, scores, is_reused
+            query, page_summary, lengths, update, page_size, group_reduce, budget_tokens,
+            max_seq_len
         )  # fmt: skip
     else:
         scores = score_scaled_rows(
-            query, scaled, lengths, mask, update, group_reduce, scale, budget_tokens, max_seq_len,
-            stored
+            query, scaled, lengths, mask, update, group_reduce, scale, budget_tokens, max_seq_len
         )  # fmt: skip
     is_per_query_head = scores.shape[2] > key_cache.shape[1]
     num_lists = query.shape[1] if is_per_query_head or mask.num_heads > 1 else key_cache.shape[1]

@@ -39,38 +39,6 @@ def page_min_max(
 
 
 @triton.jit
-def page_mean_std(
-    key_ptr, pages, is_wanted, stride_t, d, D: tl.constexpr, PAGE_SIZE: tl.constexpr
-):  # fmt: skip
-    """float32 [pages, d] twice, bit by bit as reference_means.py: compiled without contraction."""
-    is_read = is_wanted[:, None] & (d < D)[None, :]
-    pointers = key_ptr + (pages * PAGE_SIZE)[:, None] * stride_t + d[None, :]
-    first = tl.load(pointers, mask=is_read, other=0.0).to(tl.float32)
-    shift = tl.zeros(first.shape, tl.float32)
-    for token in range(PAGE_SIZE):
-        x = tl.load(pointers + token * stride_t, mask=is_read, other=0.0).to(tl.float32)
-        shift += (x - first) * (1.0 / PAGE_SIZE)
-    variance = tl.zeros(first.shape, tl.float32)
-    for token in range(PAGE_SIZE):
-        x = tl.load(pointers + token * stride_t, mask=is_read, other=0.0).to(tl.float32)
-        rest = (x - first) - shift
-        variance += rest * rest
-    return first + shift, tl.sqrt_rn(variance * (1.0 / PAGE_SIZE))
-
-
-@triton.jit
-def page_row(
-    key_ptr, pages, is_wanted, stride_t, d, D: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    SUMMARY: tl.constexpr, UNROLL: tl.constexpr
-):  # fmt: skip
-    """Both halves of the rows, float32 [pages, d]."""
-    if SUMMARY == "meanstd":
-        return page_mean_std(key_ptr, pages, is_wanted, stride_t, d, D, PAGE_SIZE)
-    else:
-        return page_min_max(key_ptr, pages, is_wanted, stride_t, d, D, PAGE_SIZE, UNROLL)
-
-
-@triton.jit
 def bits_of(x, dtype: tl.constexpr):
     """Of float32 values rounded to ``dtype``, to the nearest; every NaN is the same one."""
     bits = x.to(tl.uint32, bitcast=True)
@@ -86,7 +54,7 @@ def bits_of(x, dtype: tl.constexpr):
 @triton.jit
 def is_stale(
     key_ptr, summary_ptr, start, first_written, key_stride_t, summary_stride_p, D: tl.constexpr,
-    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr
+    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr
 ):  # fmt: skip
     """int32: do some of the pages before ``start`` have other keys than when they were sealed?"""
     d = tl.arange(0, D_PAD)
@@ -95,7 +63,7 @@ def is_stale(
     pages = tl.where(sample == 0, start - 1, spread % tl.maximum(start, 1))
     pages = tl.maximum(pages, 0)
     is_wanted = (sample >= 0) & (start > 0)
-    low, high = page_row(key_ptr, pages, is_wanted, key_stride_t, d, D, PAGE_SIZE, SUMMARY, 8)
+    low, high = page_min_max(key_ptr, pages, is_wanted, key_stride_t, d, D, PAGE_SIZE, 8)
     pointers = summary_ptr + pages[:, None] * summary_stride_p + d[None, :]
     is_read = is_wanted[:, None] & (d < D)[None, :]
     dtype: tl.constexpr = summary_ptr.dtype.element_ty
@@ -109,11 +77,11 @@ def is_stale(
 @triton.jit
 def seal(
     key_ptr, summary_ptr, pages, is_new, key_stride_t, summary_stride_p, is_stored, D: tl.constexpr,
-    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr
+    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr
 ):  # fmt: skip
     """Summarise these pages; write the summaries where ``is_stored``."""
     d = tl.arange(0, D_PAD)
-    low, high = page_row(key_ptr, pages, is_new, key_stride_t, d, D, PAGE_SIZE, SUMMARY, 4)
+    low, high = page_min_max(key_ptr, pages, is_new, key_stride_t, d, D, PAGE_SIZE, 4)
     pointers = summary_ptr + pages[:, None] * summary_stride_p + d[None, :]
     is_written = (is_new & is_stored)[:, None] & (d < D)[None, :]
     dtype: tl.constexpr = summary_ptr.dtype.element_ty
@@ -129,7 +97,7 @@ def finish_update(
     key_ptr, summary_ptr, last_ptr, sealed_ptr, stale_ptr, b, k, is_first_of_head, is_first,
     key_stride_b, key_stride_h, key_stride_t, summary_stride_b, summary_stride_h, summary_stride_p,
     num_kv_heads, max_seq_len, HAS_NEXT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr, PAGE_TILE: tl.constexpr
+    PAGE_SIZE: tl.constexpr, PAGE_TILE: tl.constexpr
 ):  # fmt: skip
     """What update_and_score leaves to a later launch, when nothing reads the old state any more:
     num_sealed, and the summaries of heads that were found stale."""
@@ -148,5 +116,5 @@ def finish_update(
                     key_ptr + b * key_stride_b + k * key_stride_h,
                     summary_ptr + b * summary_stride_b + k * summary_stride_h,
                     pages, pages < num_complete, key_stride_t, summary_stride_p, True,
-                    D, D_PAD, PAGE_SIZE, SUMMARY,
+                    D, D_PAD, PAGE_SIZE,
                 )  # fmt: skip

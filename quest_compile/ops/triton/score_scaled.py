@@ -109,12 +109,11 @@ def seal_and_score(
     last_ptr, sealed_ptr, start_ptr,
     # weights_ptr float32 [B, q_len, K, N, 2 * D + 8], seq_lens_ptr [B, q_len], mask_ptr bool
     # [B, q_len, K * N * NUM_HEADS or 1, mask_len] or None; scores_ptr [B, q_len, S, num_pages]
-    # int32 [1], or None: is nothing to be scored?
-    weights_ptr, seq_lens_ptr, mask_ptr, scores_ptr, is_reused_ptr,
+    weights_ptr, seq_lens_ptr, mask_ptr, scores_ptr,
     key_stride_b, key_stride_h, key_stride_t, row_stride_b, row_stride_h, row_stride_p,
     seq_stride_b, seq_stride_i, step, q_len, budget_tokens, max_seq_len, num_pages,
     mask_stride_b, mask_stride_i, mask_stride_h, mask_len,
-    UPDATE: tl.constexpr, SCORE: tl.constexpr, IS_STORED: tl.constexpr, HAS_NEXT: tl.constexpr,
+    UPDATE: tl.constexpr, SCORE: tl.constexpr, HAS_NEXT: tl.constexpr,
     HAS_MASK: tl.constexpr, SUMMARY: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr,
     IS_MAX: tl.constexpr, NUM_HEADS: tl.constexpr, SCALE_SIZE: tl.constexpr, ALIGNED: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, T_PAD: tl.constexpr,
@@ -127,8 +126,6 @@ def seal_and_score(
     num_kv_heads = tl.num_programs(1)
     first_page = tl.program_id(0) * PAGES_PER_PROGRAM
     end_page = tl.minimum(first_page + PAGES_PER_PROGRAM, num_pages)
-    if IS_STORED:
-        end_page = tl.where(tl.load(is_reused_ptr) != 0, first_page, end_page)
     if ALIGNED:
         # What the compiler needs to see, to read 8 bytes at once.
         row_stride_p = row_stride_p // 8 * 8

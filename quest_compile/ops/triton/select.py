@@ -32,7 +32,7 @@ def select(
     key_stride_b, key_stride_h, key_stride_t,
     summary_stride_b, summary_stride_h, summary_stride_p,
     UPDATE: tl.constexpr, HAS_NEXT: tl.constexpr, HEADS_PER_KV_HEAD: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, SUMMARY: tl.constexpr, SEAL_TILE: tl.constexpr,
+    D: tl.constexpr, D_PAD: tl.constexpr, SEAL_TILE: tl.constexpr,
     HAS_FRACTION: tl.constexpr, HAS_TOP_P: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_COUNTERS: tl.constexpr, NUM_HEADS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, PAGE_TILE: tl.constexpr, NUM_TILES: tl.constexpr,
@@ -48,7 +48,7 @@ def select(
             (i == 0) & (s % HEADS_PER_KV_HEAD == 0), (s == 0) & (row == 0),
             key_stride_b, key_stride_h, key_stride_t,
             summary_stride_b, summary_stride_h, summary_stride_p, num_heads // HEADS_PER_KV_HEAD,
-            max_seq_len, HAS_NEXT, D, D_PAD, PAGE_SIZE, SUMMARY, SEAL_TILE,
+            max_seq_len, HAS_NEXT, D, D_PAD, PAGE_SIZE, SEAL_TILE,
         )  # fmt: skip
     if HAS_COUNTERS:
         for counter in range(s, counters_per_row, num_heads):

@@ -10,20 +10,15 @@ _ALL: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)
 
 @triton.jit
 def group_weights(
-    query_ptr, stride_h, d, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    SUMMARY: tl.constexpr
+    query_ptr, stride_h, d, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr
 ):  # fmt: skip
     """What both halves of a row are multiplied with, summed over the query heads of a group."""
     low = tl.zeros([D_PAD], tl.float32)
     high = tl.zeros([D_PAD], tl.float32)
     for g in range(G):
         q = tl.load(query_ptr + g * stride_h + d, mask=d < D, other=0.0).to(tl.float32)
-        if SUMMARY == "meanstd":
-            low += q
-            high += tl.abs(q)
-        else:
-            low += tl.minimum(q, 0.0, propagate_nan=_ALL)
-            high += tl.maximum(q, 0.0, propagate_nan=_ALL)
+        low += tl.minimum(q, 0.0, propagate_nan=_ALL)
+        high += tl.maximum(q, 0.0, propagate_nan=_ALL)
     return low, high
 
 
@@ -41,17 +36,15 @@ def update_and_score(
     key_ptr, summary_ptr,
     # int64 [1], [1], [1 or 2]; int32 [B, K], written
     first_ptr, last_ptr, sealed_ptr, stale_ptr,
-    # query_ptr [B, Q, q_len, D], seq_lens_ptr [B, q_len], scores_ptr [B, q_len, S, num_pages];
-    # int32 [1], or None: is nothing to be scored?
-    query_ptr, seq_lens_ptr, scores_ptr, is_reused_ptr,
+    # query_ptr [B, Q, q_len, D], seq_lens_ptr [B, q_len], scores_ptr [B, q_len, S, num_pages]
+    query_ptr, seq_lens_ptr, scores_ptr,
     key_stride_b, key_stride_h, key_stride_t,
     summary_stride_b, summary_stride_h, summary_stride_p,
     query_stride_b, query_stride_h, query_stride_i,
     seq_stride_b, seq_stride_i, step, q_len, budget_tokens, max_seq_len, num_pages,
-    UPDATE: tl.constexpr, SCORE: tl.constexpr, IS_STORED: tl.constexpr, HAS_NEXT: tl.constexpr,
+    UPDATE: tl.constexpr, SCORE: tl.constexpr, HAS_NEXT: tl.constexpr,
     GROUP_REDUCE: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SUMMARY: tl.constexpr, PAGE_TILE: tl.constexpr,
-    PAGES_PER_PROGRAM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, PAGE_TILE: tl.constexpr, PAGES_PER_PROGRAM: tl.constexpr,
 ):  # fmt: skip
     """Grid (page ranges, K, B). Rows of at most ``budget_tokens`` are not scored.
 
@@ -62,8 +55,6 @@ def update_and_score(
     num_kv_heads = tl.num_programs(1)
     first_page = tl.program_id(0) * PAGES_PER_PROGRAM
     end_page = tl.minimum(first_page + PAGES_PER_PROGRAM, num_pages)
-    if IS_STORED:
-        end_page = tl.where(tl.load(is_reused_ptr) != 0, first_page, end_page)
     if UPDATE:
         key_ptr += b * key_stride_b + k * key_stride_h
     summary_ptr += b * summary_stride_b + k * summary_stride_h
@@ -78,9 +69,8 @@ def update_and_score(
             next_position = tl.load(sealed_ptr + 1)
             start = tl.where((next_position < 0) | (next_position == first), start, 0)
         stale = is_stale(
-            key_ptr, summary_ptr, start, first, key_stride_t, summary_stride_p, D, D_PAD, PAGE_SIZE,
-            SUMMARY,
-        )  # fmt: skip
+            key_ptr, summary_ptr, start, first, key_stride_t, summary_stride_p, D, D_PAD, PAGE_SIZE
+        )
         if tl.program_id(0) == 0:
             tl.store(stale_ptr + b * num_kv_heads + k, stale)
         start = tl.where(stale != 0, 0, start)
@@ -104,7 +94,7 @@ def update_and_score(
             if (page + PAGE_TILE > start) & (page < num_complete):
                 new_low, new_high = seal(
                     key_ptr, summary_ptr, pages, is_new, key_stride_t, summary_stride_p,
-                    stale == 0, D, D_PAD, PAGE_SIZE, SUMMARY,
+                    stale == 0, D, D_PAD, PAGE_SIZE,
                 )  # fmt: skip
                 low = tl.where(is_new[:, None], new_low, low)
                 high = tl.where(is_new[:, None], new_high, high)
@@ -121,7 +111,7 @@ def update_and_score(
                     if GROUP_REDUCE == "none":
                         for g in range(G):
                             w_low, w_high = group_weights(
-                                q_ptr + g * query_stride_h, query_stride_h, d, 1, D, D_PAD, SUMMARY
+                                q_ptr + g * query_stride_h, query_stride_h, d, 1, D, D_PAD
                             )
                             score = bounds(low, high, w_low, w_high)
                             score = tl.where(is_complete, score, float("-inf"))
@@ -130,17 +120,14 @@ def update_and_score(
                             tl.store(row_ptr, score, mask=pages < end_page)
                     else:
                         if GROUP_REDUCE == "sum":
-                            w_low, w_high = group_weights(
-                                q_ptr, query_stride_h, d, G, D, D_PAD, SUMMARY
-                            )
+                            w_low, w_high = group_weights(q_ptr, query_stride_h, d, G, D, D_PAD)
                             score = bounds(low, high, w_low, w_high)
                         else:
                             score = tl.full([PAGE_TILE], float("-inf"), tl.float32)
                             for g in range(G):
                                 w_low, w_high = group_weights(
-                                    q_ptr + g * query_stride_h, query_stride_h, d, 1, D, D_PAD,
-                                    SUMMARY,
-                                )  # fmt: skip
+                                    q_ptr + g * query_stride_h, query_stride_h, d, 1, D, D_PAD
+                                )
                                 one = bounds(low, high, w_low, w_high)
                                 score = tl.maximum(score, one, propagate_nan=_ALL)
                         score = tl.where(is_complete, score, float("-inf"))
@@ -153,7 +140,7 @@ def record_update(
     key_stride_b, key_stride_h, key_stride_t,
     summary_stride_b, summary_stride_h, summary_stride_p, max_seq_len,
     HAS_NEXT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    SUMMARY: tl.constexpr, PAGE_TILE: tl.constexpr,
+    PAGE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid (K, B): ``finish_update`` alone, where no other launch follows."""
     k, b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -161,5 +148,5 @@ def record_update(
         key_ptr, summary_ptr, last_ptr, sealed_ptr, stale_ptr, b, k, True, (k == 0) & (b == 0),
         key_stride_b, key_stride_h, key_stride_t,
         summary_stride_b, summary_stride_h, summary_stride_p, tl.num_programs(0), max_seq_len,
-        HAS_NEXT, D, D_PAD, PAGE_SIZE, SUMMARY, PAGE_TILE,
+        HAS_NEXT, D, D_PAD, PAGE_SIZE, PAGE_TILE,
     )  # fmt: skip
