@@ -14,6 +14,7 @@ from quest_compile.bench.results import load_results
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 ANSWERS = "2026-11-24_epyc-avx2-2-cores_e311a7e_eval-recall.json"
+COPIES = "2026-11-28_epyc-avx2-2-cores_5fd5192_eval-smollm2-copy.json"
 LONG_ANSWERS = "2026-11-24_epyc-avx2-2-cores_0aee0ae_eval-recall-8192.json"
 SELECTION = "2026-11-24_epyc-2-cores_9b1ef62_eval-recall-selection.json"
 SKETCHES = "2026-11-24_epyc-2-cores_50fca43_sketch-accuracy.json"
@@ -31,6 +32,8 @@ METHODS = {
     "the same, per query head (the paper)": f"{NEWEST_ONLY},group_reduce=none",
     "the same, maximum over the group": f"{NEWEST_ONLY},group_reduce=max",
     "random pages": "random",
+    "quest, each query head for itself": "quest:group_reduce=none",
+    'quest, `summary="sketch"`': "quest:summary=sketch",
     # docs/selection.md
     "default": "quest",
     "oracle: the pages with the most attention": "oracle",
@@ -96,9 +99,29 @@ def test_answers_of_the_recall_model(document, header, task, questions, dense, n
                 assert f"{float(cell):.1f}" == f"{right(rows, task, *of)[0]:.1f}", (label, budget)
 
 
+def test_copying_of_a_really_trained_model():
+    rows = {(row["method"], row["budget"]): row for row in load(COPIES)["rows"]}
+    dense = rows["dense", 0]
+    right, loss = f"{100 * dense['value']:.1f}", f"{dense['loss']:.2f}"
+    _, *body = table(ACCURACY, f"copy, 3 passages, dense {right} %, loss {loss} | 256 | 512")
+    assert len(body) == 3
+    for label, *cells in body:
+        for budget, cell in zip((256, 512), cells):
+            row = rows[METHODS[label], budget]
+            low, high = (100 * row["comparison"][end] for end in ("low", "high"))
+            found = f"{100 * row['value']:.1f} ({low:+.0f} to {high:+.0f}), {row['loss']:.2f}"
+            assert cell == found, (label, budget)
+
+
 @pytest.mark.parametrize(
     ("document", "record"),
-    [(ACCURACY, ANSWERS), (WAYS, SELECTION), (WAYS, SKETCHES), ("docs/page_sketches.md", SKETCHES)],
+    [
+        (ACCURACY, ANSWERS),
+        (ACCURACY, COPIES),
+        (WAYS, SELECTION),
+        (WAYS, SKETCHES),
+        ("docs/page_sketches.md", SKETCHES),
+    ],
 )
 def test_documents_name_the_record(document, record):
     text = (ROOT / document).read_text("utf-8")

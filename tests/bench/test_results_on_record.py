@@ -71,9 +71,10 @@ def test_pages_of_eval_are_those_of_the_results(path):
     found = json.loads(path.read_text("utf-8"))
     rows = []
     for row in found["rows"]:
-        comparison = row["comparison"] and Comparison(**row["comparison"])
+        for name in ("comparison", "loss_comparison"):
+            row[name] = row.get(name) and Comparison(**row[name])
         # Results of one run need not say under which conditions.
-        rows.append(Row(**{"conditions": (0,)} | row | {"comparison": comparison}))
+        rows.append(Row(**{"conditions": (0,)} | row))
     page = path.with_suffix(".md").read_text("utf-8")
     conditions = found.get("conditions", ())
     assert markdown(rows, found["identity"], found["settings"], conditions) == page
