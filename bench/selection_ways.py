@@ -19,7 +19,6 @@ SHARPNESS = 2.0
 NUM_STEPS, NUM_COPIES = 8, 4
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
-    'summary="minmax_int8"': {"summary": "minmax_int8"},
     'summary="sketch"': {"summary": "sketch"},
     'group_reduce="max"': {"group_reduce": "max"},
     'group_reduce="none"': {"group_reduce": "none"},

@@ -12,7 +12,6 @@ from quest_compile import ops
 PAGE_SIZE = 16
 SUMMARIES: dict[str, dict[str, Any]] = {
     "minmax": {"summary": "minmax"},
-    "minmax_int8": {"summary": "minmax_int8"},
     "sketch": {"summary": "sketch"},
     "sketch, 2 bits": {"summary": "sketch", "sketch_bits": 2},
 }

@@ -99,28 +99,18 @@ Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t 
 
 namespace {
 
-void check_channel_scale(const Tensor& channel_scale, const Tensor& like, SummaryKind kind,
-                         int64_t batch, int64_t num_kv_heads, int64_t head_dim) {
-  if (kind == SummaryKind::kSketch) {
-    CHECK_SHAPE(channel_scale, batch, num_kv_heads, 3, head_dim);
-  } else {
-    CHECK_SHAPE(channel_scale, batch, num_kv_heads, head_dim);
-  }
+void check_channel_scale(const Tensor& channel_scale, const Tensor& like, int64_t batch,
+                         int64_t num_kv_heads, int64_t head_dim) {
+  CHECK_SHAPE(channel_scale, batch, num_kv_heads, 3, head_dim);
   CHECK_DTYPE(channel_scale, ScalarType::Float);
   CHECK_SAME_DEVICE(channel_scale, like);
   QUEST_CHECK(channel_scale.is_contiguous(), "channel_scale: expected a contiguous tensor");
 }
 
 int64_t bytes_per_page(SummaryFormat format, DType dtype, int64_t head_dim) {
-  switch (format.kind) {
-    case SummaryKind::kMinMax:
-      return 2 * head_dim * element_size(dtype);
-    case SummaryKind::kMinMaxInt8:
-      return int8_row_bytes(head_dim);
-    case SummaryKind::kSketch:
-      return sketch_row_bytes(head_dim, format.page_size, format.sketch_bits);
-  }
-  return 0;
+  return format.kind == SummaryKind::kMinMax
+             ? 2 * head_dim * element_size(dtype)
+             : sketch_row_bytes(head_dim, format.page_size, format.sketch_bits);
 }
 
 }  // namespace
@@ -152,10 +142,9 @@ PageSummary check_page_summary(const Tensor& page_summary,
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, row_bytes);
     CHECK_DTYPE(page_summary, ScalarType::Byte);
     CHECK_LAST_DIM_CONTIGUOUS(page_summary);
-    QUEST_CHECK(channel_scale,
-                "channel_scale: expected a tensor with summary 'minmax_int8' or 'sketch'");
-    check_channel_scale(*channel_scale, like, format.kind, batch, num_kv_heads, head_dim);
-    summary.scale_size = format.kind == SummaryKind::kSketch ? 3 * head_dim : head_dim;
+    QUEST_CHECK(channel_scale, "channel_scale: expected a tensor with summary 'sketch'");
+    check_channel_scale(*channel_scale, like, batch, num_kv_heads, head_dim);
+    summary.scale_size = 3 * head_dim;
     summary.channel_scale = static_cast<float*>(channel_scale->mutable_data_ptr());
   }
   CHECK_SAME_DEVICE(page_summary, like);

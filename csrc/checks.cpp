@@ -92,9 +92,7 @@ std::string take_string(StringHandle text) {
 SummaryKind check_summary_kind(StringHandle text) {
   const std::string name = take_string(text);
   if (name == "minmax") return SummaryKind::kMinMax;
-  if (name == "minmax_int8") return SummaryKind::kMinMaxInt8;
-  QUEST_CHECK(name == "sketch", "summary: expected 'minmax', 'minmax_int8' or 'sketch', got '",
-              name, "'");
+  QUEST_CHECK(name == "sketch", "summary: expected 'minmax' or 'sketch', got '", name, "'");
   return SummaryKind::kSketch;
 }
 

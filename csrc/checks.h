@@ -53,7 +53,7 @@ void check_page_size(int64_t page_size);
 std::string take_string(StringHandle text);
 // `text` is freed. Errors unless "sum", "max" or "none".
 GroupReduce check_group_reduce(StringHandle text);
-// `text` is freed. Errors unless "minmax", "minmax_int8" or "sketch".
+// `text` is freed. Errors unless "minmax" or "sketch".
 SummaryKind check_summary_kind(StringHandle text);
 // page_budget = budget / page_size, at least one and enough for the sinks and recents.
 void check_page_budget(int64_t page_budget, int64_t num_sink_pages, int64_t num_recent_pages);

@@ -11,14 +11,11 @@ enum class GroupReduce : int32_t { kSum, kMax, kNone };
 
 // What is kept of the keys of a page, one row:
 // kMinMax: minimum and maximum [2, head_dim], in the dtype of the keys.
-// kMinMaxInt8: the same as int8 [2, head_dim], rounded outward, the float32 scale of the page, and
-// padding; a bound of channel d is int8 * page scale * channel_scale[d].
 // kSketch: sketch_bits planes of bits [tiles of 16 tokens, the last perhaps 8][head_dim / 8]
 // [tokens of the tile], the mean as int8 [head_dim], token codes uint8 [page_size], the float32
 // scale of the mean (below zero: a token is not finite) and that of the token codes.
-enum class SummaryKind : int32_t { kMinMax, kMinMaxInt8, kSketch };
+enum class SummaryKind : int32_t { kMinMax, kSketch };
 
-inline int64_t int8_row_bytes(int64_t head_dim) { return (2 * head_dim + 4 + 7) / 8 * 8; }
 inline int64_t sketch_row_bytes(int64_t head_dim, int64_t page_size, int64_t sketch_bits) {
   return sketch_bits * page_size * head_dim / 8 + head_dim + page_size + 8;
 }
@@ -63,7 +60,7 @@ struct PageSummary {
   int64_t element_size;
   int64_t row_bytes;
   void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
-  float* channel_scale;  // [batch, num_kv_heads, scale_size] contiguous, or nullptr (float rows)
+  float* channel_scale;  // [batch, num_kv_heads, scale_size] contiguous; kSketch only
   int64_t scale_size;
   int64_t num_kv_heads;
   int64_t batch_stride;
@@ -90,8 +87,8 @@ struct PageSummaryParams {
   const void* key;         // [max_seq_len, head_dim]
   int64_t key_stride;      // token to token
   void* page_summary;      // [num_pages, row]
-  int64_t summary_stride;  // page to page; bytes but with float rows
-  float* channel_scale;    // [head_dim]; kSketch: [3, head_dim]; not with float rows
+  int64_t summary_stride;  // page to page; kSketch: bytes
+  float* channel_scale;    // [3, head_dim]; kSketch only
   int64_t first_page;
   int64_t last_page;
 };
@@ -106,8 +103,8 @@ struct ScoreParams {
   const void* query;           // [group_size, head_dim]
   int64_t query_stride;        // head to head
   const void* page_summary;    // [num_pages, row]
-  int64_t summary_stride;      // page to page; bytes but with float rows
-  const float* channel_scale;  // [head_dim]; kSketch: [3, head_dim]; not with float rows
+  int64_t summary_stride;      // page to page; kSketch: bytes
+  const float* channel_scale;  // [3, head_dim]; kSketch only
   // kSketch only:
   int32_t page_size;
   int32_t sketch_bits;
@@ -178,7 +175,7 @@ struct CombineParams {
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
   const char* name;
-  // Sets channel_scale from the keys of kScalePages of the pages; not with float rows.
+  // Sets channel_scale from the keys of kScalePages of the pages, of sketches.
   void (*scale_channels)(const PageSummaryParams& p);
   void (*summarise_pages)(const PageSummaryParams& p);
   // Whether the stored summaries of all the pages are bitwise those of their keys.

@@ -56,7 +56,6 @@ class QuestConfig:
         group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or
             ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys;
-            ``"minmax_int8"``: the same in half the bytes (of 16-bit keys), rounded outward;
             ``"sketch"``: their mean, and what is left of each key in ``sketch_bits`` per channel.
         sketch_bits: 1 or 2, with ``summary="sketch"``.
         top_p: of the pages that are chosen by score only the best, until they have this share of

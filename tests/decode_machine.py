@@ -49,7 +49,7 @@ class DecodeMachine(RuleBasedStateMachine):
         run = self.run
         tokens = tokens[:, : MAX_LENGTH - run.length]
         with run.mode(inference):
-            kind = "sparse" if tokens.shape[1] % 2 else "int8"
+            kind = "sparse" if tokens.shape[1] % 2 else "sketch"
             call = compiled(kind) if compiled_call else model()
             logits_of(call, run.cache, tokens, run.length)
         run.append(tokens)
@@ -167,7 +167,7 @@ class DecodeMachine(RuleBasedStateMachine):
         if not self.runs or self.run.length >= MAX_LENGTH:
             return
         run, token = self.run, self._next_token()
-        name = "sparse" if run.length % 3 else "int8"
+        name = "sparse" if run.length % 3 else "sketch"
         before = ops.counters()["sparse_calls"]
         with run.mode():
             twin, fresh = run.twin(), run.fresh()

@@ -142,7 +142,8 @@ class Inputs:
     def scores(self):
         """Result of score_pages."""
         arguments = (self.query, self.page_summary, self.seq_lens)
-        return ops.score_pages(*arguments, **self.score_settings())
+        of_tokens = {"attn_mask": self.attn_mask} if self.case.summary == "sketch" else {}
+        return ops.score_pages(*arguments, **self.score_settings(), **of_tokens)
 
     def pages(self, scores):
         """Result of select_pages."""
@@ -276,7 +277,6 @@ def random_case(seed, max_length=700):
         mask=rng.choice(MASKS),
         group_reduce=rng.choice(("sum", "max", "none")),
         budget_pages=rng.randint(3, 12),
-        summary=rng.choice(("minmax", "minmax", "minmax_int8")),
         top_p=rng.choice((1.0, 1.0, 0.5, 0.95)),
         budget_fraction=rng.choice((1.0, 1.0, 0.1, 0.5)),
     )

@@ -15,7 +15,6 @@ NUM_LAYERS, SPARSE_LAYER = 2, 1
 MAX_SEQ_LEN = 96
 BACKENDS = {
     "sparse": {"budget": 32, "page_size": 8},
-    "int8": {"budget": 32, "page_size": 8, "summary": "minmax_int8"},
     "sketch": {"budget": 32, "page_size": 8, "summary": "sketch"},
     "large pages": {"budget": 48, "page_size": 16},
     "covering": {"budget": 88, "page_size": 8},

@@ -52,7 +52,7 @@ def test_off_the_graph_is_the_same(model):
     assert len(audited[2].state_values()) == len(plain[2].state_values()) + 2
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "sketch"])
 def test_audits_change_no_token_and_no_count(model, summary):
     found = {}
     for every in (0, 2):

@@ -159,18 +159,3 @@ def test_fused_operator_gives_the_same_tokens_within_its_budget(
 
 def test_the_answers_are_right(model, context, reference_runs):
     assert num_right(reference_runs[256][0], context) >= NUM_QUESTIONS - 1
-
-
-def test_int8_bounds_answer_as_exact_ones_do(model, context):
-    """Rounding the bounds outward costs no answer at a budget of a sixteenth of the context."""
-    right = {}
-    for summary in ("minmax", "minmax_int8"):
-        settings = {"budget": 256, "num_dense_layers": NUM_DENSE_LAYERS, "inner": "aot_eager"}
-        backend = quest_compile.backend(**settings, summary=summary)
-        cache = prefill(model, context.tokens[None], CONTEXT_TOKENS + 16)
-        ops.reset_counters()
-        step = torch.compile(model, backend=backend)
-        right[summary] = num_right(answer_all(step, cache, context), context)
-        assert ops.counters()["sparse_calls"] == NUM_QUESTIONS * STEPS_PER_QUESTION
-    assert abs(right["minmax"] - right["minmax_int8"]) <= 1
-    assert right["minmax_int8"] >= 12

@@ -10,9 +10,9 @@ import torch
 from quest_compile import ops
 from quest_compile.bench.gpu_check.timing import ROTATED_BYTES
 from quest_compile.bench.shapes import SHAPES, Layer
-from quest_compile.ops.limits import row_bytes
+from quest_compile.ops.limits import sketch_row_bytes
 
-SUMMARIES = ("minmax", "minmax_int8", "sketch")
+SUMMARIES = ("minmax", "sketch")
 # Pages that an update compares with their keys, and one that it seals.
 _NUM_UPDATED_PAGES = 5
 
@@ -53,7 +53,7 @@ class Workload:
     def _row_bytes(self, summary: str) -> int:
         if summary == "minmax":
             return 2 * self.layer.head_dim * self.dtype.itemsize
-        return row_bytes(summary, self.layer.head_dim, 16, 1)
+        return sketch_row_bytes(self.layer.head_dim, 16, 1)
 
     @property
     def attend_bytes(self) -> int:

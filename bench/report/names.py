@@ -40,7 +40,7 @@ def is_quest(method: str) -> bool:
 
 def is_gone(method: str) -> bool:
     """Was it measured with a setting that was taken out (docs/selection.md)?"""
-    return any(setting in method for setting in ("select_every", "meanstd"))
+    return any(setting in method for setting in ("select_every", "meanstd", "int8"))
 
 
 def methods_of(results: Iterable[Result]) -> list[str]:

@@ -46,7 +46,7 @@ def too_many_bars(results: Sequence[Result]) -> list[str]:
 
 
 def _short(result: Result, facts: Sequence[str]) -> str:
-    """Such as ``budget 2048, minmax_int8, 2 threads, 32K tokens``."""
+    """Such as ``budget 2048, sketch, 2 threads, 32K tokens``."""
     name = label(result.method).removeprefix("Quest, ").replace('`summary="', "").replace('"`', "")
     return ", ".join([name, *(_said(fact, result.metadata[fact]) for fact in facts)])
 

@@ -56,7 +56,6 @@ QUEST_DEVICE int32_t atomic_add(int32_t* p, int32_t x) { return atomicAdd(p, x);
 QUEST_DEVICE int64_t atomic_add(int64_t* p, int64_t x) {
   return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
-QUEST_DEVICE int32_t atomic_max(int32_t* p, int32_t x) { return atomicMax(p, x); }
 // What this thread wrote before is seen by whoever sees what it writes after.
 QUEST_DEVICE void fence_device() { __threadfence(); }
 
@@ -67,8 +66,6 @@ QUEST_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 QUEST_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 QUEST_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
 QUEST_DEVICE int nearest_int(float x) { return __float2int_rn(x); }
-QUEST_DEVICE float round_down(float x) { return floorf(x); }
-QUEST_DEVICE float round_up(float x) { return ceilf(x); }
 QUEST_DEVICE double round_up(double x) { return ceil(x); }
 QUEST_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 QUEST_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }

@@ -58,14 +58,14 @@ QUEST_BOTH int step_bytes(const Summaries& s) {
   return pages_per_step(s) * (slot_bytes(s) + s.page_size);
 }
 
-// One CTA's share of the pages of one (row, KV head). T: of keys and query, R: of summary rows.
+// One CTA's share of the pages of one (row, KV head). T: of keys, query and rows.
 // Code is small on purpose: a step runs it once, and what it takes to fetch instructions was
 // measured to be the time of a kernel.
-template <class T, class R>
+template <class T>
 class PageScorer {
  public:
-  static constexpr bool kHasScales = sizeof(R) == 1;  // of channels
-  QUEST_BOTH static int channel_floats(int head_dim) { return head_dim; }
+  static constexpr bool kHasScales = false;  // of channels
+  QUEST_BOTH static int channel_floats(int) { return 0; }
 
   QUEST_DEVICE PageScorer(const ScoreCall& p, int row, int kv_head, SharedMemory& memory)
       : p_(p), s_(p.summaries), row_(row), kv_head_(kv_head) {
@@ -90,8 +90,7 @@ class PageScorer {
     for (int i = 0; i < p_.num_stages; ++i) fetch_next(range, stages_ + i * step_bytes_);
   }
 
-  // channel_scale: of the int8 rows, in shared memory.
-  QUEST_DEVICE void prepare(const float* channel_scale) {
+  QUEST_DEVICE void prepare(const float*) {
     const bool is_sum = p_.group_reduce == GroupReduce::kSum;
     const int group_size = p_.rows.group_size, num_rows = num_weight_rows(p_);
 #pragma unroll 1
@@ -103,8 +102,7 @@ class PageScorer {
         float low = 0, high = 0;
 #pragma unroll 4
         for (int h = 0; h < (is_sum ? group_size : 1); ++h) {
-          float q = to_float(query[h * p_.query.head_stride + d]);
-          if (channel_scale) q = multiply(q, channel_scale[d]);
+          const float q = to_float(query[h * p_.query.head_stride + d]);
           low += q < 0 ? q : 0;
           high += q < 0 ? 0 : q;  // NaN stays
         }
@@ -137,12 +135,11 @@ class PageScorer {
 #pragma unroll 1
       for (int made = first; made < last; ++made) {
         char* row = is_sample || !range.has_scores ? new_row_ : slots + (made - page) * slot_;
-        summarise_page<T, kHasScales>(s_, p_.update, batch_row_, kv_head_, made,
-                                      range.channel_scale, row);
+        summarise_page<T>(s_, p_.update, batch_row_, kv_head_, made, row);
         if (is_sample) {
-          differs = row_differs<T, kHasScales>(s_, row, row_at(made));
+          differs = row_differs<T>(s_, row, row_at(made));
         } else if (char* stored = place_of(made)) {
-          store_row<T, kHasScales>(s_, row, stored);
+          store_row<T>(s_, row, stored);
         }
         sync_warp();
       }
@@ -163,21 +160,15 @@ class PageScorer {
     return differs;
   }
 
-  // channel_scale of int8 rows, from the keys; or what is stored has been copied there.
-  QUEST_DEVICE void scale_channels(int64_t num_pages, float* channel_scale, WarpValues& shared) {
-    cuda::scale_channels<T>(s_, p_.update, batch_row_, kv_head_, num_pages, channel_scale, shared);
-  }
-  QUEST_DEVICE void complete_channels(float*) const { sync_cta(); }
-
  private:
-  static constexpr int kRows = sizeof(R) == 4 ? 4 : 8;  // score_rows
-  static constexpr int kPieceBytes = 8 * sizeof(R);
+  static constexpr int kRows = sizeof(T) == 4 ? 4 : 8;  // score_rows
+  static constexpr int kPieceBytes = 8 * sizeof(T);
 
   QUEST_DEVICE int first_page(const PageRange& range) const {
     return range.first + warp_index() * per_step_;
   }
   QUEST_DEVICE const char* row_at(int page) const {
-    return rows_ + page * s_.rows.page_stride * static_cast<int64_t>(sizeof(R));
+    return rows_ + page * s_.rows.page_stride * static_cast<int64_t>(sizeof(T));
   }
   // Has the mask one part for all heads?
   QUEST_DEVICE bool fetches_mask() const { return p_.rows.mask.data && !p_.rows.mask.head_stride; }
@@ -193,13 +184,9 @@ class PageScorer {
       char* to = slots + i * slot_ + lane_ * kPieceBytes;
 #pragma unroll 1
       for (int piece = lane_; piece < s_.head_dim / 4; piece += width_) {
-        copy_piece<kPieceBytes>(to, from);
+        copy_piece(to, from);
         to += width_ * kPieceBytes;
         from += width_ * kPieceBytes;
-      }
-      // The scale of the page.
-      if (sizeof(R) == 1 && lane_ == 0) {
-        copy_piece<8>(slots + i * slot_ + 2 * s_.head_dim, row_at(page) + 2 * s_.head_dim);
       }
     }
     if (fetches_mask()) fetch_mask(range, slots + per_step_ * slot_);
@@ -207,15 +194,13 @@ class PageScorer {
     ahead_ += kWarps * per_step_;
   }
 
-  template <int kBytes>
   QUEST_DEVICE void copy_piece(char* to, const char* from) const {
     if (s_.has_aligned_rows) {
-      if (kBytes == 8) copy_half_async(to, from);
 #pragma unroll
-      for (int i = 0; i + 16 <= kBytes; i += 16) copy_async(to + i, from + i, true);
+      for (int i = 0; i < kPieceBytes; i += 16) copy_async(to + i, from + i, true);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < kBytes; ++i) to[i] = from[i];
+      for (int i = 0; i < kPieceBytes; ++i) to[i] = from[i];
     }
   }
 
@@ -277,16 +262,12 @@ class PageScorer {
     page += index;
     const bool is_complete = page < range.num_complete, is_mine = writes && page < range.last;
     const char* mask = slots + per_step_ * slot_ + index * s_.page_size;
-    float scale = 1;
-    if (sizeof(R) == 1) {
-      scale = *reinterpret_cast<const float*>(slots + index * slot_ + 2 * s_.head_dim);
-    }
     const int num_heads = num_weight_rows(p_), first_head = kv_head_ * p_.rows.group_size;
     const bool is_none = p_.group_reduce == GroupReduce::kNone;
     float best = -kInfinity;
 #pragma unroll 1
     for (int head = 0; head < num_heads; ++head) {
-      const float sum = multiply(scatter_sum(head, slots + group * slot_), scale);
+      const float sum = scatter_sum(head, slots + group * slot_);
       const float score = is_complete ? sum : -kInfinity;
       // NaN stays the maximum.
       best = is_none || score > best || score != score ? score : best;
@@ -317,8 +298,8 @@ class PageScorer {
       for (int i = 0; i < 8; ++i) weights[i] = row[i];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        Eight<R> x;
-        x.load(reinterpret_cast<const R*>(slots + r * row_step) + 8 * piece, true);
+        Eight<T> x;
+        x.load(reinterpret_cast<const T*>(slots + r * row_step) + 8 * piece, true);
 #pragma unroll
         for (int i = 0; i < 8; ++i) sums[r] = multiply_add(x[i], weights[i], sums[r]);
       }
@@ -357,7 +338,7 @@ class PageScorer {
 };
 
 QUEST_BOTH int64_t page_scorer_bytes(const ScoreCall& p) {
-  return (num_weight_rows(p) * 2 + 1) * p.summaries.head_dim * 4 +
+  return num_weight_rows(p) * 2 * p.summaries.head_dim * 4 +
          static_cast<int64_t>(kWarps) *
              (slot_bytes(p.summaries) + p.num_stages * step_bytes(p.summaries)) +
          256;

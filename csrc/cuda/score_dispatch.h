@@ -15,14 +15,10 @@ int launch_scorer(const ScoreCall& p, int64_t bytes, void* stream) {
 
 template <class T>
 int launch_score_of(const ScoreCall& p, void* stream) {
-  switch (p.summaries.rows.format.kind) {
-    case SummaryKind::kMinMax:
-      return launch_scorer<PageScorer<T, T>>(p, page_scorer_bytes(p), stream);
-    case SummaryKind::kMinMaxInt8:
-      return launch_scorer<PageScorer<T, Int8>>(p, page_scorer_bytes(p), stream);
-    default:
-      return launch_scorer<SketchScorer<T>>(p, sketch_scorer_bytes(p), stream);
+  if (p.summaries.rows.format.kind == SummaryKind::kSketch) {
+    return launch_scorer<SketchScorer<T>>(p, sketch_scorer_bytes(p), stream);
   }
+  return launch_scorer<PageScorer<T>>(p, page_scorer_bytes(p), stream);
 }
 
 int launch_score_float32(const ScoreCall& p, void* stream);

@@ -74,7 +74,7 @@ class ShareScorer {
   // void, so that no CTA reads the old ones.
   QUEST_DEVICE void prepare(bool stores_scale) {
     if (range_.has_scores) scorer_.start(range_);
-    if (num_scales() > 0) {
+    if constexpr (Scorer::kHasScales) {
       range_.channel_scale = channel_scale_;
       if (pages_.updates && range_.start == 0 && num_scaled() > 0) {
         scorer_.scale_channels(num_scaled(), channel_scale_, values_);
@@ -106,7 +106,7 @@ class ShareScorer {
   // What comes after a foreign write was found: run() then begins with the first page.
   QUEST_DEVICE void start_again() {
     if (range_.has_scores) scorer_.start(range_);
-    if (num_scales() > 0) {
+    if constexpr (Scorer::kHasScales) {
       scorer_.scale_channels(num_scaled(), channel_scale_, values_);
       if (range_.has_scores) scorer_.prepare(channel_scale_);
     }

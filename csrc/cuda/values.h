@@ -16,15 +16,11 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-struct Int8 {
-  int8_t value;
-};
 
 constexpr float kInfinity = __builtin_huge_valf();
 
 QUEST_DEVICE float to_float(float x) { return x; }
 QUEST_DEVICE float to_float(BFloat16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
-QUEST_DEVICE float to_float(Int8 x) { return static_cast<float>(x.value); }
 #ifdef QUEST_EMULATED
 QUEST_DEVICE float to_float(Float16 x) { return half_to_float(x.bits); }
 QUEST_DEVICE void from_float(float x, Float16& y) { y.bits = float_to_half(x); }
@@ -89,30 +85,6 @@ struct Eight {
     return static_cast<int32_t>(data[0].words[i / 2] << (i % 2 ? 0 : 16)) >> 16;
   }
   QUEST_DEVICE float operator[](int i) const;
-};
-
-template <>
-struct Eight<Int8> {
-  HalfVector data;
-
-  QUEST_DEVICE void load(const Int8* p, bool is_aligned) {
-    if (is_aligned) {
-      data = *reinterpret_cast<const HalfVector*>(p);
-      return;
-    }
-#pragma unroll
-    for (int w = 0; w < 2; ++w) {
-      data.words[w] = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        data.words[w] |= static_cast<uint32_t>(static_cast<uint8_t>(p[4 * w + i].value)) << 8 * i;
-      }
-    }
-  }
-  QUEST_DEVICE void clear() { data = {{0, 0}}; }
-  QUEST_DEVICE float operator[](int i) const {
-    return static_cast<float>(static_cast<int32_t>(data.words[i / 4] << (24 - i % 4 * 8)) >> 24);
-  }
 };
 
 template <>

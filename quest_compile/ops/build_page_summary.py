@@ -27,10 +27,9 @@ def empty_page_summary(
     pages = (batch, num_kv_heads, limits.num_pages_of(max_seq_len, page_size))
     if summary == "minmax":
         return key_cache.new_empty(*pages, 2, head_dim), None
-    row_bytes = limits.row_bytes(summary, head_dim, page_size, sketch_bits)
-    sizes = (batch, num_kv_heads, *limits.channel_scale_sizes(summary, head_dim))
+    row_bytes = limits.sketch_row_bytes(head_dim, page_size, sketch_bits)
     rows = key_cache.new_empty(*pages, row_bytes, dtype=torch.uint8)
-    return rows, key_cache.new_ones(sizes, dtype=torch.float32)
+    return rows, key_cache.new_ones(batch, num_kv_heads, 3, head_dim, dtype=torch.float32)
 
 
 def build_page_summary(
@@ -46,13 +45,13 @@ def build_page_summary(
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         seq_lens: int32 or int64 [batch] or [1], valid positions.
         page_size: positions per page, a multiple of 8 from 8 to 128.
-        summary: "minmax", "minmax_int8" or "sketch".
+        summary: "minmax" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
 
     Returns:
         "minmax": [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache:
         [..., 0, :] is the elementwise minimum of the keys of a page, [..., 1, :] the maximum.
-        The others: page_summary, uint8 [batch, num_kv_heads, num_pages, bytes_per_page], and
+        "sketch": page_summary, uint8 [batch, num_kv_heads, num_pages, bytes_per_page], and
         channel_scale, float32 (see update_page_summary).
 
     Raises:

@@ -35,24 +35,10 @@ def score_pages(
             scale=head_dim**-0.5 if scale is None else scale
         )  # fmt: skip
         return score_BSP.masked_fill(is_open_B1P, -torch.inf)
-    if summary == "minmax_int8":
-        query_BKGD = query_BKGD * channel_scale[:, :, None]
     # max(q*min, q*max) = min(q, 0)*min + max(q, 0)*max as min <= max: one dot product.
     weight_BKGW = torch.cat([query_BKGD.clamp(max=0), query_BKGD.clamp(min=0)], -1)
     if group_reduce == "sum":
         weight_BKGW = weight_BKGW.sum(2, keepdim=True)
-    row_BKPW, page_scale_BKP = _bounds_of(page_summary, head_dim, summary)
-    bound_BKGP = dot_products(weight_BKGW, row_BKPW.to(weight_BKGW.dtype))
-    if page_scale_BKP is not None:
-        bound_BKGP = bound_BKGP * page_scale_BKP[:, :, None]
+    bound_BKGP = dot_products(weight_BKGW, page_summary.flatten(-2).to(weight_BKGW.dtype))
     score_BSP = bound_BKGP.amax(2) if group_reduce == "max" else bound_BKGP.flatten(1, 2)
     return score_BSP.masked_fill(is_open_B1P, -torch.inf)
-
-
-def _bounds_of(page_summary, head_dim, summary):
-    """Both halves of the rows side by side [B, K, P, W], and what they are multiplied with."""
-    if summary == "minmax":
-        return page_summary.flatten(-2), None
-    bounds = page_summary[..., : 2 * head_dim].view(torch.int8)
-    page_scale = page_summary[..., 2 * head_dim : 2 * head_dim + 4].contiguous()
-    return bounds, page_scale.view(torch.float32)[..., 0]

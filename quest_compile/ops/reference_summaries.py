@@ -4,10 +4,9 @@ Sketches are in reference_sketch.py. Shape suffixes: those of reference.py.
 """
 
 import torch
-from torch.nn.functional import pad
 
 from quest_compile.ops import reference_sketch
-from quest_compile.ops.limits import NUM_SCALE_PAGES, int8_row_bytes
+from quest_compile.ops.limits import NUM_SCALE_PAGES
 from quest_compile.ops.reference_positions import arange
 
 
@@ -39,7 +38,7 @@ def update_page_summary(
     is_stale_BK = differs.flatten(2).any(-1) & (start > 0)
     start_BK = torch.where(is_stale_BK, 0, start)
     if channel_scale is not None and not (start.is_cpu and start_BK.all()):
-        _scale_channels(key_cache, channel_scale, num_scaled, start_BK == 0, page_size, summary)
+        _scale_channels(key_cache, channel_scale, num_scaled, start_BK == 0, page_size)
     low, high = 0, max_seq_len // page_size
     if start.is_cpu:
         low, high = min(int(start_BK.min()), int(num_complete)), int(num_complete)
@@ -58,50 +57,17 @@ def page_rows(keys, summary, channel_scale, sketch_bits):
     """What is kept of pages [B, K, P, page_size, D]: [B, K, P, ...]."""
     if summary == "sketch":
         return reference_sketch.page_rows(keys, channel_scale, sketch_bits)
-    bounds = page_min_max(keys)
-    return bounds if summary == "minmax" else _int8_rows(bounds.float(), channel_scale)
+    return page_min_max(keys)
 
 
-def _int8_rows(bounds, channel_scale):
-    """[B, K, P, 2, D] -> uint8 [B, K, P, bytes]: int8 bounds rounded outward, and the page's scale.
-
-    126 leaves room for the rounding of the factors themselves. NaN or infinity: the scale is NaN.
-    """
-    size = bounds.abs().amax(-2) / channel_scale[:, :, None]
-    page_scale = (size.amax(-1, keepdim=True) / 126.0).clamp(min=1e-15)
-    page_scale = page_scale.masked_fill(~page_scale.isfinite(), torch.nan)
-    scale = page_scale * channel_scale[:, :, None]
-    low, high = (bounds / scale[..., None, :]).unbind(-2)
-    low, high = low.floor(), high.ceil()
-    low = low - (low * scale > bounds[..., 0, :]).float()
-    high = high + (high * scale < bounds[..., 1, :]).float()
-    bytes_ = [torch.cat([low, high], -1).nan_to_num(0).to(torch.int8), page_scale]
-    row = torch.cat([x.contiguous().view(torch.uint8) for x in bytes_], -1)
-    return pad(row, (0, int8_row_bytes(bounds.shape[-1]) - row.shape[-1]))
-
-
-def _scale_channels(key_cache, channel_scale, num_pages, is_wanted_BK, page_size, summary):
+def _scale_channels(key_cache, channel_scale, num_pages, is_wanted_BK, page_size):
     """channel_scale, in place, from pages that are spread over the first num_pages."""
     page = arange(NUM_SCALE_PAGES, num_pages) * num_pages // NUM_SCALE_PAGES
     tokens = page[:, None] * page_size + arange(page_size, page)
     keys = key_cache[:, :, tokens.clamp(max=key_cache.shape[2] - 1)]
-    if summary == "sketch":
-        new = reference_sketch.channel_scales(keys, page != torch.cat([page[:1] - 1, page[:-1]]))
-    else:
-        new = _largest_keys(keys)
+    new = reference_sketch.channel_scales(keys, page != torch.cat([page[:1] - 1, page[:-1]]))
     is_wanted = (is_wanted_BK & (num_pages > 0)).view(*is_wanted_BK.shape, *[1] * (new.ndim - 2))
     channel_scale.copy_(torch.where(is_wanted, new, channel_scale))
-
-
-def _largest_keys(keys):
-    """[B, K, D]: about the largest key of each channel in pages [B, K, P, page_size, D].
-
-    Scales stay far from the ends of float32; no channel gets less than 1/1024 of the largest.
-    """
-    size = page_min_max(keys).abs().amax(-2).float()
-    scale_BKD = size.where(size.isfinite(), 0).amax(2)
-    smallest = (scale_BKD.amax(-1, keepdim=True) * 2.0**-10).clamp(min=1e-20)
-    return torch.maximum(scale_BKD, smallest).clamp(max=1e20)
 
 
 def _floor_to_power_of_two(x):

@@ -110,14 +110,14 @@ def score_pages(
     Args:
         query: [batch, num_q_heads, 1, head_dim].
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of the keys,
-            minimum and maximum of the keys of each page, or with summary="minmax_int8" or "sketch"
-            uint8 [batch, num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
+            minimum and maximum of the keys of each page, or with summary="sketch" uint8 [batch,
+            num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
         seq_lens: int32 or int64 [batch] or [1], valid positions, the current token included.
-        channel_scale: float32, what update_page_summary wrote; with summary="minmax" none.
+        channel_scale: float32, what update_page_summary wrote, with summary="sketch"; else none.
         page_size: positions per page.
         group_reduce: over the query heads that share a KV head: "sum" or "max" of their scores, or
             "none": a score per query head.
-        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
+        summary: what page_summary holds, "minmax" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, 1, max_seq_len], with
             summary="sketch" only. A token counts if a query head attends it that shares the score.

@@ -130,19 +130,19 @@ def sparse_decode(
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         value_cache: [batch, num_kv_heads, max_seq_len, value_dim], the last dimension contiguous.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of the keys,
-            minimum and maximum of the keys of each page, or with summary="minmax_int8" or "sketch"
-            uint8 [batch, num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
+            minimum and maximum of the keys of each page, or with summary="sketch" uint8 [batch,
+            num_kv_heads, num_pages, bytes_per_page]; only complete pages are read.
         seq_lens: int32 or int64 [batch] or [1], valid positions, those of the queries included.
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
             Without one, several queries are causal: query i of q_len stands at position
             seq_len - q_len + i and attends up to it.
-        channel_scale: float32, what update_page_summary wrote; with summary="minmax" none.
+        channel_scale: float32, what update_page_summary wrote, with summary="sketch"; else none.
         budget: tokens that a query attends at most, the open page included; rounded down to pages.
             A row of at most that many tokens gets the result of dense_decode, bit for bit.
         page_size: positions per page.
         group_reduce: over the query heads that share a KV head: "sum" or "max" of their page
             scores, or "none": every query head selects for itself.
-        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
+        summary: what page_summary holds, "minmax" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
         scale: of query.key; 1 / sqrt(head_dim) by default.
         budget_fraction: above 0 and up to 1: a row attends at most this share of its pages in use,

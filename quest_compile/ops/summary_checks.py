@@ -30,15 +30,13 @@ def page_summary(
     summary_kind(kind, sketch_bits)
     if isinstance(tensor, tuple):
         raise TypeError(
-            "page_summary: expected a tensor, got a tuple: of other summaries than 'minmax', "
+            "page_summary: expected a tensor, got a tuple: of sketches "
             "build_page_summary gives page_summary and channel_scale"
         )
     require.tensors(page_summary=tensor)
     if kind == "minmax":
         if tensor.dtype == torch.uint8:
-            raise ValueError(
-                "page_summary: got uint8 rows, which need summary='minmax_int8' or summary='sketch'"
-            )
+            raise ValueError("page_summary: got uint8 rows, which need summary='sketch'")
         layout = "[batch, num_kv_heads, num_pages, 2, head_dim]"
         require.shape("page_summary", tensor, (*sizes[:3], 2, sizes[3]), layout)
         require.dtype("page_summary", tensor, like.dtype)
@@ -47,18 +45,17 @@ def page_summary(
             raise ValueError(f"channel_scale: expected None with summary={kind!r}, got a tensor")
     else:
         layout = "[batch, num_kv_heads, num_pages, bytes_per_page]"
-        row_bytes = limits.row_bytes(kind, sizes[3], page_size, sketch_bits)
+        row_bytes = limits.sketch_row_bytes(sizes[3], page_size, sketch_bits)
         require.shape("page_summary", tensor, (*sizes[:3], row_bytes), layout)
         require.dtype("page_summary", tensor, torch.uint8)
         require.contiguous("page_summary", tensor, 1)
         if scale is None:
             raise ValueError(f"channel_scale: expected a tensor with summary={kind!r}, got None")
         require.tensors(channel_scale=scale)
-        last = limits.channel_scale_sizes(kind, sizes[3])
-        layout = f"[batch, num_kv_heads, {'3, ' if len(last) == 2 else ''}head_dim]"
-        require.shape("channel_scale", scale, (*sizes[:2], *last), layout)
+        layout = "[batch, num_kv_heads, 3, head_dim]"
+        require.shape("channel_scale", scale, (*sizes[:2], 3, sizes[3]), layout)
         require.dtype("channel_scale", scale, torch.float32)
-        require.contiguous("channel_scale", scale, 2 + len(last))
+        require.contiguous("channel_scale", scale, 4)
         require.device("channel_scale", scale, like)
     require.device("page_summary", tensor, like)
 

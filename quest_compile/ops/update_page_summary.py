@@ -93,22 +93,20 @@ def update_page_summary(
             it is after the write.
         cache_position: int64 [n], the positions that were written.
         page_summary: [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache;
-            written: elementwise minimum and maximum of the keys of each complete page. With
-            summary="minmax_int8" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]: int8
-            [2, head_dim], the float32 scale of the page, and padding. A bound is int8 * page scale
-            * channel scale, rounded outward. With summary="sketch" uint8 of the same shape
+            written: elementwise minimum and maximum of the keys of each complete page.
+            With summary="sketch" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]
             (reference_sketch.page_rows has the layout): the mean of the keys in 8 bits, and what is
             left of each key as its scale and sketch_bits bits per channel.
         num_sealed: int64 [1] or [2]. First: leading pages whose summary is known to be up to date;
             0 before the first update, and to have everything summarised again. Second, if there:
             the position at which the next write has to begin, or else everything is summarised
             again; -1 for no such check. Written.
-        channel_scale: float32 [batch, num_kv_heads, head_dim] with summary="minmax_int8", with
-            "sketch" [batch, num_kv_heads, 3, head_dim]: centre of the channel, scale of the means,
-            scale of what is left. Written, from the keys of up to 128 pages, whenever the number of
-            pages has doubled; all pages are summarised again then.
+        channel_scale: float32 [batch, num_kv_heads, 3, head_dim] with summary="sketch": centre of
+            the channel, scale of the means, scale of what is left. Written, from the keys of up to
+            128 pages, whenever the number of pages has doubled; all pages are summarised again
+            then.
         page_size: positions per page.
-        summary: what page_summary holds, "minmax", "minmax_int8" or "sketch".
+        summary: what page_summary holds, "minmax" or "sketch".
         sketch_bits: 1 or 2, with summary="sketch".
 
     Raises:

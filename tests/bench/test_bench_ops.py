@@ -15,7 +15,7 @@ from quest_compile.bench.shapes import Layer
 
 TINY = ["--model-shape", "tiny", "--contexts", "256", "--budgets", "64", "--dtype", "float32"]
 FAST = ["--rounds", "2", "--max-load", "99", "--no-llama-cpp"]
-SETTINGS = [Setting("minmax", 64), Setting("minmax_int8", 64)]
+SETTINGS = [Setting("minmax", 64), Setting("sketch", 64)]
 
 pytestmark = pytest.mark.skipif(
     not ops.native_status().loaded, reason="bench refuses to time plain torch"
@@ -46,7 +46,6 @@ def test_a_run_measures_every_method_under_the_same_names(tmp_path, monkeypatch)
         "read_loop",
         "dense_decode",
         "quest_64",
-        "quest-int8_64",
         "quest-sketch_64",
         "sdpa_group_as_q_len",
         "sdpa_enable_gqa",
@@ -159,7 +158,7 @@ def test_list_measures_nothing(capsys, monkeypatch):
     assert bench_ops.main(["--list", *TINY, "--contexts", "4K", "--threads", "1,2"]) == 0
     out = capsys.readouterr().out
     assert "tiny/float32/batch1/context4096/threads2" in out
-    assert "quest-int8_64" in out
+    assert "quest-sketch_64" in out
 
 
 @pytest.mark.parametrize(

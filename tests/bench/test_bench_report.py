@@ -66,7 +66,7 @@ def test_stages_stand_beside_the_operator(results):
     assert "bfloat16, 8K | 100 us | 20 us | 300 us | 1 ms |" in tables.stages(results)
 
 
-def staged(places, methods=("quest_2048", "quest-int8_2048")):
+def staged(places, methods=("quest_2048", "quest-sketch_2048")):
     """Results of every method at every place, with their stages."""
     found = []
     for where in places:
@@ -86,7 +86,7 @@ def staged(places, methods=("quest_2048", "quest-int8_2048")):
     ],
 )
 def test_every_result_has_a_bar_of_its_own(places):
-    methods = ("quest_2048", "quest_2048_page32", "quest-int8_2048", "quest_1024@avx2")
+    methods = ("quest_2048", "quest_2048_page32", "quest-sketch_2048", "quest_1024@avx2")
     bars = stage_bars(staged(places, methods))
     assert len({name for name, _ in bars}) == len(bars) == len(places) * len(methods)
     assert all(seconds == [1e-4] * 3 for _, seconds in bars)
@@ -94,13 +94,13 @@ def test_every_result_has_a_bar_of_its_own(places):
 
 def test_labels_of_bars_name_what_varies():
     assert [name for name, _ in stage_bars(staged([{"context": 4096}, {"context": 32768}]))] == [
-        "budget 2048, minmax_int8, 4K tokens",
+        "budget 2048, sketch, 4K tokens",
         "budget 2048, 4K tokens",
-        "budget 2048, minmax_int8, 32K tokens",
+        "budget 2048, sketch, 32K tokens",
         "budget 2048, 32K tokens",
     ]
     assert [name for name, _ in stage_bars(staged([{}]))] == [
-        "budget 2048, minmax_int8",
+        "budget 2048, sketch",
         "budget 2048",
     ]
 

@@ -44,7 +44,6 @@ METHODS = {
 }
 SKETCH_ROWS = {
     "min/max": "minmax",
-    "min/max, int8": "minmax_int8",
 }
 
 
@@ -178,7 +177,7 @@ def test_attention_mass_of_a_sentence_encoder():
     trained, sizes = found["trained"], found["bytes_per_page"]["32"]
     assert trained["pages"] == [2, 4, 8] and trained["windows"] == 12
     _, *body = table("docs/page_sketches.md", "| bytes of min/max")
-    assert len(body) == 5
+    assert len(body) == 4
     for summary, size, *cells in body:
         if size:
             assert float(size) == round(sizes[summary] / sizes["minmax"], 2)
@@ -194,7 +193,7 @@ def test_answers_with_sketches(header, part, budgets):
     found = load(SKETCHES)
     rows = {(row["method"], row["budget"]): row for row in found["recall"][part]["rows"]}
     columns, *body = table("docs/page_sketches.md", header)
-    assert len(body) == 5 and [int(c.split()[-1]) for c in columns[-len(budgets) :]] == [*budgets]
+    assert len(body) == 4 and [int(c.split()[-1]) for c in columns[-len(budgets) :]] == [*budgets]
     for label, *cells in body:
         method = SKETCH_ROWS.get(label, label)
         if len(cells) > len(budgets) and cells[0]:

@@ -27,7 +27,7 @@ from quest_compile.ops import flashinfer_attention
 
 ROOT = Path(__file__).parents[2]
 GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
-SUMMARIES = ("", ", minmax_int8", ", sketch")
+SUMMARIES = ("", ", sketch")
 
 
 def run(folder, *arguments):
@@ -168,7 +168,7 @@ def test_triton_is_measured_with_its_default_unless_it_serves(served, monkeypatc
     monkeypatch.setattr(attention.ops, "provider_of", lambda name: served)
     first, later = ([(x.kernels, x.summaries) for x in parts] for parts in own_parts("cuda"))
     assert first == [(served, ("minmax",))]
-    rest = (served, ("minmax_int8", "sketch"))
+    rest = (served, ("sketch",))
     assert later == [rest, ("triton", ("minmax",))] if served == "native" else [rest]
 
 

@@ -16,12 +16,6 @@ from test_dense_decode import (
     test_one_token_is_its_value,
     test_query_may_have_any_strides,
 )
-from test_minmax_int8 import (
-    test_a_page_with_a_nan_or_infinity_has_the_highest_score,
-    test_kernels_give_the_bits_of_the_reference,
-    test_scores_agree_with_the_reference,
-)
-from test_minmax_int8 import test_sparse_decode_is_score_select_attend as test_int8_sparse_decode
 from test_score_pages import (
     test_is_the_score_of_the_paper,
     test_nan_keys_score_nan,

@@ -21,7 +21,7 @@ LONG_CASES = (
     Case(torch.bfloat16, 128, 128, 2, 4, 16, (131_000,), 131_072, budget_pages=128),
 )
 few_cases = pytest.mark.parametrize("case", FEW_CASES, ids=str)
-each_summary = pytest.mark.parametrize("summary", ["minmax", "minmax_int8", "sketch"])
+each_summary = pytest.mark.parametrize("summary", ["minmax", "sketch"])
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from quest_compile import ops
 LONG = Case(torch.bfloat16, lengths=(500, 333, 64), max_seq_len=512)
 AUDITED = (
     *(case for case in CASES if min(case.lengths) > 0),
-    dataclasses.replace(LONG, summary="minmax_int8"),
-    dataclasses.replace(LONG, summary="minmax_int8", group_reduce="none", mask="per_head"),
+    dataclasses.replace(LONG, summary="sketch"),
+    dataclasses.replace(LONG, summary="sketch", group_reduce="none", mask="per_head"),
 )
 
 
@@ -126,7 +126,7 @@ def test_rows_that_fit_the_budget_do_not_count():
     assert audit_of(make_inputs(dataclasses.replace(LONG, budget_pages=32))).queries == 0
 
 
-@pytest.mark.parametrize("summary", ["minmax", "minmax_int8"])
+@pytest.mark.parametrize("summary", ["minmax", "sketch"])
 @pytest.mark.parametrize("mask", ["none", "causal", "padded"])
 def test_several_queries_are_audited_as_if_each_came_alone(mask, summary):
     case = dataclasses.replace(LONG, summary=summary)

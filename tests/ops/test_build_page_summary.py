@@ -23,7 +23,7 @@ def test_covers_the_complete_pages_of_each_row(case, device):
 
 @pytest.mark.parametrize("summary", ["mean", ""])
 def test_another_kind_of_summary(summary):
-    with pytest.raises(ValueError, match="summary: expected one of 'minmax', 'minmax_int8'"):
+    with pytest.raises(ValueError, match="summary: expected one of 'minmax', 'sketch'"):
         ops.build_page_summary(torch.zeros(1, 1, 16, 8), torch.tensor([16]), summary=summary)
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from hostile import NAN
+from hostile import DTYPES, NAN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_minmax_int8 import DISTRIBUTIONS, DTYPES
+from key_distributions import DISTRIBUTIONS, LENGTH
 
 from quest_compile import ops
 from quest_compile.ops import reference, reference_sketch
 
-LENGTH, MAX_SEQ_LEN = 333, 400
+MAX_SEQ_LEN = 400
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 all_bits = pytest.mark.parametrize("bits", [1, 2])
 

@@ -95,7 +95,6 @@ def test_opcheck(bits):
     ("change", "message"),
     [
         ({"summary": "minmax"}, "page_summary"),
-        ({"summary": "minmax_int8"}, "page_summary: expected .*bytes_per_page"),
         ({"sketch_bits": 2}, "page_summary: expected .*bytes_per_page"),
         ({"sketch_bits": 3}, "sketch_bits: expected 1 or 2, got 3"),
         ({"sketch_bits": 0}, "sketch_bits: expected 1 or 2, got 0"),
@@ -130,7 +129,6 @@ def test_bad_arguments_name_themselves(change, message):
         ({"attn_mask": torch.ones(1, 1, 1, 300, dtype=torch.bool)}, "positions of 25 pages"),
         ({"attn_mask": torch.ones(1, 5, 1, MAX_SEQ_LEN, dtype=torch.bool)}, "attn_mask"),
         ({"scale": float("inf")}, "scale: expected a finite number"),
-        ({"summary": "minmax_int8"}, "page_summary"),
     ],
 )
 def test_bad_arguments_of_scores_name_themselves(change, message):

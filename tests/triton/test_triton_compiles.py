@@ -104,7 +104,6 @@ _NIGHTLY = [
     _LLAMA_3_8B | {"context": 131072, "kv_heads": 1, "heads": 16},
     _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "has_mask": False},
     _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "top_p": 0.9},
-    _LLAMA_3_8B | {"summary": "minmax_int8", "head_dim": 96, "group_reduce": "none"},
     _LLAMA_3_8B | {"summary": "sketch", "group_reduce": "max", "q_len": 4},
     _LLAMA_3_8B | {"summary": "sketch", "dtype": "float32", "head_dim": 256, "heads": 16},
     _LLAMA_3_8B | {"summary": "sketch", "sketch_bits": 2, "head_dim": 64, "has_mask": False},
@@ -141,9 +140,9 @@ def test_launches_of_llama_3_8b_compile(target):
 
 @pytest.mark.parametrize("target", [80, 90], ids=["sm_80", "sm_90"])
 def test_launches_of_other_summaries_and_shares_compile(target):
-    int8, sketch = ({"summary": summary} for summary in ("minmax_int8", "sketch"))
+    sketch = {"summary": "sketch", "sketch_bits": 2}
     shares = {"budget_fraction": 0.1, "top_p": 0.9}
-    calls = [_LLAMA_3_8B | kind for kind in (int8, sketch | {"sketch_bits": 2}, shares)]
+    calls = [_LLAMA_3_8B | kind for kind in (sketch, shares)]
     found = compile_launches(calls, [target])
     names = ("scale_and_weigh", "seal_and_score", "select", "attend", "update_and_score",
              "record_update")  # fmt: skip

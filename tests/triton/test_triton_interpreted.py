@@ -33,7 +33,6 @@ _ALL = (
     *(name for names in _QUICK for name in names),
     "test_sparse_decode_step.py",
     "test_several_queries.py",
-    "test_minmax_int8.py",
     "test_sketch.py",
     "test_sketch_calls.py",
 )

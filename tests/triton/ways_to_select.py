@@ -57,7 +57,7 @@ def test_rows_that_fit_are_those_with_few_pages():
 
 @pytest.mark.parametrize(
     ("summary", "shares"),
-    [("minmax", {"top_p": 0.6}), ("minmax_int8", {"top_p": 0.6}),
+    [("minmax", {"top_p": 0.6}), ("sketch", {"top_p": 0.6}),
      ("minmax", {"budget_fraction": 0.5})],
 )  # fmt: skip
 def test_a_step_is_update_score_select_attend(summary, shares):

@@ -1,7 +1,6 @@
 // Page scores: sum_d max(q_d min_d, q_d max_d) = sum_d min(q_d, 0) min_d + max(q_d, 0) max_d, one
-// dot product of a summary row [minimum, maximum] with weights made of the query once. The weights
-// of an int8 row hold the scales of the channels; the scale of the page comes in at the end.
-// Sketches are in sketch_scores.cpp.
+// dot product of a summary row [minimum, maximum] with weights made of the query once. Sketches are
+// in sketch_scores.cpp.
 #include "cpu/kernels/dot.h"
 #include "cpu/kernels/sketch.h"
 #include "params.h"
@@ -18,28 +17,24 @@ template <class T>
 void add_weights(const ScoreParams& p, int head, float* weights) {
   float query[kMaxHeadDim];
   widen_row(static_cast<const T*>(p.query) + head * p.query_stride, p.head_dim, query);
-  if (p.kind == SummaryKind::kMinMaxInt8) {
-    for (int d = 0; d < p.head_dim; ++d) query[d] *= p.channel_scale[d];
-  }
   for (int d = 0; d < p.head_dim; ++d) {
     weights[d] += query[d] < 0 ? query[d] : 0;
     weights[p.head_dim + d] += query[d] < 0 ? 0 : query[d];  // NaN stays
   }
 }
 
-// One weight row for the whole group, in float32 precision; two accumulators a page. R: of the
-// rows.
-template <class R>
+// One weight row for the whole group, in float32 precision; two accumulators a page.
+template <class T>
 struct GroupWeights {
   alignas(64) float weights[kMaxRow];
 
-  void prepare(const float* row, int size) { Dot<R>::prepare_floats(row, size, weights); }
+  void prepare(const float* row, int size) { Dot<T>::prepare_floats(row, size, weights); }
   QUEST_INLINE void add(const Pair& x, int i, V* sums) const {
     sums[0] = fma(x.lo, load(weights + i), sums[0]);
     sums[1] = fma(x.hi, load(weights + i + kWidth), sums[1]);
   }
-  QUEST_INLINE void add(const R* row, int i, V* sums) const { add(load_pair(row + i), i, sums); }
-  QUEST_INLINE void add(const R* row, int i, int n, V* sums) const {
+  QUEST_INLINE void add(const T* row, int i, V* sums) const { add(load_pair(row + i), i, sums); }
+  QUEST_INLINE void add(const T* row, int i, int n, V* sums) const {
     add(load_pair(row + i, n), i, sums);
   }
 };
@@ -74,37 +69,21 @@ struct GroupWeights<BFloat16> {
 };
 #endif
 
-// Rows of R, and what their scores are multiplied with.
-template <class R>
-const R* summary_row(const ScoreParams& p, int64_t page) {
+template <class T>
+const T* summary_row(const ScoreParams& p, int64_t page) {
   const int64_t last = p.last_page - 1;
-  return static_cast<const R*>(p.page_summary) + (page < last ? page : last) * p.summary_stride;
+  return static_cast<const T*>(p.page_summary) + (page < last ? page : last) * p.summary_stride;
 }
 
-template <class R>
+template <class T>
 int row_bytes(const ScoreParams& p) {
-  return 2 * p.head_dim * static_cast<int>(sizeof(R));
-}
-template <>
-int row_bytes<Int8>(const ScoreParams& p) {
-  return static_cast<int>(int8_row_bytes(p.head_dim));
-}
-
-template <class R>
-QUEST_INLINE float page_scale(const ScoreParams&, int64_t) {
-  return 1;
-}
-template <>
-QUEST_INLINE float page_scale<Int8>(const ScoreParams& p, int64_t page) {
-  float scale;
-  memcpy(&scale, summary_row<Int8>(p, page) + 2 * p.head_dim, sizeof(scale));
-  return scale;
+  return 2 * p.head_dim * static_cast<int>(sizeof(T));
 }
 
 // The score of a page, spread over the lanes of the result. A row at a time: the prefetchers of the
 // CPU follow one stream, several rows side by side are slower.
-template <class R>
-QUEST_INLINE V score_row(const GroupWeights<R>& weights, const R* row, int size) {
+template <class T>
+QUEST_INLINE V score_row(const GroupWeights<T>& weights, const T* row, int size) {
   V sums[2] = {zero(), zero()};
   int i = 0;
   for (; i + kPairWidth <= size; i += kPairWidth) weights.add(row, i, sums);
@@ -112,22 +91,20 @@ QUEST_INLINE V score_row(const GroupWeights<R>& weights, const R* row, int size)
   return sums[0] + sums[1];
 }
 
-template <class T, class R>
+template <class T>
 void score_group(const ScoreParams& p) {
   float row[kMaxRow] = {};
   for (int h = 0; h < p.group_size; ++h) add_weights<T>(p, h, row);
-  GroupWeights<R> weights;
-  const int size = 2 * p.head_dim, bytes = row_bytes<R>(p), fetch = kFetchBytes / bytes;
+  GroupWeights<T> weights;
+  const int size = 2 * p.head_dim, bytes = row_bytes<T>(p), fetch = kFetchBytes / bytes;
   weights.prepare(row, size);
   for (int64_t page = p.first_page; page < p.last_page; page += kWidth) {
     V sums[kWidth];
-    float scales[kWidth];
     for (int r = 0; r < kWidth; ++r) {
-      prefetch(summary_row<R>(p, page + r + fetch), bytes);
-      sums[r] = score_row(weights, summary_row<R>(p, page + r), size);
-      scales[r] = page_scale<R>(p, page + r);
+      prefetch(summary_row<T>(p, page + r + fetch), bytes);
+      sums[r] = score_row(weights, summary_row<T>(p, page + r), size);
     }
-    const V scores = reduce_rows(sums) * load(scales);
+    const V scores = reduce_rows(sums);
     if (page + kWidth <= p.last_page) {
       store(p.scores + page, scores);
     } else {
@@ -139,19 +116,19 @@ void score_group(const ScoreParams& p) {
 }
 
 // Pages [page, page + count) of query heads [head, head + kHeads), one weight row each.
-template <class R, int kHeads>
-void score_tile(const ScoreParams& p, const typename Dot<R>::Query* weights, int64_t page,
+template <class T, int kHeads>
+void score_tile(const ScoreParams& p, const typename Dot<T>::Query* weights, int64_t page,
                 int count, int head) {
   constexpr int kRows = kTileSize / kHeads;
-  const R* rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = summary_row<R>(p, page + r);
+  const T* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = summary_row<T>(p, page + r);
   V tile[kTileSize / kWidth];
-  dot_tile<Dot<R>, kHeads>(rows, weights, kMaxRow, 2 * p.head_dim, tile);
+  dot_tile<Dot<T>, kHeads>(rows, weights, kMaxRow, 2 * p.head_dim, tile);
   float scores[kTileSize];
   for (int i = 0; i < kTileSize / kWidth; ++i) store(scores + i * kWidth, tile[i]);
   for (int r = 0; r < count; ++r) {
     for (int h = 0; h < kHeads; ++h) {
-      const float score = scores[r * kHeads + h] * page_scale<R>(p, page + r);
+      const float score = scores[r * kHeads + h];
       if (p.group_reduce == GroupReduce::kNone) {
         p.scores[(head + h) * p.scores_stride + page + r] = score;
       } else {
@@ -163,43 +140,38 @@ void score_tile(const ScoreParams& p, const typename Dot<R>::Query* weights, int
   }
 }
 
-template <class T, class R, int kHeads>
+template <class T, int kHeads>
 void score_heads(const ScoreParams& p, int head) {
   constexpr int kRows = kTileSize / kHeads;
-  alignas(64) typename Dot<R>::Query weights[kHeads * kMaxRow];
+  alignas(64) typename Dot<T>::Query weights[kHeads * kMaxRow];
   for (int h = 0; h < kHeads; ++h) {
     float row[kMaxRow] = {};
     add_weights<T>(p, head + h, row);
-    Dot<R>::prepare_floats(row, 2 * p.head_dim, weights + h * kMaxRow);
+    Dot<T>::prepare_floats(row, 2 * p.head_dim, weights + h * kMaxRow);
   }
-  const int bytes = row_bytes<R>(p), fetch = kFetchBytes / bytes;
+  const int bytes = row_bytes<T>(p), fetch = kFetchBytes / bytes;
   for (int64_t page = p.first_page; page < p.last_page; page += kRows) {
-    for (int r = 0; r < kRows; ++r) prefetch(summary_row<R>(p, page + r + fetch), bytes);
+    for (int r = 0; r < kRows; ++r) prefetch(summary_row<T>(p, page + r + fetch), bytes);
     const int64_t rest = p.last_page - page;
-    score_tile<R, kHeads>(p, weights, page, rest < kRows ? static_cast<int>(rest) : kRows, head);
-  }
-}
-
-template <class T, class R>
-void score_rows_of(const ScoreParams& p) {
-  if (p.group_reduce == GroupReduce::kSum) return score_group<T, R>(p);
-  for (int h = 0; h < p.group_size;) {
-    if (p.group_size - h >= 4) {
-      score_heads<T, R, 4>(p, h);
-      h += 4;
-    } else if (p.group_size - h >= 2) {
-      score_heads<T, R, 2>(p, h);
-      h += 2;
-    } else {
-      score_heads<T, R, 1>(p, h);
-      h += 1;
-    }
+    score_tile<T, kHeads>(p, weights, page, rest < kRows ? static_cast<int>(rest) : kRows, head);
   }
 }
 
 template <class T>
 void score_rows(const ScoreParams& p) {
-  p.kind == SummaryKind::kMinMaxInt8 ? score_rows_of<T, Int8>(p) : score_rows_of<T, T>(p);
+  if (p.group_reduce == GroupReduce::kSum) return score_group<T>(p);
+  for (int h = 0; h < p.group_size;) {
+    if (p.group_size - h >= 4) {
+      score_heads<T, 4>(p, h);
+      h += 4;
+    } else if (p.group_size - h >= 2) {
+      score_heads<T, 2>(p, h);
+      h += 2;
+    } else {
+      score_heads<T, 1>(p, h);
+      h += 1;
+    }
+  }
 }
 
 }  // namespace

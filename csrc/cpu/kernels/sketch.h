@@ -10,7 +10,6 @@ namespace quest {
 namespace QUEST_ISA {
 
 void sketch_page(const PageSummaryParams& p, int64_t page, char* row);
-void scale_sketch_channels(const PageSummaryParams& p);
 void score_sketches(const ScoreParams& p);
 
 // Bytes from the start of a row.

@@ -255,7 +255,7 @@ void sketch_page(const PageSummaryParams& p, int64_t page, char* row) {
   }
 }
 
-void scale_sketch_channels(const PageSummaryParams& p) {
+void scale_channels(const PageSummaryParams& p) {
   switch (p.dtype) {
     case DType::kFloat32:
       return scale_channels_of<float>(p);

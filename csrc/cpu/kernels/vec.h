@@ -27,9 +27,6 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-struct Int8 {
-  int8_t value;
-};
 
 template <class To, class From>
 QUEST_INLINE To bit_cast(From from) {

@@ -62,13 +62,6 @@ QUEST_INLINE Pair load_pair(const Float16* p, int) {
   return {{_mm256_cvtph_ps(load_8(p))}, zero()};
 }
 
-QUEST_INLINE V widen_int8(const Int8* p) {
-  const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))};
-}
-QUEST_INLINE Pair load_pair(const Int8* p) { return {widen_int8(p), widen_int8(p + 8)}; }
-QUEST_INLINE Pair load_pair(const Int8* p, int) { return {widen_int8(p), zero()}; }
-
 QUEST_INLINE void store_as(float* p, V x) { store(p, x); }
 QUEST_INLINE void store_as(BFloat16* p, V x) {
   const __m256i bits = _mm256_castps_si256(x.v);

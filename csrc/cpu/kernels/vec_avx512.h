@@ -68,16 +68,6 @@ QUEST_INLINE Pair load_pair(const Float16* p, int n) {
           {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes_below(n - 16), p + 16))}};
 }
 
-QUEST_INLINE V widen_int8(__m128i x) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))}; }
-QUEST_INLINE Pair load_pair(const Int8* p) {
-  const __m128i* q = reinterpret_cast<const __m128i*>(p);
-  return {widen_int8(_mm_loadu_si128(q)), widen_int8(_mm_loadu_si128(q + 1))};
-}
-QUEST_INLINE Pair load_pair(const Int8* p, int n) {
-  return {widen_int8(_mm_maskz_loadu_epi8(lanes_below(n), p)),
-          widen_int8(_mm_maskz_loadu_epi8(lanes_below(n - 16), p + 16))};
-}
-
 QUEST_INLINE void store_as(float* p, V x) { store(p, x); }
 QUEST_INLINE void store_as(BFloat16* p, V x) {
   const __m512i bits = _mm512_castps_si512(x.v);

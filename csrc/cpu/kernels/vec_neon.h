@@ -49,10 +49,6 @@ QUEST_INLINE Pair load_pair(const Float16* p) {
   const float16x8_t x = vreinterpretq_f16_u16(load_8(p));
   return {{vcvt_f32_f16(vget_low_f16(x))}, {vcvt_high_f32_f16(x)}};
 }
-QUEST_INLINE Pair load_pair(const Int8* p) {
-  const int16x8_t x = vmovl_s8(vld1_s8(&p->value));
-  return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(x)))}, {vcvtq_f32_s32(vmovl_high_s16(x))}};
-}
 // A pair is 8 elements wide and rows are multiples of 8: there is never a rest.
 template <class T>
 QUEST_INLINE Pair load_pair(const T* p, int) {

@@ -83,12 +83,6 @@ QUEST_INLINE Pair load_pair(const BFloat16* p) {
   return {{bit_cast<Float4>(x << 16)}, {bit_cast<Float4>(x & 0xffff0000u)}};
 }
 QUEST_INLINE Pair load_pair(const Float16* p) { return {widen(p), widen(p + 4)}; }
-QUEST_INLINE V widen(const Int8* p) {
-  V x;
-  for (int i = 0; i < 4; ++i) x.v[i] = p[i].value;
-  return x;
-}
-QUEST_INLINE Pair load_pair(const Int8* p) { return {widen(p), widen(p + 4)}; }
 // A pair is 8 elements wide and rows are multiples of 8: there is never a rest.
 template <class T>
 QUEST_INLINE Pair load_pair(const T* p, int) {

@@ -64,11 +64,6 @@ inline int64_t atomic_add(int64_t* p, int64_t x) {
   *p += x;
   return old;
 }
-inline int32_t atomic_max(int32_t* p, int32_t x) {
-  const int32_t old = *p;
-  if (x > old) *p = x;
-  return old;
-}
 inline void fence_device() {}
 inline void let_next_begin() {}
 inline void wait_for_previous() {}
@@ -80,8 +75,6 @@ inline float multiply(float a, float b) { return a * b; }
 inline float divide(float a, float b) { return a / b; }
 inline float square_root(float x) { return sqrtf(x); }
 inline int nearest_int(float x) { return static_cast<int>(rintf(x)); }
-inline float round_down(float x) { return floorf(x); }
-inline float round_up(float x) { return ceilf(x); }
 inline double round_up(double x) { return ceil(x); }
 template <class To, class From>
 To bit_cast(From x) {

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from quest_compile.ops.limits import NUM_SCALE_PAGES
-from quest_compile.ops.triton.rows import page_min_max
 from quest_compile.ops.triton.rows_sketch import load_token, page_means
 
 SCALE_PAGES: tl.constexpr = tl.constexpr(NUM_SCALE_PAGES)
@@ -17,26 +16,6 @@ SCALE_PAGES: tl.constexpr = tl.constexpr(NUM_SCALE_PAGES)
 def floor_to_power_of_two(x):
     power = tl.full([], 1, tl.int64) << tl.arange(0, 32).to(tl.int64)
     return tl.max(tl.where(power <= x, power, 0), axis=0)
-
-
-@triton.jit
-def int8_scales(
-    key_ptr, scale_ptr, num_pages, key_stride_t, D: tl.constexpr, D_PAD: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, PAGE_TILE: tl.constexpr
-):  # fmt: skip
-    """About the largest key of each channel in pages that are spread over the first num_pages."""
-    d = tl.arange(0, D_PAD)
-    largest = tl.zeros([D_PAD], tl.float32)
-    count = tl.minimum(num_pages, SCALE_PAGES)
-    for first in range(0, count, PAGE_TILE):
-        i = first + tl.arange(0, PAGE_TILE).to(tl.int64)
-        pages = i * tl.maximum(num_pages, SCALE_PAGES) // SCALE_PAGES
-        low, high = page_min_max(key_ptr, pages, i < count, key_stride_t, d, D, PAGE_SIZE, 4)
-        size = tl.maximum(tl.abs(low), tl.abs(high))
-        is_counted = (low == low) & (high == high) & (size < float("inf")) & (i < count)[:, None]
-        largest = tl.maximum(largest, tl.max(tl.where(is_counted, size, 0.0), axis=0))
-    smallest = tl.maximum(tl.max(largest, axis=0) * 0.0009765625, 1e-20)
-    tl.store(scale_ptr + d, tl.minimum(tl.maximum(largest, smallest), 1e20), mask=d < D)
 
 
 @triton.jit

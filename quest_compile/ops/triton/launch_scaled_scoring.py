@@ -24,11 +24,10 @@ _TILE_BYTES, _TILE_VALUES = 4096, 1024
 
 @dataclasses.dataclass(frozen=True)
 class ScaledSummary:
-    """Rows of bytes [B, K, num_pages, bytes_per_page] and channel_scale [B, K, ..., D]."""
+    """Rows of bytes [B, K, num_pages, bytes_per_page] and channel_scale [B, K, 3, D]."""
 
     rows: Tensor
     channel_scale: Tensor
-    summary: str
     sketch_bits: int
     page_size: int
 
@@ -37,9 +36,8 @@ class ScaledSummary:
         head_dim = self.channel_scale.shape[-1]
         d_pad, t_pad = power_of_two(head_dim, 16), power_of_two(self.page_size)
         # Of a page: keys side by side, or 8 channels of all tokens.
-        values = max(d_pad, 8 * t_pad) if self.summary == "sketch" else d_pad
+        values = max(d_pad, 8 * t_pad)
         return {
-            "SUMMARY": self.summary,
             "BITS": self.sketch_bits,
             "SCALE_SIZE": self.channel_scale[0, 0].numel(),
             "D": head_dim,
@@ -53,9 +51,7 @@ class ScaledSummary:
     def page_tile(self) -> int:
         """Pages that are scored at once."""
         constants = self.constants
-        row_bytes = 2 * constants["D_PAD"]
-        if self.summary == "sketch":
-            row_bytes = constants["T_PAD"] * constants["D_PAD"] // 8
+        row_bytes = constants["T_PAD"] * constants["D_PAD"] // 8
         return max(2, min(64, _TILE_BYTES // row_bytes))
 
     @property
@@ -91,8 +87,6 @@ def score_scaled_rows(
     )  # fmt: skip
     scale = head_dim**-0.5 if scale is None else scale
     start = _scale_and_weigh(summary, update, last_contiguous(query), weights, heads, scale)
-    if summary.summary != "sketch":
-        mask = Mask.of(None, 0)
     settings = {
         "IS_MAX": group_reduce == "max",
         "NUM_HEADS": max(1, mask.num_heads // num_select_heads),

@@ -26,7 +26,7 @@ def update_page_summary(
     summary="minmax", sketch_bits=1
 ):  # fmt: skip
     update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
-    _update(update, _scaled(page_summary, channel_scale, summary, sketch_bits, page_size))
+    _update(update, _scaled(page_summary, channel_scale, sketch_bits, page_size))
 
 
 def score_pages(
@@ -34,7 +34,7 @@ def score_pages(
     summary="minmax", sketch_bits=1, attn_mask=None, scale=None
 ):  # fmt: skip
     lengths = Lengths.of(seq_lens, query, None)
-    scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
+    scaled = _scaled(page_summary, channel_scale, sketch_bits, page_size)
     if scaled is None:
         scores = score_rows(query, page_summary, lengths, None, page_size, group_reduce)
     else:
@@ -79,7 +79,7 @@ def sparse_decode(
     budget, page_size=16, num_sink_pages=1, num_recent_pages=2, group_reduce="sum",
     summary="minmax", sketch_bits=1, scale=None, budget_fraction=1.0, top_p=1.0
 ):  # fmt: skip
-    scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
+    scaled = _scaled(page_summary, channel_scale, sketch_bits, page_size)
     return _sparse_decode(
         query, key_cache, value_cache, page_summary, seq_lens, attn_mask, None, scaled, summary,
         budget, page_size, num_sink_pages, num_recent_pages, group_reduce, scale, budget_fraction,
@@ -94,7 +94,7 @@ def sparse_decode_step(
     budget_fraction=1.0, top_p=1.0
 ):  # fmt: skip
     update = Update(key_cache, cache_position, page_summary, num_sealed, page_size)
-    scaled = _scaled(page_summary, channel_scale, summary, sketch_bits, page_size)
+    scaled = _scaled(page_summary, channel_scale, sketch_bits, page_size)
     return _sparse_decode(
         query, key_cache, value_cache, page_summary, seq_lens, attn_mask, update, scaled, summary,
         budget, page_size, num_sink_pages, num_recent_pages, group_reduce, scale, budget_fraction,
@@ -103,13 +103,12 @@ def sparse_decode_step(
 
 
 def _scaled(
-    page_summary: Tensor, channel_scale: Tensor | None, summary: str, sketch_bits: int,
-    page_size: int
+    page_summary: Tensor, channel_scale: Tensor | None, sketch_bits: int, page_size: int
 ) -> ScaledSummary | None:  # fmt: skip
     """What summaries with scales of channels consist of; None for the others."""
     if channel_scale is None:
         return None
-    return ScaledSummary(page_summary, channel_scale, summary, sketch_bits, page_size)
+    return ScaledSummary(page_summary, channel_scale, sketch_bits, page_size)
 
 
 def _update(update: Update, scaled: ScaledSummary | None) -> None:

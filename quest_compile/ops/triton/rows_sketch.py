@@ -8,11 +8,41 @@ import triton
 import triton.language as tl
 
 from quest_compile.ops import limits
-from quest_compile.ops.triton.rows_int8 import int8_rows, put, put_float
 
 MAX_KEY: tl.constexpr = tl.constexpr(1e11)
 NOT_FINITE: tl.constexpr = tl.constexpr(255)
 SKETCH_TILE: tl.constexpr = tl.constexpr(limits.SKETCH_TILE)
+
+
+@triton.jit
+def put(pointers, values, is_wanted, COMPARE: tl.constexpr):
+    """Write bytes; or with COMPARE write nothing, and say (int32) if other ones are stored."""
+    if COMPARE:
+        stored = tl.load(pointers, mask=is_wanted, other=0)
+        differs = ((stored != values) & is_wanted).to(tl.int32)
+        return tl.max(tl.reshape(differs, [differs.numel]), axis=0)
+    else:
+        tl.store(pointers, values, mask=is_wanted)
+        return 0
+
+
+@triton.jit
+def put_float(pointers, values, is_wanted, COMPARE: tl.constexpr):
+    """The same of float32 values [pages], which need no alignment in a row of bytes."""
+    i = tl.arange(0, 4)
+    bits = values.to(tl.uint32, bitcast=True)
+    bytes_ = ((bits[:, None] >> (8 * i)[None, :].to(tl.uint32)) & 255).to(tl.uint8)
+    is_wanted = tl.broadcast_to(is_wanted[:, None], bytes_.shape)
+    return put(pointers[:, None] + i[None, :], bytes_, is_wanted, COMPARE)
+
+
+@triton.jit
+def get_float(pointers, is_wanted):
+    """What put_float wrote."""
+    i = tl.arange(0, 4)
+    bytes_ = tl.load(pointers[:, None] + i[None, :], mask=is_wanted[:, None], other=0)
+    bits = tl.sum(bytes_.to(tl.uint32) << (8 * i)[None, :].to(tl.uint32), axis=1)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -140,18 +170,3 @@ def sketch_rows(
     differs |= put(codes[:, None] + t[None, :], code, is_token, COMPARE)
     differs |= put_float(codes + PAGE_SIZE, page_scale, is_wanted, COMPARE)
     return differs | put_float(codes + PAGE_SIZE + 4, unit, is_wanted, COMPARE)
-
-
-@triton.jit
-def rows_of(
-    key_ptr, row_ptr, scale_ptr, pages, is_wanted, key_stride_t, row_stride, D: tl.constexpr,
-    D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, T_PAD: tl.constexpr, SUMMARY: tl.constexpr,
-    BITS: tl.constexpr, COMPARE: tl.constexpr
-):  # fmt: skip
-    """The rows of either kind of summary."""
-    if SUMMARY == "sketch":
-        return sketch_rows(key_ptr, row_ptr, scale_ptr, pages, is_wanted, key_stride_t, row_stride,
-                           D, D_PAD, PAGE_SIZE, T_PAD, BITS, COMPARE)  # fmt: skip
-    else:
-        return int8_rows(key_ptr, row_ptr, scale_ptr, pages, is_wanted, key_stride_t, row_stride,
-                         D, D_PAD, PAGE_SIZE, COMPARE)  # fmt: skip

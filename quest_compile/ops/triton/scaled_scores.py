@@ -1,71 +1,43 @@
-"""Scores of summaries with scales of channels: weights of a query, and what they make of rows.
+"""Scores of sketches: weights of a query, and what they make of rows.
 
-Weights of one query, float32 [2 * D + 8]: "minmax_int8": what minimum and maximum are multiplied
-with. "sketch", in units of log2: what the bits of a token are multiplied with, what the mean of a
-page is, and what all tokens share.
+Weights of one query, float32 [2 * D + 8], in units of log2: what the bits of a token are multiplied
+with, what the mean of a page is, and what all tokens share.
 """
 
 import triton
 import triton.language as tl
 
-from quest_compile.ops.triton.rows_int8 import get_float
-from quest_compile.ops.triton.rows_sketch import NOT_FINITE, place_of
+from quest_compile.ops.triton.rows_sketch import NOT_FINITE, get_float, place_of
 
-_ALL: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def write_weights(
     weights_ptr, query_ptr, scale_ptr, stride_h, scale, HEADS: tl.constexpr, D: tl.constexpr,
-    D_PAD: tl.constexpr, SUMMARY: tl.constexpr
+    D_PAD: tl.constexpr
 ):  # fmt: skip
-    """For the sum of the scores of HEADS query heads, of sketches the score of their mean."""
+    """For the score of the mean of HEADS query heads."""
     d = tl.arange(0, D_PAD)
-    if SUMMARY == "sketch":
-        total = tl.zeros([D_PAD], tl.float32)
-        for head in range(HEADS):
-            total += tl.load(query_ptr + head * stride_h + d, mask=d < D, other=0.0).to(tl.float32)
-        total = total * (scale * LOG2_E / HEADS)
-        is_finite = tl.min((tl.abs(total) < float("inf")).to(tl.int32), axis=0) > 0
-        total = tl.where(is_finite, total, 0.0)
-        centre = tl.load(scale_ptr + d, mask=d < D, other=0.0)
-        of_mean = total * tl.load(scale_ptr + D + d, mask=d < D, other=0.0)
-        of_bits = total * tl.load(scale_ptr + 2 * D + d, mask=d < D, other=0.0)
-        offset = tl.where(is_finite, tl.sum(total * centre, axis=0), float("nan"))
-        tl.store(weights_ptr + d, of_bits, mask=d < D)
-        tl.store(weights_ptr + D + d, of_mean, mask=d < D)
-        tl.store(weights_ptr + 2 * D, offset)
-    else:
-        channel_scale = tl.load(scale_ptr + d, mask=d < D, other=0.0)
-        low = tl.zeros([D_PAD], tl.float32)
-        high = tl.zeros([D_PAD], tl.float32)
-        for head in range(HEADS):
-            q = tl.load(query_ptr + head * stride_h + d, mask=d < D, other=0.0).to(tl.float32)
-            q = q * channel_scale
-            low += tl.minimum(q, 0.0, propagate_nan=_ALL)
-            high += tl.maximum(q, 0.0, propagate_nan=_ALL)
-        tl.store(weights_ptr + d, low, mask=d < D)
-        tl.store(weights_ptr + D + d, high, mask=d < D)
+    total = tl.zeros([D_PAD], tl.float32)
+    for head in range(HEADS):
+        total += tl.load(query_ptr + head * stride_h + d, mask=d < D, other=0.0).to(tl.float32)
+    total = total * (scale * LOG2_E / HEADS)
+    is_finite = tl.min((tl.abs(total) < float("inf")).to(tl.int32), axis=0) > 0
+    total = tl.where(is_finite, total, 0.0)
+    centre = tl.load(scale_ptr + d, mask=d < D, other=0.0)
+    of_mean = total * tl.load(scale_ptr + D + d, mask=d < D, other=0.0)
+    of_bits = total * tl.load(scale_ptr + 2 * D + d, mask=d < D, other=0.0)
+    offset = tl.where(is_finite, tl.sum(total * centre, axis=0), float("nan"))
+    tl.store(weights_ptr + d, of_bits, mask=d < D)
+    tl.store(weights_ptr + D + d, of_mean, mask=d < D)
+    tl.store(weights_ptr + 2 * D, offset)
 
 
 @triton.jit
 def load_codes(pointers, is_read):
     codes = tl.load(pointers, mask=is_read, other=0)
     return codes.to(tl.int8, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def int8_scores(rows, is_read, weights_ptr, D: tl.constexpr, D_PAD: tl.constexpr):
-    """float32 [pages] of rows (pointers)."""
-    d = tl.arange(0, D_PAD)
-    is_code = is_read[:, None] & (d < D)[None, :]
-    low = load_codes(rows[:, None] + d[None, :], is_code)
-    high = load_codes(rows[:, None] + D + d[None, :], is_code)
-    of_low = tl.load(weights_ptr + d, mask=d < D, other=0.0)[None, :]
-    of_high = tl.load(weights_ptr + D + d, mask=d < D, other=0.0)[None, :]
-    bound = tl.sum(tl.fma(low, tl.broadcast_to(of_low, low.shape), high * of_high), axis=1)
-    return bound * get_float(rows + 2 * D, is_read)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""First launches of a sparse step whose summaries have scales of channels (int8 bounds, sketches).
+"""First launches of a sparse step whose summaries are sketches, which have scales of channels.
 
 Scales come from pages all over the cache and decide every row. So one launch looks for foreign
 writes, makes the scales and the weights of the queries, and the next one makes rows and scores.
@@ -8,19 +8,10 @@ Both are compiled without contraction (the rows are those of the reference, bit 
 import triton
 import triton.language as tl
 
-from quest_compile.ops.triton.channel_scales import (
-    floor_to_power_of_two,
-    int8_scales,
-    sketch_scales,
-)
+from quest_compile.ops.triton.channel_scales import floor_to_power_of_two, sketch_scales
 from quest_compile.ops.triton.rows import seq_len_of
-from quest_compile.ops.triton.rows_sketch import rows_of
-from quest_compile.ops.triton.scaled_scores import (
-    int8_scores,
-    live_tokens,
-    sketch_scores,
-    write_weights,
-)
+from quest_compile.ops.triton.rows_sketch import sketch_rows
+from quest_compile.ops.triton.scaled_scores import live_tokens, sketch_scores, write_weights
 
 _ALL: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)
 
@@ -39,7 +30,7 @@ def scale_and_weigh(
     query_ptr, weights_ptr,
     key_stride_b, key_stride_h, key_stride_t, row_stride_b, row_stride_h, row_stride_p,
     query_stride_b, query_stride_h, query_stride_i, q_len, max_seq_len, scale,
-    UPDATE: tl.constexpr, SCORE: tl.constexpr, HAS_NEXT: tl.constexpr, SUMMARY: tl.constexpr,
+    UPDATE: tl.constexpr, SCORE: tl.constexpr, HAS_NEXT: tl.constexpr,
     BITS: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, SCALE_SIZE: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, T_PAD: tl.constexpr,
     SEAL_TILE: tl.constexpr,
@@ -67,22 +58,17 @@ def scale_and_weigh(
             sample = tl.arange(0, 4)
             spread = first * 2654435761 % 4294967296 + 40503 * (sample - 1)
             pages = tl.where(sample == 0, start - 1, spread % start)
-            stale = rows_of(
+            stale = sketch_rows(
                 key_ptr, row_ptr, scale_ptr, pages, sample >= 0, key_stride_t, row_stride_p, D,
-                D_PAD, PAGE_SIZE, T_PAD, SUMMARY, BITS, True,
+                D_PAD, PAGE_SIZE, T_PAD, BITS, True,
             )  # fmt: skip
             start = tl.where(stale != 0, 0, start)
         tl.store(start_ptr + b * num_kv_heads + k, start.to(tl.int32))
         tl.debug_barrier()
         if (start == 0) & (num_scaled > 0):
-            if SUMMARY == "sketch":
-                sketch_scales(
-                    key_ptr, scale_ptr, num_scaled, key_stride_t, D, D_PAD, PAGE_SIZE, SEAL_TILE
-                )
-            else:
-                int8_scales(
-                    key_ptr, scale_ptr, num_scaled, key_stride_t, D, D_PAD, PAGE_SIZE, SEAL_TILE
-                )
+            sketch_scales(
+                key_ptr, scale_ptr, num_scaled, key_stride_t, D, D_PAD, PAGE_SIZE, SEAL_TILE
+            )
         tl.debug_barrier()
     if SCORE:
         query_ptr += b * query_stride_b + k * N * HEADS * query_stride_h
@@ -92,7 +78,7 @@ def scale_and_weigh(
                 write_weights(
                     weights_ptr + row * (2 * D + 8),
                     query_ptr + i * query_stride_i + n * HEADS * query_stride_h, scale_ptr,
-                    query_stride_h, scale, HEADS, D, D_PAD, SUMMARY,
+                    query_stride_h, scale, HEADS, D, D_PAD,
                 )  # fmt: skip
 
 
@@ -114,7 +100,7 @@ def seal_and_score(
     seq_stride_b, seq_stride_i, step, q_len, budget_tokens, max_seq_len, num_pages,
     mask_stride_b, mask_stride_i, mask_stride_h, mask_len,
     UPDATE: tl.constexpr, SCORE: tl.constexpr, HAS_NEXT: tl.constexpr,
-    HAS_MASK: tl.constexpr, SUMMARY: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr,
+    HAS_MASK: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr,
     IS_MAX: tl.constexpr, NUM_HEADS: tl.constexpr, SCALE_SIZE: tl.constexpr, ALIGNED: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, T_PAD: tl.constexpr,
     PAGE_TILE: tl.constexpr, SEAL_TILE: tl.constexpr, PAGES_PER_PROGRAM: tl.constexpr,
@@ -146,8 +132,8 @@ def seal_and_score(
         end = tl.minimum(end_page, num_complete)
         for page in range(tl.maximum(first_page, start), end, SEAL_TILE):
             pages = page + tl.arange(0, SEAL_TILE).to(tl.int64)
-            rows_of(key_ptr, row_ptr, scale_ptr, pages, pages < end, key_stride_t, row_stride_p, D,
-                    D_PAD, PAGE_SIZE, T_PAD, SUMMARY, BITS, False)  # fmt: skip
+            sketch_rows(key_ptr, row_ptr, scale_ptr, pages, pages < end, key_stride_t, row_stride_p,
+                        D, D_PAD, PAGE_SIZE, T_PAD, BITS, False)  # fmt: skip
         # All threads of this program have written before one of them reads.
         tl.debug_barrier()
     if SCORE:
@@ -163,22 +149,18 @@ def seal_and_score(
                     best = tl.full([PAGE_TILE], float("-inf"), tl.float32)
                     for n in range(N):
                         row = ((b * q_len + i) * num_kv_heads + k) * N + n
-                        if SUMMARY == "sketch":
-                            live = is_complete[:, None]
-                            if HAS_MASK:
-                                group = k if IS_MAX else k * N + n
-                                live = live_tokens(
-                                    mask_ptr + b * mask_stride_b + i * mask_stride_i
-                                    + group * NUM_HEADS * mask_stride_h,
-                                    pages, is_complete, mask_len, mask_stride_h, NUM_HEADS,
-                                    PAGE_SIZE, T_PAD,
-                                )  # fmt: skip
-                            score = sketch_scores(rows, is_complete, live,
-                                                  weights_ptr + row * (2 * D + 8), D, D_PAD,
-                                                  PAGE_SIZE, T_PAD, BITS)  # fmt: skip
-                        else:
-                            row_weights = weights_ptr + row * (2 * D + 8)
-                            score = int8_scores(rows, is_complete, row_weights, D, D_PAD)
+                        live = is_complete[:, None]
+                        if HAS_MASK:
+                            group = k if IS_MAX else k * N + n
+                            live = live_tokens(
+                                mask_ptr + b * mask_stride_b + i * mask_stride_i
+                                + group * NUM_HEADS * mask_stride_h,
+                                pages, is_complete, mask_len, mask_stride_h, NUM_HEADS,
+                                PAGE_SIZE, T_PAD,
+                            )  # fmt: skip
+                        score = sketch_scores(rows, is_complete, live,
+                                              weights_ptr + row * (2 * D + 8), D, D_PAD,
+                                              PAGE_SIZE, T_PAD, BITS)  # fmt: skip
                         score = tl.where(is_complete, score, float("-inf"))
                         best = tl.maximum(best, score, propagate_nan=_ALL)
                         if not IS_MAX:
