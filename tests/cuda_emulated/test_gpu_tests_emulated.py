@@ -58,11 +58,6 @@ def emulated(library, monkeypatch):
             ("minmax",),
             marks=nightly,
         ),
-        pytest.param(
-            selection.test_a_captured_step_takes_stored_scores_as_the_cpu_does,
-            ("minmax",),
-            marks=nightly,
-        ),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
@@ -73,7 +68,7 @@ def test_gpu_test_runs(test, arguments):
 def test_smoke_runs_on_cuda_tensors(monkeypatch):
     monkeypatch.setattr(smoke, "_CASES", smoke._CASES[1:2])
     rows = smoke.smoke("cuda", {"native": ops})
-    assert len(rows) == 26 and all(row["ok"] for row in rows)
+    assert len(rows) == 16 and all(row["ok"] for row in rows)
 
 
 def test_attention_is_checked_on_cuda_tensors():

@@ -76,8 +76,11 @@ def test_a_step_is_update_score_select_attend(summary, shares):
     assert_same_state(*states)
     query, keys, values, _, lengths, attn_mask = inputs.sparse()
     rows, _, scale = states[0]
-    scores = ops.score_pages(query, rows, lengths, scale, page_size=8, summary=summary)
-    choice = {"page_budget": 7, "page_size": 8, "score_scale": 16**-0.5 / 2, **shares}
+    of_tokens = {"attn_mask": attn_mask} if summary == "sketch" else {}
+    kind = {"page_size": 8, "summary": summary}
+    scores = ops.score_pages(query, rows, lengths, scale, **of_tokens, **kind)
+    score_scale = reference_selection.score_scale_of(2, 16, summary=summary)
+    choice = {"page_budget": 7, "page_size": 8, "score_scale": score_scale, **shares}
     pages = ops.select_pages(scores, lengths, attn_mask, **choice)
     composed, _ = ops.attend_pages(query, keys, values, pages, lengths, attn_mask, page_size=8)
     assert_same_bits([out[:1]], [composed[:1]])
