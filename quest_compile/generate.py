@@ -56,11 +56,7 @@ def compile_for_generate(
     settings |= settings.pop("unknown")
     del settings["model"]
 
-    generation_config = getattr(model, "generation_config", None)
-    if generation_config is None or not hasattr(model, "generate"):
-        raise TypeError(
-            f"model must be a transformers model with generate(), got {type(model).__name__}"
-        )
+    generation_config = _generation_config_of(model)
     made = backend(**settings)
     from quest_compile.prepared_config import prepare
 
@@ -77,11 +73,7 @@ def restore(model: Model) -> Model:
     Raises:
         TypeError: the model has no generation settings.
     """
-    generation_config = getattr(model, "generation_config", None)
-    if generation_config is None:
-        raise TypeError(
-            f"model must be a transformers model with generate(), got {type(model).__name__}"
-        )
+    generation_config = _generation_config_of(model)
     from quest_compile.prepared_config import PreparedGenerationConfig
     from quest_compile.prepared_config import restore as restore_config
 
@@ -90,6 +82,15 @@ def restore(model: Model) -> Model:
         for name in ("_compiled_call", "_last_compile_config"):
             vars(model).pop(name, None)
     return model
+
+
+def _generation_config_of(model: Any) -> Any:
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config is None or not hasattr(model, "generate"):
+        raise TypeError(
+            f"model must be a transformers model with generate(), got {type(model).__name__}"
+        )
+    return generation_config
 
 
 def _compile_config(made: QuestBackend) -> Any:

@@ -22,7 +22,7 @@ class SharedMemory {
   char* next_;
 };
 
-// For the thread's oldest group of copies, of so many under way: kMaxStages at most.
+// For the thread's oldest group of copies, of so many under way: 4 at most.
 QUEST_DEVICE void wait_for_oldest(int num_stages) {
   if (num_stages == 1) {
     wait_for_copies<0>();

@@ -43,7 +43,7 @@ struct PageRange {
 
 // Pages that a warp scores at a time: so many per group of lanes, whose rows and part of the mask
 // it has in shared memory.
-QUEST_BOTH int score_rows(int64_t element_size) { return element_size == 4 ? 4 : 8; }
+QUEST_BOTH constexpr int score_rows(int64_t element_size) { return element_size == 4 ? 4 : 8; }
 // Lanes that share a row.
 QUEST_BOTH int score_lanes(int head_dim) {
   return lanes_for(head_dim / 4) < 8 ? 8 : lanes_for(head_dim / 4);
@@ -79,7 +79,7 @@ class PageScorer {
               warp_index() * p.num_stages * step_bytes_;
     width_ = score_lanes(s_.head_dim);
     lane_ = lane_index() % width_;
-    per_step_ = kRows * (32 / width_);
+    per_step_ = pages_per_step(s_);
     rows_ = row_of(s_, batch_row_, kv_head_, 0);
   }
 
@@ -161,7 +161,7 @@ class PageScorer {
   }
 
  private:
-  static constexpr int kRows = sizeof(T) == 4 ? 4 : 8;  // score_rows
+  static constexpr int kRows = score_rows(sizeof(T));
   static constexpr int kPieceBytes = 8 * sizeof(T);
 
   QUEST_DEVICE int first_page(const PageRange& range) const {

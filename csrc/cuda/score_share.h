@@ -105,12 +105,12 @@ class ShareScorer {
 
   // What comes after a foreign write was found: run() then begins with the first page.
   QUEST_DEVICE void start_again() {
+    range_.start = 0;
     if (range_.has_scores) scorer_.start(range_);
     if constexpr (Scorer::kHasScales) {
       scorer_.scale_channels(num_scaled(), channel_scale_, values_);
       if (range_.has_scores) scorer_.prepare(channel_scale_);
     }
-    range_.start = 0;
   }
 
   QUEST_DEVICE void store_scale(float* stored) const {
