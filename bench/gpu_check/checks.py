@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from quest_compile import ops
 from quest_compile.bench import gpu_check
 from quest_compile.bench.gpu_check import flashinfer_peer
 from quest_compile.bench.gpu_check.record import Record, StepFailedError, StepSkippedError
-from quest_compile.bench.gpu_check.run_logged import run_logged
+from quest_compile.bench.gpu_check.run_logged import cuda_tool, run_logged
 from quest_compile.bench.gpu_check.smoke import smoke
 from quest_compile.bench.gpu_check.timing import copy_bandwidth
 
@@ -192,10 +191,7 @@ def flashinfer(record: Record, device: str) -> None:
 
 
 def _sanitizer() -> str | None:
-    places = ["/usr/local/cuda/bin", os.path.join(os.environ.get("CUDA_HOME", ""), "bin")]
-    return shutil.which("compute-sanitizer") or shutil.which(
-        "compute-sanitizer", path=os.pathsep.join(places)
-    )
+    return cuda_tool("compute-sanitizer")
 
 
 def _last_line(text: str) -> str:

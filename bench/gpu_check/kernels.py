@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ import torch
 from quest_compile.bench.gpu_check.each_workload import measure_each
 from quest_compile.bench.gpu_check.inputs import Inputs, Workload, make_inputs
 from quest_compile.bench.gpu_check.record import Record, StepSkippedError
-from quest_compile.bench.gpu_check.run_logged import run_logged
+from quest_compile.bench.gpu_check.run_logged import cuda_tool, run_logged
 from quest_compile.bench.gpu_check.timing import median_seconds
 
 Call = Callable[[Inputs], torch.Tensor]
@@ -111,7 +109,7 @@ def short_name(kernel: str) -> str:
 
 def profile(record: Record, device: str) -> None:
     """Nsight Compute on a step and on dense attention; its whole report is beside the results."""
-    tool = _profiler()
+    tool = cuda_tool("ncu")
     if device != "cuda" or tool is None:
         raise StepSkippedError("no GPU" if device != "cuda" else "ncu is not installed")
     report = record.folder / "kernels.ncu-rep"
@@ -140,11 +138,6 @@ def figures_in(details: str) -> list[dict[str, Any]]:
                 row[column] = number * (1e3 if unit == "ms" else 1)
         rows.append(row)
     return rows
-
-
-def _profiler() -> str | None:
-    places = ["/usr/local/cuda/bin", *map(str, Path("/opt/nvidia/nsight-compute").glob("*"))]
-    return shutil.which("ncu") or shutil.which("ncu", path=":".join(places))
 
 
 def main() -> None:

@@ -1,12 +1,20 @@
-"""Run a command that may take too long."""
+"""Find and run commands that may take too long."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+
+
+def cuda_tool(name: str) -> str | None:
+    """The path of a tool of the CUDA toolkit, which need not be on the PATH."""
+    places = ["/usr/local/cuda/bin", os.path.join(os.environ.get("CUDA_HOME", ""), "bin")]
+    places += map(str, Path("/opt/nvidia/nsight-compute").glob("*"))
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
 
 
 @dataclasses.dataclass(frozen=True)
