@@ -25,7 +25,7 @@ HAS_CUDA := $(if $(filter 0,$(QUEST_COMPILE_CUDA)),,$(shell command -v nvcc))
 CUDA_TIME := $(if $(HAS_CUDA),; CUDA kernels: some more (QUEST_COMPILE_CUDA=0: none))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real-model test test-nightly test-real-model test-no-native test-sanitizers test-transformers lint format bench clean distclean
+.PHONY: help install demo real-model quick test test-nightly test-real-model test-no-native test-sanitizers test-transformers lint format bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,10 @@ demo: $(INSTALLED) ## answer questions about a long context: dense against Quest
 
 real-model: $(INSTALLED) ## get a really trained small model (93 MB), for --model smollm2
 	$(BIN)/quest-compile fetch smollm2
+
+quick: $(INSTALLED) ## run the tests of the inner loop: operators, passes, backend (two minutes)
+	$(PYTEST) --dist loadfile -m '$(MARKS) and not slow and not inductor' tests/ops tests/passes \
+	  tests/test_backend.py tests/test_budgets.py $(ARGS)
 
 test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
 	$(PYTEST) --dist loadfile $(ARGS)

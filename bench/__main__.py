@@ -7,8 +7,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from quest_compile.eval.samples import NotActiveError
-
 # bench/README.md begins its descriptions with these.
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
@@ -17,9 +15,6 @@ BENCHMARKS = {
     "memory": "peak of a process, and what page summaries add",
     "longrun": "thousands of tokens: no step gets slower",
     "overhead": "seconds the passes take, microseconds the runtime wrapper adds per step",
-    "selection": "time of a step with each way to select pages",
-    "eval": "does Quest hurt a model? the same as quest-compile eval",
-    "sketch-accuracy": "attention mass and answers that page summaries keep",
     "gpu-check": "everything that needs a GPU: tests, compute-sanitizer, attention, end to end",
     "report": "tables and plots from results",
 }
@@ -46,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"quest_compile.bench.{module_name}")
     try:
         return module.main(args.arguments)
-    except (ValueError, ImportError, OSError, NotActiveError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"quest-compile bench: {error}", file=sys.stderr)
         return 2
 

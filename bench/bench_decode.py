@@ -26,11 +26,10 @@ from quest_compile.bench.decode.decoder import Place
 from quest_compile.bench.decode.measure import measure
 from quest_compile.bench.decode.methods import DENSE_METHODS
 from quest_compile.bench.decode.models import check_context, own_model, random_model
-from quest_compile.bench.identity import print_table
-from quest_compile.bench.ops.inputs import Setting
+from quest_compile.bench.records import print_table
 from quest_compile.bench.results import Recorder, RefusedError, Result
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import DTYPES, SHAPES, ModelShape, dtype_name, workload_name
-from quest_compile.ops.limits import SUMMARIES
 
 # Room behind the rounds: a step more is decoded before them, and disturbed rounds repeat.
 SPARE = 8
@@ -50,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(contexts=[8192], rounds=8, method_seconds=4.0, layers=4)
-        parser.set_defaults(summaries=["minmax"])
+        parser.set_defaults(settings=["quest"])
         args = parser.parse_args(argv)
     options.check(parser, args)
-    settings = settings_of(args)
+    settings = options.settings_of(args)
     known = [*DENSE_METHODS, *(s.name for s in settings), "llama_cpp", "llama_cpp_flash"]
     options.check_methods(parser, args, known)
     if args.quick and args.methods is None:
@@ -75,11 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if recorder.results:
         print_table([_row(result, recorder) for result in recorder.results])
     return status or recorder.status()
-
-
-def settings_of(args: argparse.Namespace) -> list[Setting]:
-    """Quest at each budget with each summary."""
-    return [Setting(*s) for s in itertools.product(args.summaries or SUMMARIES, args.budgets)]
 
 
 def model_of(args: argparse.Namespace, dtype: torch.dtype) -> Any:

@@ -18,7 +18,7 @@ import torch
 from quest_compile.bench.gpu_check.checks import FLASHINFER_ROWS
 from quest_compile.bench.gpu_check.record import Record
 from quest_compile.bench.gpu_check.steps import flashinfer_rows, steps_of
-from quest_compile.bench.identity import record_folder
+from quest_compile.bench.records import record_folder
 from quest_compile.ops.cuda_providers import KERNELS_VARIABLE
 
 

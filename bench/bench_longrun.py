@@ -40,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.quick:
-        parser.set_defaults(layers=4, rounds=400, summaries=["minmax"])
+        parser.set_defaults(layers=4, rounds=400, settings=["quest"])
         args = parser.parse_args(argv)
     options.check(parser, args)
     if args.rounds < 4 * _NUM_WINDOWS:
         parser.error(f"--rounds must be at least {4 * _NUM_WINDOWS} here, got {args.rounds}")
-    settings = bench_decode.settings_of(args)
+    settings = options.settings_of(args)
     options.check_methods(parser, args, names_of(settings, None))
     # torch's own attention would take hours, and has nothing that could drift.
     methods = args.methods or ["dense_decode", *(s.name for s in settings)]
@@ -119,7 +119,7 @@ def _windows(
                 progress.update()
             windows.append(values)
             sizes.append(read // size)
-            loads.append(meter.other_load() or 0.0)
+            loads.append(meter.other_load())
     except KeyboardInterrupt:
         if len(windows) < 2:
             raise

@@ -14,16 +14,16 @@ import itertools
 from collections.abc import Sequence
 
 from quest_compile.bench import options
-from quest_compile.bench.identity import print_table
 from quest_compile.bench.ops import overhead
-from quest_compile.bench.ops.inputs import Setting, Workload
+from quest_compile.bench.ops.inputs import Workload
 from quest_compile.bench.ops.levels import LEVELS, measure_levels
-from quest_compile.bench.ops.measure import measure, name_of
+from quest_compile.bench.ops.measure import measure
 from quest_compile.bench.ops.methods import TORCH_METHODS
+from quest_compile.bench.records import print_table
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.rounds import Rounds
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import DTYPES, SHAPES, Layer, listed
-from quest_compile.ops.limits import SUMMARIES
 
 # One step from the shape of Llama-3-8B in one direction each.
 _SHAPE_TABLE = [Layer(32, 8, d) for d in (64, 96, 128, 256)]
@@ -55,11 +55,6 @@ def workloads_of(args: argparse.Namespace) -> list[Workload]:
     ]
 
 
-def settings_of(args: argparse.Namespace) -> list[Setting]:
-    summaries, sizes = args.summaries or SUMMARIES, args.page_sizes
-    return [Setting(*s) for s in itertools.product(summaries, args.budgets, sizes)]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
     parser = _parser()
@@ -73,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         args = parser.parse_args(argv)
     options.check(parser, args)
-    workloads, settings = workloads_of(args), settings_of(args)
+    workloads, settings = workloads_of(args), options.settings_of(args)
     known = ["read_loop", "dense_decode", *(s.name for s in settings), *TORCH_METHODS]
     known += ["llama_cpp", "llama_cpp_flash"]
     options.check_methods(parser, args, known)
@@ -81,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.methods = args.methods or ["dense_decode", *(s.name for s in settings)]
     if args.list:
         print("methods: " + ", ".join(args.methods or known))
-        print("\n".join(map(name_of, workloads)))
+        print("\n".join(w.name for w in workloads))
         return 0
     recorder = options.recorder_of("ops", args)
     rounds = options.rounds_of(args)
@@ -109,7 +104,7 @@ def _measure_all(
 
         peers = peers_of(args.methods)
     for workload in workloads:
-        name = name_of(workload)
+        name = workload.name
         methods = [f"read_loop@{level}" for level in args.isa or ()] or args.methods or possible
         if recorder.has(name, methods):
             continue

@@ -16,6 +16,7 @@ from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import prefill, step_inputs
+from quest_compile.ops import SummaryFormat
 from quest_compile.passes import Treatment, run_passes
 from quest_compile.step_state import with_state
 
@@ -74,7 +75,7 @@ def state_seconds(
     def compiled(*args: Any) -> None:
         return None
 
-    step = with_state(compiled, [(i, i) for i in range(num_layers)], page_size=16)
+    step = with_state(compiled, [(i, i) for i in range(num_layers)], SummaryFormat())
     step(*arguments)
     times: dict[str, list[float]] = {"nothing": [], "state": []}
     for _ in range(ROUNDS):

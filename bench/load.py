@@ -5,59 +5,43 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-# user, nice, system, irq, softirq, steal of the first line of /proc/stat; not idle and iowait.
-_BUSY_FIELDS = (1, 2, 3, 6, 7, 8)
+import psutil
 
 
 class LoadMeter:
-    """Cores that other processes kept busy since the last question; None where nothing tells.
+    """Cores that other processes kept busy since the last question.
 
     ``pids``: processes that count as our own.
     """
 
     def __init__(self, pids: Iterable[int] = ()) -> None:
-        self._pids = (os.getpid(), *pids)
+        self._own = [psutil.Process(pid) for pid in (os.getpid(), *pids)]
         self._start = self._now()
 
     def elapsed(self) -> float:
-        """Seconds since the last question; ticks of /proc are 0.01 s."""
+        """Seconds since the last question; ticks of the system are 0.01 s."""
         return time.perf_counter() - self._start[0]
 
-    def other_load(self) -> float | None:
+    def other_load(self) -> float:
         last, self._start = self._start, self._now()
-        (seconds, busy, own), (last_seconds, last_busy, last_own) = self._start, last
-        if busy is None or last_busy is None or seconds <= last_seconds:
-            return None
-        return max(0.0, (busy - last_busy) - (own - last_own)) / (seconds - last_seconds)
+        seconds, busy = (now - before for now, before in zip(self._start, last))
+        return max(0.0, busy) / seconds
 
-    def _now(self) -> tuple[float, float | None, float]:
-        seconds = time.perf_counter()
-        try:
-            fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-            busy = sum(int(fields[i]) for i in _BUSY_FIELDS) / _TICKS
-            own = sum(map(_cpu_seconds, self._pids))
-        except (OSError, ValueError, IndexError):
-            return seconds, None, 0.0
-        return seconds, busy, own
+    def _now(self) -> tuple[float, float]:
+        """The time, and the processor seconds of others; threads and ended children are our own."""
+        machine = psutil.cpu_times()._asdict()
+        idle = ("idle", "iowait", "guest", "guest_nice")  # guests are part of the users' time
+        busy = sum(seconds for kind, seconds in machine.items() if kind not in idle)
+        own = sum(sum(process.cpu_times()[:4]) for process in self._own)
+        return time.perf_counter(), busy - own
 
 
 def load_facts(meter: LoadMeter, max_load: float) -> dict[str, Any]:
     """Metadata of what was measured since the last question; marked above ``max_load``."""
     load = meter.other_load()
-    if load is None:
-        return {}
     if load <= max_load:
         return {"other_load": load}
     text = f"other processes used {load:.2g} cores, more than {max_load:g}"
     return {"other_load": load, "marked": text}
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of all threads, and of children that have ended."""
-    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    fields = text.rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / _TICKS

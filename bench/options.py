@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
 import torch
 
-from quest_compile.bench.identity import record_folder
+from quest_compile.bench.records import record_folder
 from quest_compile.bench.results import Recorder
 from quest_compile.bench.rounds import Rounds
+from quest_compile.bench.settings import MORE, QUEST, Setting
 from quest_compile.bench.shapes import DTYPES, SHAPES, listed, tokens
-from quest_compile.ops.limits import SUMMARIES
+from quest_compile.cli import INTERRUPTED
 from quest_compile.real_model.options import MODEL_HELP
-
-# Exit status after Ctrl-C.
-INTERRUPTED = 130
 
 
 def parser_of(
@@ -38,7 +37,8 @@ def parser_of(
     add("--contexts", type=token_list, default=token_list(contexts), help=f"such as {contexts}")
     add("--batch", type=int_list, default=[1], help="comma-separated batch sizes")
     add("--budgets", type=token_list, default=[2048], help="comma-separated tokens")
-    add("--summaries", type=listed, help="comma-separated; default: all there are")
+    names = ", ".join(QUEST)
+    add("--settings", type=listed, default=list(QUEST), help=f"of Quest; default {names}")
     add("--methods", type=listed, help="only these, comma-separated (see --list)")
     add("--threads", type=int_list, help="comma-separated numbers of threads; default: as torch")
     add("--rounds", type=int, default=rounds, help=f"samples per method; default {rounds}")
@@ -74,9 +74,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--dtype must be of {', '.join(DTYPES)}, got {name!r}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no CUDA device")
-    for name in args.summaries or ():
-        if name not in SUMMARIES:
-            parser.error(f"--summaries must be of {', '.join(SUMMARIES)}, got {name!r}")
+    for name in args.settings:
+        if name not in QUEST | MORE:
+            parser.error(f"--settings must be of {', '.join(QUEST | MORE)}, got {name!r}")
     layers, shape = getattr(args, "layers", None), SHAPES.get(args.model_shape or "")
     if layers is not None and shape is not None and not 1 <= layers <= shape.num_layers:
         parser.error(f"--layers must be from 1 to {shape.num_layers} here, got {layers}")
@@ -92,6 +92,12 @@ def check_methods(
     for name in args.methods or ():
         if name not in known:
             parser.error(f"--methods must be of {', '.join(known)}, got {name!r}")
+
+
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    """Each of ``--settings`` with each budget, and page size where there is that option."""
+    sizes = getattr(args, "page_sizes", [Setting.page_size])
+    return [Setting(*s) for s in itertools.product(args.settings, args.budgets, sizes)]
 
 
 def recorder_of(name: str, args: argparse.Namespace) -> Recorder:

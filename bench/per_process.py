@@ -15,12 +15,11 @@ from quest_compile.bench.decode.methods import names_of
 from quest_compile.bench.decode.models import check_context
 from quest_compile.bench.load import LoadMeter, load_facts
 from quest_compile.bench.ops.checks import check_kernels
-from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import DTYPES, workload_name
-from quest_compile.ops.limits import SUMMARIES
 
 # Workload, what to start, options, who hears what goes on -> results without the fields that all
 # have.
@@ -38,12 +37,10 @@ def main(
     options.add_model_arguments(parser)
     args = parser.parse_args(argv)
     if args.quick:
-        parser.set_defaults(summaries=["minmax"], **quick)
+        parser.set_defaults(settings=["quest"], **quick)
         args = parser.parse_args(argv)
     options.check(parser, args)
-    settings = tuple(
-        Setting(*s) for s in itertools.product(args.summaries or SUMMARIES, args.budgets)
-    )
+    settings = tuple(options.settings_of(args))
     options.check_methods(parser, args, names_of(list(settings), None))
     wanted = args.methods
     if args.quick and wanted is None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quest_compile.bench.identity import identity
+from quest_compile.identity import identity
 
 # Results that are to be compared must agree in these.
 CONDITIONS = ("commit", "cpu_model_name", "torch", "transformers", "kernels")

@@ -125,12 +125,11 @@ class _Collector:
         ):
             return
         load = self.meter.other_load()
-        is_quiet = load is None or load <= self.settings.max_load
+        is_quiet = load <= self.settings.max_load
         target, loads = (
             (self.kept, self._kept_loads) if is_quiet else (self.dropped, self._dropped_loads)
         )
-        if load is not None:
-            loads.append(load)
+        loads.append(load)
         if not is_quiet:
             self.num_dropped += max(map(len, self.pending.values()))
         for name, values in self.pending.items():

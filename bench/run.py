@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quest_compile.bench.__main__ import main
-from quest_compile.bench.identity import identity, record_folder
+from quest_compile.bench.records import record_folder
 from quest_compile.bench.results import load_results
+from quest_compile.identity import identity
 
 # Those that keep their results as pyperf JSON.
-DRIVEN = ("ops", "decode", "compile", "memory", "longrun", "overhead", "selection")
+DRIVEN = ("ops", "decode", "compile", "memory", "longrun", "overhead")
 
 
 def run(args: Sequence[str]) -> Path:
@@ -32,7 +33,7 @@ def run(args: Sequence[str]) -> Path:
     if name not in DRIVEN:
         raise ValueError(
             f"args must begin with one of {', '.join(DRIVEN)}, got {name!r} "
-            "(eval, sketch-accuracy and gpu-check write results of their own)"
+            "(gpu-check writes results of its own)"
         )
     time = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
     parser = argparse.ArgumentParser(prog=f"quest-compile bench {name}", add_help=False)

@@ -4,9 +4,12 @@
 include(CheckCXXCompilerFlag)
 file(GLOB kernel_sources CONFIGURE_DEPENDS csrc/cpu/kernels/*.cpp)
 
-# These rows are the same bits on every machine: no product is added before it is rounded.
+# Rows of sketches are the same bits on every machine: no product is added before it is rounded.
+# Both pass vectors of 8 floats to functions, all of them inlined.
 set_source_files_properties(csrc/cpu/kernels/sketch_rows.cpp PROPERTIES
                             COMPILE_OPTIONS "-ffp-contract=off;-Wno-psabi")
+set_source_files_properties(csrc/cpu/kernels/sketch_scores.cpp PROPERTIES
+                            COMPILE_OPTIONS "-Wno-psabi")
 
 function(quest_add_level level) # ARGN: compiler flags
   if(NOT kernel_sources)

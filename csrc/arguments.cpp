@@ -53,17 +53,16 @@ Attention check_attention(const Tensor& query, const Tensor& key_cache, const Te
   CHECK_LAST_DIM_CONTIGUOUS(value_cache);
   QUEST_CHECK(max_seq_len < INT32_MAX, "key_cache: expected max_seq_len below 2^31, got ",
               max_seq_len);
-  const Mask mask =
-      check_mask(attn_mask, query, batch, shape.num_q_heads, shape.q_len, max_seq_len);
-  const Tensor owner = contiguous_query(query);
-  return {dtype,
-          shape,
-          owner,
-          query_pointers(owner),
-          cache_pointers(key_cache),
-          cache_pointers(value_cache),
-          mask,
-          check_scale(scale, head_dim)};
+  Attention a;
+  a.dtype = dtype;
+  a.shape = shape;
+  a.query_owner = contiguous_query(query);
+  a.query = query_pointers(a.query_owner);
+  a.key_cache = cache_pointers(key_cache);
+  a.value_cache = cache_pointers(value_cache);
+  a.mask = check_mask(attn_mask, query, batch, shape.num_q_heads, shape.q_len, max_seq_len);
+  a.scale = check_scale(scale, head_dim);
+  return a;
 }
 
 float check_scale(std::optional<double> scale, int64_t head_dim) {
@@ -97,55 +96,30 @@ Mask check_mask(const std::optional<Tensor>& mask, const Tensor& query, int64_t 
           stride(3)};
 }
 
-namespace {
-
-void check_channel_scale(const Tensor& channel_scale, const Tensor& like, int64_t batch,
-                         int64_t num_kv_heads, int64_t head_dim) {
-  CHECK_SHAPE(channel_scale, batch, num_kv_heads, 3, head_dim);
-  CHECK_DTYPE(channel_scale, ScalarType::Float);
-  CHECK_SAME_DEVICE(channel_scale, like);
-  QUEST_CHECK(channel_scale.is_contiguous(), "channel_scale: expected a contiguous tensor");
-}
-
-int64_t bytes_per_page(SummaryFormat format, DType dtype, int64_t head_dim) {
-  return format.kind == SummaryKind::kMinMax
-             ? 2 * head_dim * element_size(dtype)
-             : sketch_row_bytes(head_dim, format.page_size, format.sketch_bits);
-}
-
-}  // namespace
-
-SummaryFormat check_summary_format(StringHandle summary, int64_t sketch_bits, int64_t page_size) {
-  const SummaryKind kind = check_summary_kind(summary);
-  check_page_size(page_size);
-  QUEST_CHECK(sketch_bits == 1 || sketch_bits == 2, "sketch_bits: expected 1 or 2, got ",
-              sketch_bits);
-  return {kind, sketch_bits, page_size};
-}
-
-PageSummary check_page_summary(const Tensor& page_summary,
-                               const std::optional<Tensor>& channel_scale, SummaryFormat format,
-                               const Tensor& like, int64_t batch, int64_t num_kv_heads,
-                               int64_t num_pages, int64_t head_dim) {
+PageSummary check_page_summary(const Tensor& page_summary, SummaryFormat format, const Tensor& like,
+                               int64_t batch, int64_t num_kv_heads, int64_t num_pages,
+                               int64_t head_dim) {
   const DType dtype = check_float_dtype(like, "key_cache or query");
-  const int64_t row_bytes = bytes_per_page(format, dtype, head_dim);
-  PageSummary summary = {format, 1, row_bytes, nullptr, nullptr, 0, num_kv_heads, 0, 0, 0};
+  PageSummary summary;
+  summary.format = format;
   if (format.kind == SummaryKind::kMinMax) {
     summary.element_size = element_size(dtype);
+    summary.row_bytes = 2 * head_dim * summary.element_size;
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
     CHECK_DTYPE(page_summary, like.scalar_type());
     QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
                 "page_summary: expected contiguous rows [2, head_dim], got strides ",
                 to_string(page_summary.strides()));
-    QUEST_CHECK(!channel_scale, "channel_scale: expected none with summary 'minmax'");
   } else {
+    const int64_t row_bytes =
+        sketch_row(static_cast<int32_t>(head_dim), static_cast<int32_t>(format.page_size),
+                   static_cast<int32_t>(format.sketch_bits))
+            .row_bytes;
+    summary.element_size = 1;
+    summary.row_bytes = row_bytes;
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, row_bytes);
     CHECK_DTYPE(page_summary, ScalarType::Byte);
     CHECK_LAST_DIM_CONTIGUOUS(page_summary);
-    QUEST_CHECK(channel_scale, "channel_scale: expected a tensor with summary 'sketch'");
-    check_channel_scale(*channel_scale, like, batch, num_kv_heads, head_dim);
-    summary.scale_size = 3 * head_dim;
-    summary.channel_scale = static_cast<float*>(channel_scale->mutable_data_ptr());
   }
   CHECK_SAME_DEVICE(page_summary, like);
   summary.data = page_summary.mutable_data_ptr();
@@ -158,12 +132,6 @@ PageSummary check_page_summary(const Tensor& page_summary,
 void* row_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head) {
   const int64_t index = batch_row * summary.batch_stride + kv_head * summary.head_stride;
   return static_cast<char*>(summary.data) + index * summary.element_size;
-}
-
-float* channel_scale_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head) {
-  if (!summary.channel_scale) return nullptr;
-  const int64_t index = batch_row * summary.num_kv_heads + kv_head;
-  return summary.channel_scale + index * summary.scale_size;
 }
 
 void check_seq_lens(const Tensor& seq_lens, const Tensor& query, int64_t batch) {

@@ -43,20 +43,16 @@ void check_single_query(const Tensor& query);
 Mask check_mask(const std::optional<Tensor>& attn_mask, const Tensor& device_of, int64_t batch,
                 int64_t num_q_heads, int64_t q_len, int64_t max_seq_len);
 // `like`: for dtype and device.
-PageSummary check_page_summary(const Tensor& page_summary,
-                               const std::optional<Tensor>& channel_scale, SummaryFormat format,
-                               const Tensor& like, int64_t batch, int64_t num_kv_heads,
-                               int64_t num_pages, int64_t head_dim);
-// Errors unless the name and the sizes are known; frees `summary`.
-SummaryFormat check_summary_format(StringHandle summary, int64_t sketch_bits, int64_t page_size);
+PageSummary check_page_summary(const Tensor& page_summary, SummaryFormat format, const Tensor& like,
+                               int64_t batch, int64_t num_kv_heads, int64_t num_pages,
+                               int64_t head_dim);
 // Of one KV head.
 void* row_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head);
-float* channel_scale_of(const PageSummary& summary, int64_t batch_row, int64_t kv_head);
 void check_seq_lens(const Tensor& seq_lens, const Tensor& device_of, int64_t batch);
 // lengths [batch]: seq_lens of a CPU tensor, one per row. Errors unless 1 <= length <= max_seq_len.
 void read_seq_lens(const Tensor& seq_lens, int64_t batch, int64_t max_seq_len, int64_t* lengths);
-// lengths [num_rows]: of each query (quest_compile/ops/reference.py, each_query). Errors as above,
-// or if a row holds fewer positions than there are queries.
+// lengths [num_rows]: of each query (quest_compile/ops/reference/positions.py, each_query). Errors
+// as above, or if a row holds fewer positions than there are queries.
 void read_query_lens(const Attention& a, const Tensor& seq_lens, int64_t* lengths);
 
 int64_t element_size(DType dtype);

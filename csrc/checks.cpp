@@ -80,38 +80,17 @@ void check_page_size(int64_t page_size) {
               "page_size: expected a multiple of 8 from 8 to 128, got ", page_size);
 }
 
-// Not std::string: up to torch 2.15 the conversion of the stable ABI to it leaks.
-std::string take_string(StringHandle text) {
-  const char* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &data));
-  std::string copy(data);
-  TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
-  return copy;
-}
-
-SummaryKind check_summary_kind(StringHandle text) {
-  const std::string name = take_string(text);
-  if (name == "minmax") return SummaryKind::kMinMax;
-  QUEST_CHECK(name == "sketch", "summary: expected 'minmax' or 'sketch', got '", name, "'");
-  return SummaryKind::kSketch;
-}
-
-GroupReduce check_group_reduce(StringHandle text) {
-  const std::string name = take_string(text);
-  if (name == "sum") return GroupReduce::kSum;
-  if (name == "max") return GroupReduce::kMax;
-  QUEST_CHECK(name == "none", "group_reduce: expected 'sum', 'max' or 'none', got '", name, "'");
-  return GroupReduce::kNone;
-}
-
-void check_page_budget(int64_t page_budget, int64_t num_sink_pages, int64_t num_recent_pages) {
-  QUEST_CHECK(num_sink_pages >= 0, "num_sink_pages: expected at least 0, got ", num_sink_pages);
-  QUEST_CHECK(num_recent_pages >= 1, "num_recent_pages: expected at least 1, got ",
-              num_recent_pages);
-  QUEST_CHECK(page_budget >= 1 && num_sink_pages <= page_budget &&
-                  num_recent_pages <= page_budget - num_sink_pages,
-              "budget: expected at least num_sink_pages + num_recent_pages pages (", num_sink_pages,
-              " + ", num_recent_pages, "), got ", page_budget, " pages");
+void check_selection(const Selection& s, const char* budget) {
+  QUEST_CHECK(s.num_sink_pages >= 0, "num_sink_pages: expected at least 0, got ", s.num_sink_pages);
+  QUEST_CHECK(s.num_recent_pages >= 1, "num_recent_pages: expected at least 1, got ",
+              s.num_recent_pages);
+  QUEST_CHECK(s.page_budget >= 1 && s.num_sink_pages <= s.page_budget &&
+                  s.num_recent_pages <= s.page_budget - s.num_sink_pages,
+              budget, ": expected room for ", s.num_sink_pages, " sink and ", s.num_recent_pages,
+              " recent pages, got ", s.page_budget, " pages");
+  QUEST_CHECK(s.budget_fraction > 0 && s.budget_fraction <= 1,
+              "budget_fraction: expected above 0 and up to 1, got ", s.budget_fraction);
+  QUEST_CHECK(s.top_p > 0 && s.top_p <= 1, "top_p: expected above 0 and up to 1, got ", s.top_p);
 }
 
 }  // namespace quest

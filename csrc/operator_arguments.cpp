@@ -3,24 +3,34 @@
 #include <algorithm>
 #include <cmath>
 
+#include "numbers.h"
+
 namespace quest {
 namespace {
 
-// A double times this, rounded to float, is what kernels multiply scores with.
-constexpr double kLog2e = 1.4426950408889634;
-
-void check_shares(double budget_fraction, double top_p) {
-  QUEST_CHECK(budget_fraction > 0 && budget_fraction <= 1,
-              "budget_fraction: expected above 0 and up to 1, got ", budget_fraction);
-  QUEST_CHECK(top_p > 0 && top_p <= 1, "top_p: expected above 0 and up to 1, got ", top_p);
+// Of a score, to a logit: sums over a group are those of its mean query.
+double score_scale_of(GroupReduce group_reduce, SummaryKind kind, std::optional<double> scale,
+                      int64_t head_dim, int64_t group_size) {
+  if (kind == SummaryKind::kSketch) return 1;
+  const double each = scale.value_or(std::pow(static_cast<double>(head_dim), -0.5));
+  return group_reduce == GroupReduce::kSum ? each / static_cast<double>(group_size) : each;
 }
 
-// Of a score, to a logit: sums over a group are those of its mean query.
-double score_scale_of(const Shape& shape, GroupReduce group_reduce, SummaryKind kind,
-                      std::optional<double> scale) {
-  if (kind == SummaryKind::kSketch) return 1;
-  const double each = scale ? *scale : std::pow(static_cast<double>(shape.head_dim), -0.5);
-  return group_reduce == GroupReduce::kSum ? each / static_cast<double>(shape.group_size) : each;
+void check_group_reduce(GroupReduce group_reduce, SummaryKind kind) {
+  QUEST_CHECK(kind != SummaryKind::kSketch || group_reduce != GroupReduce::kSum,
+              "group_reduce: expected 'softmax' or 'none' with summary='sketch', got 'sum'");
+}
+
+// Positions of a mask for num_pages pages, and of the pages without one.
+int64_t check_mask_len(const std::optional<Tensor>& attn_mask, int64_t num_pages,
+                       int64_t page_size) {
+  if (!attn_mask) return num_pages * page_size;
+  CHECK_DIM(*attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
+  const int64_t mask_len = attn_mask->size(3);
+  QUEST_CHECK(mask_len == 1 || ceil_div(mask_len, page_size) == num_pages,
+              "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len,
+              " positions");
+  return mask_len == 1 ? num_pages * page_size : mask_len;
 }
 
 }  // namespace
@@ -28,23 +38,12 @@ double score_scale_of(const Shape& shape, GroupReduce group_reduce, SummaryKind 
 float log2_scale(double score_scale) {
   QUEST_CHECK(std::isfinite(score_scale), "score_scale: expected a finite number, got ",
               score_scale);
-  return static_cast<float>(score_scale * kLog2e);
-}
-
-int64_t page_budget_of(const Choice& choice, int64_t seq_len) {
-  const double num_pages = static_cast<double>(ceil_div(seq_len, choice.page_size));
-  const int64_t share = static_cast<int64_t>(std::ceil(choice.budget_fraction * num_pages));
-  const int64_t smallest = choice.num_sink_pages + choice.num_recent_pages + 1;
-  return std::min(choice.page_budget, std::max(smallest, share));
-}
-
-bool fits_budget(const Choice& choice, int64_t seq_len) {
-  return ceil_div(seq_len, choice.page_size) <= page_budget_of(choice, seq_len);
+  return static_cast<float>(score_scale * kLog2e<double>);
 }
 
 UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_position,
                              const Tensor& page_summary, const Tensor& num_sealed,
-                             const std::optional<Tensor>& channel_scale, SummaryFormat format) {
+                             SummaryFormat format) {
   UpdateArguments u;
   u.dtype = check_float_dtype(key_cache, "key_cache");
   CHECK_DIM(key_cache, 4, "[batch, num_kv_heads, max_seq_len, head_dim]");
@@ -56,9 +55,8 @@ UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_positi
   u.page_size = format.page_size;
   check_head_dim(u.head_dim, "key_cache");
   u.key_cache = cache_pointers(key_cache);
-  u.page_summary =
-      check_page_summary(page_summary, channel_scale, format, key_cache, u.batch, u.num_kv_heads,
-                         ceil_div(u.max_seq_len, u.page_size), u.head_dim);
+  u.page_summary = check_page_summary(page_summary, format, key_cache, u.batch, u.num_kv_heads,
+                                      ceil_div(u.max_seq_len, u.page_size), u.head_dim);
   CHECK_DTYPE(num_sealed, ScalarType::Long);
   QUEST_CHECK(num_sealed.dim() == 1 && (num_sealed.size(0) == 1 || num_sealed.size(0) == 2),
               "num_sealed: expected shape [1] or [2], got ", to_string(num_sealed.sizes()));
@@ -76,90 +74,70 @@ UpdateArguments check_update(const Tensor& key_cache, const Tensor& cache_positi
 }
 
 ScoreArguments check_score(const Tensor& query, const Tensor& page_summary, const Tensor& seq_lens,
-                           const std::optional<Tensor>& channel_scale, GroupReduce group_reduce,
-                           SummaryFormat format, const std::optional<Tensor>& attn_mask,
-                           std::optional<double> scale) {
-  const DType dtype = check_float_dtype(query, "query");
+                           const std::optional<Tensor>& attn_mask, GroupReduce group_reduce,
+                           std::optional<double> scale, SummaryFormat format) {
+  ScoreArguments s;
+  s.dtype = check_float_dtype(query, "query");
+  s.group_reduce = group_reduce;
+  check_group_reduce(group_reduce, format.kind);
   check_single_query(query);
-  const Tensor owner = contiguous_query(query);
+  s.query_owner = contiguous_query(query);
+  s.query = query_pointers(s.query_owner);
+  s.q_len = 1;
   QUEST_CHECK(page_summary.dim() >= 3,
               "page_summary: expected [batch, num_kv_heads, num_pages, ...], got ",
               to_string(page_summary.sizes()));
-  const int64_t batch = query.size(0), num_q_heads = query.size(1), head_dim = query.size(3);
-  const int64_t num_kv_heads = page_summary.size(1), num_pages = page_summary.size(2);
-  QUEST_CHECK(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
-              "query: expected a multiple of the ", num_kv_heads, " heads of page_summary, got ",
+  const int64_t num_q_heads = query.size(1);
+  s.batch = query.size(0);
+  s.head_dim = query.size(3);
+  s.num_kv_heads = page_summary.size(1);
+  s.num_pages = page_summary.size(2);
+  QUEST_CHECK(s.num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % s.num_kv_heads == 0,
+              "query: expected a multiple of the ", s.num_kv_heads, " heads of page_summary, got ",
               num_q_heads);
-  check_head_dim(head_dim, "query");
-  const PageSummary rows = check_page_summary(page_summary, channel_scale, format, query, batch,
-                                              num_kv_heads, num_pages, head_dim);
-  check_seq_lens(seq_lens, query, batch);
-  // Only sketches know single tokens and the sum of their exp.
-  const bool is_sketch = format.kind == SummaryKind::kSketch;
-  QUEST_CHECK(is_sketch || !attn_mask, "attn_mask: expected none but with summary 'sketch'");
-  QUEST_CHECK(is_sketch || !scale, "scale: expected none but with summary 'sketch'");
-  int64_t max_seq_len = num_pages * format.page_size;
-  if (attn_mask) {
-    CHECK_DIM(*attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
-    const int64_t mask_len = attn_mask->size(3);
-    QUEST_CHECK(mask_len == 1 || ceil_div(mask_len, format.page_size) == num_pages,
-                "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len,
-                " positions");
-    if (mask_len > 1) max_seq_len = mask_len;
+  s.group_size = num_q_heads / s.num_kv_heads;
+  check_head_dim(s.head_dim, "query");
+  s.page_summary = check_page_summary(page_summary, format, query, s.batch, s.num_kv_heads,
+                                      s.num_pages, s.head_dim);
+  check_seq_lens(seq_lens, query, s.batch);
+  // Bounds know neither single tokens nor what a logit is.
+  const bool takes_mask =
+      format.kind == SummaryKind::kSketch || group_reduce == GroupReduce::kSoftmax;
+  for (const auto& [name, is_given] :
+       {std::pair("attn_mask", attn_mask.has_value()), std::pair("scale", scale.has_value())}) {
+    QUEST_CHECK(takes_mask || !is_given, name,
+                ": expected none but with summary 'sketch' or group_reduce 'softmax'");
   }
-  return {dtype,
-          group_reduce,
-          owner,
-          query_pointers(owner),
-          rows,
-          batch,
-          num_kv_heads,
-          num_q_heads / num_kv_heads,
-          head_dim,
-          num_pages,
-          max_seq_len,
-          check_mask(attn_mask, query, batch, num_q_heads, 1, max_seq_len),
-          check_scale(scale, head_dim)};
+  s.max_seq_len = check_mask_len(attn_mask, s.num_pages, format.page_size);
+  s.mask = check_mask(attn_mask, query, s.batch, num_q_heads, 1, s.max_seq_len);
+  s.scale = check_scale(scale, s.head_dim);
+  s.log2_scale =
+      log2_scale(score_scale_of(group_reduce, format.kind, scale, s.head_dim, s.group_size));
+  return s;
 }
 
 SelectArguments check_select(const Tensor& scores, const Tensor& seq_lens,
-                             const std::optional<Tensor>& attn_mask, const Choice& choice) {
+                             const std::optional<Tensor>& attn_mask, const Selection& selection) {
   CHECK_DTYPE(scores, ScalarType::Float);
   CHECK_DIM(scores, 3, "[batch, num_select_heads, num_pages]");
-  check_page_size(choice.page_size);
-  QUEST_CHECK(choice.page_budget >= 1 && choice.page_budget < INT32_MAX,
-              "page_budget: expected at least 1, got ", choice.page_budget);
-  check_page_budget(choice.page_budget, choice.num_sink_pages, choice.num_recent_pages);
-  check_shares(choice.budget_fraction, choice.top_p);
-  const int64_t batch = scores.size(0), num_heads = scores.size(1), num_pages = scores.size(2);
-  QUEST_CHECK(num_heads >= 1, "scores: expected at least 1 head, got ", num_heads);
-  check_seq_lens(seq_lens, scores, batch);
-  Mask mask = {nullptr, 0, 0, 0, 0};
-  int64_t group_size = 1, max_seq_len = num_pages * choice.page_size;
-  if (attn_mask) {
-    CHECK_DIM(*attn_mask, 4, "broadcastable to [batch, num_q_heads, 1, max_seq_len]");
-    const int64_t mask_heads = attn_mask->size(1), mask_len = attn_mask->size(3);
-    QUEST_CHECK(mask_heads == 1 || mask_heads % num_heads == 0,
-                "attn_mask: expected 1 head or a multiple of ", num_heads, ", got ", mask_heads);
-    QUEST_CHECK(mask_len == 1 || ceil_div(mask_len, choice.page_size) == num_pages,
-                "attn_mask: expected a last dimension of ", num_pages, " pages, got ", mask_len,
-                " positions");
-    mask = check_mask(attn_mask, scores, batch, mask_heads, 1, mask_len);
-    group_size = std::max<int64_t>(1, mask_heads / num_heads);
-    if (mask_len > 1) max_seq_len = mask_len;
-  }
-  const Tensor owner = scores.stride(2) == 1 ? scores : torch::stable::contiguous(scores);
-  return {choice,
-          owner,
-          static_cast<const float*>(owner.const_data_ptr()),
-          owner.stride(0),
-          owner.stride(1),
-          batch,
-          num_heads,
-          num_pages,
-          max_seq_len,
-          mask,
-          group_size};
+  SelectArguments s;
+  s.selection = selection;
+  s.batch = scores.size(0);
+  s.num_heads = scores.size(1);
+  s.num_pages = scores.size(2);
+  QUEST_CHECK(s.num_heads >= 1, "scores: expected at least 1 head, got ", s.num_heads);
+  check_seq_lens(seq_lens, scores, s.batch);
+  s.max_seq_len = check_mask_len(attn_mask, s.num_pages, selection.page_size);
+  const int64_t mask_heads = attn_mask ? attn_mask->size(1) : 1;
+  QUEST_CHECK(mask_heads == 1 || mask_heads % s.num_heads == 0,
+              "attn_mask: expected 1 head or a multiple of ", s.num_heads, ", got ", mask_heads);
+  s.mask = check_mask(attn_mask, scores, s.batch, mask_heads, 1, s.max_seq_len);
+  s.group_size = std::max<int64_t>(1, mask_heads / s.num_heads);
+  s.owner = scores.stride(2) == 1 ? scores : torch::stable::contiguous(scores);
+  s.scores = static_cast<const float*>(s.owner.const_data_ptr());
+  s.batch_stride = s.owner.stride(0);
+  s.head_stride = s.owner.stride(1);
+  return s;
 }
 
 int64_t check_page_indices(const Attention& a, const Tensor& page_indices) {
@@ -178,29 +156,21 @@ int64_t check_page_indices(const Attention& a, const Tensor& page_indices) {
 SparseArguments check_sparse(const Tensor& query, const Tensor& key_cache,
                              const Tensor& value_cache, const Tensor& page_summary,
                              const Tensor& seq_lens, const std::optional<Tensor>& attn_mask,
-                             const std::optional<Tensor>& channel_scale, int64_t budget,
-                             int64_t num_sink_pages, int64_t num_recent_pages,
-                             GroupReduce group_reduce, SummaryFormat format,
-                             std::optional<double> scale, double budget_fraction, double top_p) {
-  const int64_t page_size = format.page_size;
-  const Attention attention = check_attention(query, key_cache, value_cache, attn_mask, scale);
-  const Shape& shape = attention.shape;
-  QUEST_CHECK(budget >= 1, "budget: expected at least 1, got ", budget);
-  check_page_budget(budget / page_size, num_sink_pages, num_recent_pages);
-  check_shares(budget_fraction, top_p);
-  const int64_t num_pages = ceil_div(shape.max_seq_len, page_size);
-  const PageSummary rows =
-      check_page_summary(page_summary, channel_scale, format, query, shape.batch,
-                         shape.num_kv_heads, num_pages, shape.head_dim);
+                             const SparseSettings& settings) {
+  const auto& [selection, scale, format] = settings;
+  check_group_reduce(selection.group_reduce, format.kind);
+  SparseArguments s;
+  s.attention = check_attention(query, key_cache, value_cache, attn_mask, scale);
+  const Shape& shape = s.attention.shape;
+  const int64_t num_pages = ceil_div(shape.max_seq_len, format.page_size);
+  s.page_summary = check_page_summary(page_summary, format, query, shape.batch, shape.num_kv_heads,
+                                      num_pages, shape.head_dim);
   check_seq_lens(seq_lens, query, shape.batch);
-  const Choice choice = {std::min(budget / page_size, num_pages),
-                         page_size,
-                         num_sink_pages,
-                         num_recent_pages,
-                         budget_fraction,
-                         top_p,
-                         log2_scale(score_scale_of(shape, group_reduce, format.kind, scale))};
-  return {attention, rows, group_reduce, choice};
+  s.selection = selection;
+  s.selection.page_budget = std::min(selection.page_budget, num_pages);
+  s.selection.log2_scale = log2_scale(
+      score_scale_of(selection.group_reduce, format.kind, scale, shape.head_dim, shape.group_size));
+  return s;
 }
 
 }  // namespace quest

@@ -4,24 +4,12 @@
 
 #include <stdint.h>
 
+#include "settings.h"
+#include "sketch_row.h"
+
 namespace quest {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
-enum class GroupReduce : int32_t { kSum, kMax, kNone };
-
-// What is kept of the keys of a page, one row:
-// kMinMax: minimum and maximum [2, head_dim], in the dtype of the keys.
-// kSketch: sketch_bits planes of bits [tiles of 16 tokens, the last perhaps 8][head_dim / 8]
-// [tokens of the tile], the mean as int8 [head_dim], token codes uint8 [page_size], the float32
-// scale of the mean (below zero: a token is not finite) and that of the token codes.
-enum class SummaryKind : int32_t { kMinMax, kSketch };
-
-inline int64_t sketch_row_bytes(int64_t head_dim, int64_t page_size, int64_t sketch_bits) {
-  return sketch_bits * page_size * head_dim / 8 + head_dim + page_size + 8;
-}
-// Tokens of a tile, and the code of a token with a NaN or infinity.
-constexpr int32_t kSketchTile = 16;
-constexpr int32_t kSketchNotFinite = 255;
 
 constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kMaxPageSize = 128;
@@ -48,21 +36,11 @@ struct Cache {
   int64_t token_stride;
 };
 
-// What the rows of a page summary hold.
-struct SummaryFormat {
-  SummaryKind kind;
-  int64_t sketch_bits;
-  int64_t page_size;
-};
-
 struct PageSummary {
   SummaryFormat format;
   int64_t element_size;
   int64_t row_bytes;
-  void* data;            // [batch, num_kv_heads, num_pages, row], rows contiguous
-  float* channel_scale;  // [batch, num_kv_heads, scale_size] contiguous; kSketch only
-  int64_t scale_size;
-  int64_t num_kv_heads;
+  void* data;  // [batch, num_kv_heads, num_pages, row], rows contiguous
   int64_t batch_stride;
   int64_t head_stride;
   int64_t page_stride;
@@ -88,7 +66,6 @@ struct PageSummaryParams {
   int64_t key_stride;      // token to token
   void* page_summary;      // [num_pages, row]
   int64_t summary_stride;  // page to page; kSketch: bytes
-  float* channel_scale;    // [3, head_dim]; kSketch only
   int64_t first_page;
   int64_t last_page;
 };
@@ -97,24 +74,33 @@ struct PageSummaryParams {
 struct ScoreParams {
   DType dtype;
   SummaryKind kind;
-  GroupReduce group_reduce;
+  GroupReduce group_reduce;  // kSum: of the summed query (kMinMax only); else of each head
   int32_t group_size;
   int32_t head_dim;
-  const void* query;           // [group_size, head_dim]
-  int64_t query_stride;        // head to head
-  const void* page_summary;    // [num_pages, row]
-  int64_t summary_stride;      // page to page; kSketch: bytes
-  const float* channel_scale;  // [3, head_dim]; kSketch only
+  const void* query;         // [group_size, head_dim]
+  int64_t query_stride;      // head to head
+  const void* page_summary;  // [num_pages, row]
+  int64_t summary_stride;    // page to page; kSketch: bytes
   // kSketch only:
   int32_t page_size;
   int32_t sketch_bits;
   float scale;          // of query.key
   const uint8_t* live;  // [positions], 0 = does not count; nullptr = all do
-  int64_t live_stride;  // head to head, kNone only
+  int64_t live_stride;  // head to head
   int64_t first_page;
   int64_t last_page;
-  float* scores;          // [num_pages]; with kNone [group_size, num_pages]
-  int64_t scores_stride;  // head to head, kNone only
+  float* scores;          // kSum: [num_pages], else [group_size, num_pages]
+  int64_t scores_stride;  // head to head
+};
+
+// Scores of the heads of a group to the sum of each head's softmax over the pages.
+struct ShareParams {
+  int32_t group_size;
+  int64_t num_pages;
+  const float* scores;    // [group_size, num_pages], -inf: the page does not count
+  int64_t scores_stride;  // head to head
+  float log2_scale;       // from a score to a logit in units of log2
+  float* shares;          // [num_pages], out; -inf: the page counts for no head
 };
 
 struct SelectParams {
@@ -124,16 +110,14 @@ struct SelectParams {
   int32_t page_budget;
   int32_t num_sink_pages;
   int32_t num_recent_pages;
-  double top_p;           // 1: page_budget alone decides
-  float log2_scale;       // from a score to a logit in units of log2; for top_p
-  int32_t* keys;          // [num_pages + kKeyPadding], scratch
-  int32_t* weights;       // [num_pages], scratch; for top_p
-  int32_t* page_indices;  // [page_budget], out
+  double top_p;            // 1: page_budget alone decides
+  bool scores_are_shares;  // of top_p; else logits
+  float log2_scale;        // from a score to a logit in units of log2; for top_p
+  int32_t* keys;           // [num_pages + kKeyPadding], scratch
+  int32_t* weights;        // [num_pages], scratch; for top_p
+  int32_t* page_indices;   // [page_budget], out
 };
 constexpr int32_t kKeyPadding = 16;
-
-// Pages that the scales of the channels are taken from, spread evenly.
-constexpr int64_t kScalePages = 128;
 
 // Attention of query heads that share one KV head over a list of its tokens, not normalised yet.
 struct AttendParams {
@@ -175,12 +159,11 @@ struct CombineParams {
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
   const char* name;
-  // Sets channel_scale from the keys of kScalePages of the pages, of sketches.
-  void (*scale_channels)(const PageSummaryParams& p);
   void (*summarise_pages)(const PageSummaryParams& p);
   // Whether the stored summaries of all the pages are bitwise those of their keys.
   bool (*pages_are_current)(const PageSummaryParams& p);
   void (*score_pages)(const ScoreParams& p);
+  void (*share_scores)(const ShareParams& p);
   // Returns the number of pages written to page_indices, ascending.
   int32_t (*select_pages)(const SelectParams& p);
   void (*attend)(const AttendParams& p);

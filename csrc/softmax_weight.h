@@ -1,15 +1,10 @@
-// What a page weighs in the softmax over page scores: a whole number, without a rounding that could
-// differ from device to device (quest_compile/ops/reference_selection.py).
+// What a page weighs where top_p counts: a whole number, without a rounding that could differ from
+// device to device (quest_compile/ops/reference/selection.py).
 #pragma once
 
 #include <stdint.h>
 
-// Static: every copy of a CPU kernel has it in its own instruction set.
-#ifdef __CUDACC__
-#define QUEST_EVERYWHERE static __device__ __forceinline__
-#else
-#define QUEST_EVERYWHERE static inline
-#endif
+#include "everywhere.h"
 
 namespace quest {
 
@@ -24,6 +19,13 @@ QUEST_EVERYWHERE int32_t softmax_weight(float x) {
   power = 372069241 + (power * rest >> 16);
   power = (1 << 29) + (power * rest >> 16);
   return static_cast<int32_t>(power >> (units >> 16));
+}
+
+// Of a score that is a share: in units of 2^-24, up to 2^30, which NaN has, too.
+QUEST_EVERYWHERE int32_t share_weight(float score) {
+  const float units = score * 16777216.0f;
+  if (units <= 0) return 0;
+  return units < 1073741824.0f ? static_cast<int32_t>(units) : 1 << 30;
 }
 
 }  // namespace quest

@@ -24,9 +24,9 @@ def add_audits(graph: fx.Graph, *, config: QuestConfig) -> list[fx.Node]:
             continue
         query, key_cache, value_cache, *rest = node.args
         if node.target is torch.ops.quest.sparse_decode_step.default:
-            _, page_summary, _, seq_lens, attn_mask, channel_scale = rest
+            _, page_summary, _, seq_lens, attn_mask = rest
         else:
-            page_summary, seq_lens, attn_mask, channel_scale = rest
+            page_summary, seq_lens, attn_mask = rest
         keys = example_value(key_cache)
         with getattr(keys, "fake_mode", None) or contextlib.nullcontext():
             value = ops.new_audit_totals(keys.device)
@@ -35,7 +35,7 @@ def add_audits(graph: fx.Graph, *, config: QuestConfig) -> list[fx.Node]:
         with graph.inserting_after(node):
             graph.call_function(
                 torch.ops.quest.audit.default,
-                (*caches, seq_lens, attn_mask, channel_scale, node, last),
+                (*caches, seq_lens, attn_mask, node, last),
                 {"every": config.audit, **node.kwargs},
             )
         added.append(last)

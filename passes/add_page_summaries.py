@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
 
 import torch
 from torch import fx
@@ -20,8 +19,7 @@ class SummaryInputs:
     """The inputs one key cache gained.
 
     ``cache_index``, ``value_cache_index``: positions of the caches among the placeholders.
-    ``page_summary``, ``num_sealed`` and, if the kind of summary has one, ``channel_scale``: as
-    update_page_summary takes them.
+    ``page_summary`` and ``num_sealed``: as update_page_summary takes them.
     ``cache_position``: int64, for the attention call that updates the summary.
     """
 
@@ -30,14 +28,12 @@ class SummaryInputs:
     key_cache: fx.Node
     page_summary: fx.Node
     num_sealed: fx.Node
-    channel_scale: fx.Node | None
     cache_position: fx.Node
 
     @property
     def nodes(self) -> list[fx.Node]:
         """In the order of the inputs."""
-        found = [self.page_summary, self.num_sealed]
-        return found if self.channel_scale is None else [*found, self.channel_scale]
+        return [self.page_summary, self.num_sealed]
 
 
 def add_page_summaries(
@@ -66,14 +62,13 @@ def add_page_summaries(
                 site.key_cache,
                 nodes["page_summary"],
                 nodes["num_sealed"],
-                nodes.get("channel_scale"),
                 cache_position,
             )
             if not decision.updates_summary:
                 graph.call_function(
                     torch.ops.quest.update_page_summary.default,
                     (site.key_cache, cache_position, *inputs.nodes),
-                    _kind_of(config),
+                    config.page_format.as_kwargs(),
                 )
         added[site.key_cache] = inputs
     return list(added.values())
@@ -84,17 +79,9 @@ def _empty_state(decision: Decision, config: QuestConfig) -> dict[str, torch.Ten
     assert decision.call.site is not None
     key_cache = example_value(decision.call.site.key_cache)
     with getattr(key_cache, "fake_mode", None) or contextlib.nullcontext():
-        page_summary, channel_scale = ops.empty_page_summary(key_cache, **_kind_of(config))
+        page_summary = ops.empty_page_summary(key_cache, **config.page_format.as_kwargs())
         num_sealed = key_cache.new_zeros(2, dtype=torch.int64)
-    state = {"page_summary": page_summary, "num_sealed": num_sealed}
-    if channel_scale is not None:
-        state["channel_scale"] = channel_scale
-    return state
-
-
-def _kind_of(config: QuestConfig) -> dict[str, Any]:
-    names = ("page_size", "summary", "sketch_bits")
-    return {name: getattr(config, name) for name in names}
+    return {"page_summary": page_summary, "num_sealed": num_sealed}
 
 
 def add_static_input(

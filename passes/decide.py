@@ -111,4 +111,4 @@ def _budget_of(
             return config.layer_budget(layer, 1), False
         max_seq_len = int(max_seq_len)
     budget = config.layer_budget(layer, max_seq_len)
-    return budget, budget.covers(ops.num_pages_of(max_seq_len, config.page_size))
+    return budget, budget.covers(config.page_format.num_pages(max_seq_len))

@@ -49,18 +49,11 @@ def replace_attention(
                 assert decision.budget is not None
                 new = graph.call_function(
                     quest_op,
-                    (*caches, *state, seq_lens, attn_mask, summary.channel_scale),
+                    (*caches, *state, seq_lens, attn_mask),
                     {
-                        "budget": decision.budget.tokens,
-                        "page_size": config.page_size,
-                        "num_sink_pages": config.num_sink_pages,
-                        "num_recent_pages": config.num_recent_pages,
-                        "group_reduce": config.group_reduce,
-                        "summary": config.summary,
-                        "sketch_bits": config.sketch_bits,
+                        **config.selection(decision.budget).as_kwargs(),
                         "scale": site.scale,
-                        "budget_fraction": decision.budget.fraction,
-                        "top_p": config.top_p,
+                        **config.page_format.as_kwargs(),
                     },
                 )
             else:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from typing_extensions import Never
+from typing_extensions import Unpack
 
 from quest_compile import ops
 from quest_compile.audits import GraphAudits
-from quest_compile.budgets import Budget
-from quest_compile.config import QuestConfig
+from quest_compile.config import QuestConfig, QuestSettings, takes_settings
 from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
 from quest_compile.graph_report import GraphReport
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
@@ -69,8 +68,7 @@ class QuestBackend:
         if rewrite.audits:
             compiled = audits.append_to(compiled)
         cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
-        kind = (config.page_size, config.summary, config.sketch_bits)
-        return with_state(compiled, cache_indices, *kind)
+        return with_state(compiled, cache_indices, config.page_format)
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
@@ -131,24 +129,8 @@ _backends: dict[QuestConfig, QuestBackend] = {}
 _backends_lock = threading.RLock()
 
 
-def backend(
-    *,
-    budget: Budget = 2048,
-    page_size: int = 16,
-    num_dense_layers: int = 2,
-    num_sink_pages: int = 1,
-    num_recent_pages: int = 2,
-    max_q_len: int = 8,
-    group_reduce: str = "sum",
-    summary: str = "minmax",
-    sketch_bits: int = 1,
-    top_p: float = 1.0,
-    audit: int = 0,
-    inner: str = "inductor",
-    strict: bool = False,
-    inductor_options: Mapping[str, Any] | None = None,
-    **unknown: Never,
-) -> QuestBackend:
+@takes_settings
+def backend(**settings: Unpack[QuestSettings]) -> QuestBackend:
     """The Quest backend for ``torch.compile``; equal settings give the same object.
 
     The settings are the fields of :class:`quest_compile.QuestConfig`, which explains them.
@@ -156,11 +138,9 @@ def backend(
     Raises:
         TypeError, ValueError: a setting has the wrong type or value, or an unknown name.
     """
-    config = locals()
-    config |= config.pop("unknown")
-    settings = QuestConfig.from_options(config)
+    config = QuestConfig.from_options(settings)
     with _backends_lock:
-        return _backends.setdefault(settings, QuestBackend(settings))
+        return _backends.setdefault(config, QuestBackend(config))
 
 
 def _backend_of(config: dict[str, Any]) -> QuestBackend:

@@ -15,7 +15,7 @@ Budget = TokensOrShare | Mapping[int | str, TokensOrShare] | Callable[[int], Any
 
 
 class LayerBudgets(Mapping):
-    """Budgets by layer, hashable; layers that are not named have that of "default", or 2048."""
+    """Budgets by layer, hashable; those not named have that of "default", or DEFAULT_BUDGET."""
 
     def __init__(self, budgets: Mapping[Any, Any]) -> None:
         for layer, budget in budgets.items():
@@ -23,9 +23,9 @@ class LayerBudgets(Mapping):
                 check_budget('budget["default"]', budget)
                 continue
             if isinstance(layer, bool) or not isinstance(layer, int):
-                raise TypeError(f'budget: layers are ints or "default", got {layer!r}')
+                raise TypeError(f'budget: expected layers as ints or "default", got {layer!r}')
             if layer < 0:
-                raise ValueError(f"budget: layers are counted from 0, got {layer}")
+                raise ValueError(f"budget: expected layers counted from 0, got {layer}")
             check_budget(f"budget[{layer}]", budget)
         self._items = tuple(sorted(budgets.items(), key=lambda item: (str(item[0]), item[0])))
 
@@ -71,8 +71,8 @@ def check_budget(name: str, value: Any) -> None:
         TypeError, ValueError: not a number of tokens, nor a share of the context.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be an int (tokens) or a float (share), got {value!r}")
+        raise TypeError(f"{name}: expected an int (tokens) or a float (share), got {value!r}")
     if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError(f"{name} as a share of the context must be in (0, 1), got {value}")
+        raise ValueError(f"{name}: expected a share of the context in (0, 1), got {value}")
     if value <= 0:
-        raise ValueError(f"{name} must be a positive number of tokens, got {value}")
+        raise ValueError(f"{name}: expected 1 or more tokens, got {value}")

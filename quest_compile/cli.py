@@ -7,6 +7,11 @@ import sys
 from collections.abc import Sequence
 
 import quest_compile
+from quest_compile.budgets import DEFAULT_BUDGET
+from quest_compile.config import PRESETS
+
+# Exit status after Ctrl-C.
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     explain = commands.add_parser("explain", help="what would be replaced in a model, and why not")
     add_model_argument(explain)
     explain.add_argument(
-        "--budget", type=_budget, default=2048, help="tokens, or a share below 1; default 2048"
+        "--budget",
+        type=_budget,
+        default=DEFAULT_BUDGET,
+        help=f"tokens, or a share below 1; default {DEFAULT_BUDGET}",
     )
+    explain.add_argument("--preset", choices=sorted(PRESETS), help="other defaults")
     options.add_arguments(
         commands.add_parser("eval", help="does Quest hurt a model? with statistics, per budget")
     )
@@ -80,7 +89,7 @@ def _explain(args: argparse.Namespace) -> int:
     config = AutoConfig.from_pretrained(resolve_model(args.model))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config).eval()
-    print(quest_compile.explain(model, quest=quest_compile.QuestConfig(budget=args.budget)))
+    print(quest_compile.explain(model, budget=args.budget, preset=args.preset))
     return 0
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from typing_extensions import TypedDict
 
 from quest_compile.budgets import (
     DEFAULT_BUDGET,
@@ -16,25 +19,43 @@ from quest_compile.budgets import (
     TokensOrShare,
     check_budget,
 )
-from quest_compile.ops.limits import (
-    GROUP_REDUCTIONS,
-    PAGE_SIZES,
-    SKETCH_BITS,
-    SUMMARIES,
-    num_pages_of,
-)
+from quest_compile.ops import Selection, SummaryFormat, require
 
 INNER_COMPILERS = ("inductor", "aot_eager", "eager")
 
-_INT_FIELDS = (
-    "page_size",
-    "num_dense_layers",
-    "num_sink_pages",
-    "num_recent_pages",
-    "max_q_len",
-    "sketch_bits",
-    "audit",
-)
+# Fields that say which pages are selected, beside the budget.
+_OF_SELECTION = ("num_sink_pages", "num_recent_pages", "group_reduce", "top_p")
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2406.10774: bounds, each query head for itself, no page but the open one for nothing.
+    "paper": {
+        "summary": "minmax",
+        "group_reduce": "none",
+        "num_sink_pages": 0,
+        "num_recent_pages": 1,
+        "num_dense_layers": 2,
+    }
+}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class QuestSettings(TypedDict, total=False):
+    """The fields of :class:`QuestConfig` as keywords; ``preset``: the name of other defaults."""
+
+    preset: str | None
+    budget: Budget
+    page_size: int
+    num_dense_layers: int
+    num_sink_pages: int
+    num_recent_pages: int
+    max_q_len: int
+    group_reduce: str
+    summary: str
+    sketch_bits: int
+    top_p: float
+    audit: int
+    inner: str
+    strict: bool
+    inductor_options: Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +74,9 @@ class QuestConfig:
         num_recent_pages: the last pages, open page included, are always attended (at least 1).
         max_q_len: up to so many queries at once (drafts to verify, short questions) are decoded as
             one is, each with pages of its own; more are a prefill and attend everything.
-        group_reduce: how the query heads that share a KV head agree on pages: ``"sum"`` or
-            ``"max"`` of their page scores, or ``"none"``: each selects for itself (the paper).
+        group_reduce: how the query heads that share a KV head agree on pages: ``"softmax"``: by
+            the sum of each head's softmax over the page scores; ``"none"``: each selects for itself
+            (the paper); ``"sum"``: by the bound of the summed queries (``"minmax"`` only).
         summary: what is kept per page to score it; ``"minmax"``: minimum and maximum of its keys;
             ``"sketch"``: their mean, and what is left of each key in ``sketch_bits`` per channel.
         sketch_bits: 1 or 2, with ``summary="sketch"``.
@@ -72,77 +94,60 @@ class QuestConfig:
     """
 
     budget: Budget = DEFAULT_BUDGET
-    page_size: int = 16
+    page_size: int = SummaryFormat.page_size
     num_dense_layers: int = 2
-    num_sink_pages: int = 1
-    num_recent_pages: int = 2
+    num_sink_pages: int = Selection.num_sink_pages
+    num_recent_pages: int = Selection.num_recent_pages
     max_q_len: int = 8
-    group_reduce: str = "sum"
-    summary: str = "minmax"
-    sketch_bits: int = 1
-    top_p: float = 1.0
+    group_reduce: str = Selection.group_reduce
+    summary: str = SummaryFormat.summary
+    sketch_bits: int = SummaryFormat.sketch_bits
+    top_p: float = Selection.top_p
     audit: int = 0
     inner: str = "inductor"
     strict: bool = False
     inductor_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        for name in _INT_FIELDS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+        require.integer("num_dense_layers", self.num_dense_layers, 0)
+        require.integer("max_q_len", self.max_q_len, 1)
+        require.integer("audit", self.audit, 0)
+        require.choice("inner", self.inner, INNER_COMPILERS)
         if not isinstance(self.strict, bool):
-            raise TypeError(f"strict must be a bool, got {self.strict!r}")
-        if isinstance(self.top_p, bool) or not isinstance(self.top_p, (int, float)):
-            raise TypeError(f"top_p must be a number, got {self.top_p!r}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and up to 1, got {self.top_p}")
-        if self.page_size not in PAGE_SIZES:
-            raise ValueError(
-                f"page_size must be a multiple of {PAGE_SIZES.step} from {PAGE_SIZES.start} to "
-                f"{PAGE_SIZES.stop - 1}, got {self.page_size}"
-            )
-        _check_choice("group_reduce", self.group_reduce, tuple(GROUP_REDUCTIONS))
-        _check_choice("summary", self.summary, SUMMARIES)
-        _check_choice("sketch_bits", self.sketch_bits, SKETCH_BITS)
-        _check_choice("inner", self.inner, INNER_COMPILERS)
-        for name, lowest in (
-            ("num_dense_layers", 0),
-            ("num_sink_pages", 0),
-            ("num_recent_pages", 1),
-            ("max_q_len", 1),
-            ("audit", 0),
-        ):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        self._check_budget()
+            raise TypeError(f"strict: expected a bool, got {self.strict!r}")
+        if isinstance(self.budget, Mapping):
+            object.__setattr__(self, "budget", LayerBudgets(self.budget))
+        for budget in self._known_budgets():
+            check_budget("budget", budget)
+            self._check_room(budget)
         if self.inductor_options is not None:
             if not isinstance(self.inductor_options, Mapping):
                 raise TypeError(
-                    "inductor_options must be a mapping of Inductor settings, "
+                    "inductor_options: expected a mapping of Inductor settings, "
                     f"got {self.inductor_options!r}"
                 )
             object.__setattr__(self, "inductor_options", dict(self.inductor_options))
 
-    def _check_budget(self) -> None:
-        budget = self.budget
-        if isinstance(budget, Mapping):
-            budget = LayerBudgets(budget)
-            object.__setattr__(self, "budget", budget)
-            for each in (*budget.values(), budget.of(-1)):
-                self._check_room(each)
-        elif not callable(budget):
-            check_budget("budget", budget)
-            self._check_room(budget)
+    def _known_budgets(self) -> tuple[Any, ...]:
+        """All there are, unless a function gives them."""
+        if isinstance(self.budget, LayerBudgets):
+            return (*self.budget.values(), self.budget.of(-1))
+        return (DEFAULT_BUDGET,) if callable(self.budget) else (self.budget,)
 
     def _check_room(self, budget: TokensOrShare) -> None:
-        num_forced = self.num_sink_pages + self.num_recent_pages
-        if isinstance(budget, int) and budget // self.page_size < num_forced:
-            raise ValueError(
-                f"budget must hold the pages that are always attended: {self.num_sink_pages} sink "
-                f"+ {self.num_recent_pages} recent pages of {self.page_size} tokens = "
-                f"{num_forced * self.page_size} tokens, got budget={budget}"
-            )
+        """A share always has room."""
+        page_format = self.page_format
+        given = budget if isinstance(budget, int) else self._layer_budget(budget, 1).tokens
+        self.selection(LayerBudget(0, given)).check_format(page_format)
+
+    @property
+    def page_format(self) -> SummaryFormat:
+        return SummaryFormat(**{name: getattr(self, name) for name in SummaryFormat.names()})
+
+    def selection(self, budget: LayerBudget) -> Selection:
+        """Of the queries of a layer with this budget."""
+        settings = {name: getattr(self, name) for name in _OF_SELECTION}
+        return Selection(budget=budget.tokens, budget_fraction=budget.fraction, **settings)
 
     def budget_of(self, layer: int) -> TokensOrShare:
         """Tokens, or a share of the context.
@@ -162,11 +167,13 @@ class QuestConfig:
 
     def layer_budget(self, layer: int, max_seq_len: int) -> LayerBudget:
         """What attention calls of this layer are given on a cache of this length."""
-        budget = self.budget_of(layer)
+        return self._layer_budget(self.budget_of(layer), max_seq_len)
+
+    def _layer_budget(self, budget: TokensOrShare, max_seq_len: int) -> LayerBudget:
         if isinstance(budget, int):
             pages, fraction = budget // self.page_size, 1.0
         else:
-            capacity = num_pages_of(max_seq_len, self.page_size)
+            capacity = self.page_format.num_pages(max_seq_len)
             smallest = self.num_sink_pages + self.num_recent_pages + 1
             pages, fraction = max(smallest, math.ceil(budget * capacity)), budget
         return LayerBudget(pages, pages * self.page_size, fraction)
@@ -193,12 +200,19 @@ class QuestConfig:
         return cls().replace(options)
 
     def replace(self, options: Mapping[str, Any]) -> QuestConfig:
-        """This configuration with some fields changed; unknown names raise ValueError."""
+        """This configuration with some fields changed; unknown names raise ValueError.
+
+        ``preset``: its fields change, but for those that are named as well.
+        """
+        options = dict(options)
+        if (preset := options.pop("preset", None)) is not None:
+            require.choice("preset", preset, tuple(PRESETS))
+            options = PRESETS[preset] | options
         known = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(options) - set(known))
         if unknown:
             names = ", ".join(_with_hint(name, known) for name in unknown)
-            raise ValueError(f"unknown option {names}; known: {', '.join(known)}")
+            raise ValueError(f"unknown option {names}; known: preset, {', '.join(known)}")
         return dataclasses.replace(self, **options)
 
     def as_dict(self) -> dict[str, Any]:
@@ -217,6 +231,12 @@ def _with_hint(name: str, known: list[str]) -> str:
     return f"{name} (did you mean {close[0]!r}?)" if close else str(name)
 
 
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+def takes_settings(function: _Function) -> _Function:
+    """``help()`` shows the settings and their defaults in the place of ``**settings``."""
+    own = inspect.signature(function)
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = inspect.signature(QuestConfig).parameters.values()
+    preset = inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None)
+    settings = [preset, *(p.replace(kind=p.KEYWORD_ONLY) for p in fields)]
+    function.__signature__ = own.replace(parameters=[*kept, *settings])  # type: ignore[attr-defined]
+    return function

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from quest_compile import recall
-from quest_compile.backend import backend
+from quest_compile.backend import QuestBackend, backend
+from quest_compile.budgets import DEFAULT_BUDGET
+from quest_compile.config import PRESETS
 from quest_compile.decoding import prefill
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, Step, Task, measure, print_comparison
@@ -17,6 +19,7 @@ from quest_compile.real_model import resolve_model
 from quest_compile.real_model.options import MODEL_HELP
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_RECALL_BUDGET = 256
 _CONTEXT_TOKENS = 8192
 _NUM_QUESTIONS = 32
 
@@ -26,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help=f"{MODEL_HELP}; default: the recall model shipped here")
     parser.add_argument("--prompt-file", type=Path, help="UTF-8 text to continue (with --model)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="with --model; default 64")
-    parser.add_argument("--budget", type=int, help="tokens; default 256 (2048 with --model)")
+    default = f"default {_RECALL_BUDGET} ({DEFAULT_BUDGET} with --model)"
+    parser.add_argument("--budget", type=int, help=f"tokens; {default}")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="other defaults")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
 
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_recall(args: argparse.Namespace) -> int:
-    quest = backend(budget=256 if args.budget is None else args.budget)
+    quest = _backend_of(args, _RECALL_BUDGET)
     model = recall.load_model(dtype=DTYPES[args.dtype], device=args.device)
     context = recall.make_context(_CONTEXT_TOKENS, _NUM_QUESTIONS, _NUM_QUESTIONS, seed=0)
     questions, wanted = context.questions.to(args.device), context.answers.tolist()
@@ -92,7 +97,7 @@ def _run_recall(args: argparse.Namespace) -> int:
 def _run_own_model(args: argparse.Namespace) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quest = backend(budget=2048 if args.budget is None else args.budget)
+    quest = _backend_of(args, DEFAULT_BUDGET)
     text = args.prompt_file.read_text(encoding="utf-8")
     path = resolve_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -130,7 +135,12 @@ def _run_own_model(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure_both(quest: Any, task: Task, args: argparse.Namespace) -> tuple[Run, Run]:
+def _backend_of(args: argparse.Namespace, default_budget: int) -> QuestBackend:
+    budget = default_budget if args.budget is None else args.budget
+    return backend(budget=budget, preset=args.preset)
+
+
+def _measure_both(quest: QuestBackend, task: Task, args: argparse.Namespace) -> tuple[Run, Run]:
     """Quest, then dense through the compiler that Quest used; prints the report."""
     dense = inner_compiler("inductor", [task.first_token])
     runs = (

@@ -9,7 +9,7 @@ import torch
 
 from quest_compile.backend import QuestBackend
 from quest_compile.budgets import DEFAULT_BUDGET
-from quest_compile.config import QuestConfig
+from quest_compile.config import QuestConfig, QuestSettings
 from quest_compile.decoding import prefill, step_inputs
 from quest_compile.report import Report
 
@@ -21,7 +21,7 @@ def explain(
 
     The call is traced and run once, without Inductor and without gradients, so it writes the cache
     it is given. With no arguments at all, a transformers model is traced for one decode step over a
-    static cache of 4 times the budget (the largest in tokens, or else 2048).
+    static cache of 4 times the budget (the largest in tokens, or else the default).
 
     Args:
         model: a module or function that calls ``scaled_dot_product_attention``.
@@ -31,7 +31,8 @@ def explain(
     Returns:
         The report; ``print`` it.
     """
-    settings = {name: kwargs.pop(name) for name in QuestConfig().as_dict() if name in kwargs}
+    names = QuestSettings.__annotations__
+    settings = {name: kwargs.pop(name) for name in names if name in kwargs}
     config = (quest or QuestConfig()).replace(settings)
     if not args and not kwargs:
         budgets = config.budget.values() if isinstance(config.budget, Mapping) else [config.budget]

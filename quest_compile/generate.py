@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from typing_extensions import Never
+from typing_extensions import Unpack
 
 from quest_compile.backend import QuestBackend, backend
-from quest_compile.budgets import Budget
+from quest_compile.config import QuestSettings, takes_settings
 
 Model = TypeVar("Model")
 
 
-def compile_for_generate(
-    model: Model,
-    *,
-    budget: Budget = 2048,
-    page_size: int = 16,
-    num_dense_layers: int = 2,
-    num_sink_pages: int = 1,
-    num_recent_pages: int = 2,
-    max_q_len: int = 8,
-    group_reduce: str = "sum",
-    summary: str = "minmax",
-    sketch_bits: int = 1,
-    top_p: float = 1.0,
-    audit: int = 0,
-    inner: str = "inductor",
-    strict: bool = False,
-    inductor_options: Mapping[str, Any] | None = None,
-    **unknown: Never,
-) -> Model:
+@takes_settings
+def compile_for_generate(model: Model, **settings: Unpack[QuestSettings]) -> Model:
     """Make ``model.generate`` decode with Quest; returns the same model.
 
     ``torch.compile(model).generate(...)`` compiles nothing: the method belongs to the model inside
@@ -52,10 +34,6 @@ def compile_for_generate(
         TypeError: the model has no generation settings.
         TypeError, ValueError: a setting has the wrong type or value, or an unknown name.
     """
-    settings = locals()
-    settings |= settings.pop("unknown")
-    del settings["model"]
-
     generation_config = _generation_config_of(model)
     made = backend(**settings)
     from quest_compile.prepared_config import prepare

@@ -156,9 +156,11 @@ def _settings(graph: GraphReport) -> str:
         f"page_size {config.page_size}",
         f"summary {summary}",
         f"group_reduce {config.group_reduce}",
-        f"top_p {config.top_p:g}",
-        f"inner {graph.inner}",
+        f"num_sink_pages {config.num_sink_pages}",
+        f"num_recent_pages {config.num_recent_pages}",
     ]
+    parts += [f"top_p {config.top_p:g}"] if config.top_p < 1 else []
+    parts += [f"inner {graph.inner}"]
     parts += [f"mode {graph.mode}"] if graph.mode else []
     parts += ["CUDA graph"] if graph.is_cuda_graph else []
     return ", ".join(parts)

@@ -23,7 +23,7 @@ _ATTRIBUTE = "_quest_page_summaries"
 class PageSummaryState:
     """What is known about one key cache.
 
-    ``page_summary`` and ``channel_scale`` (None for "minmax"): as update_page_summary takes them.
+    ``page_summary``: as update_page_summary takes it.
     ``num_sealed`` int64 [2], on the cache's device: leading pages whose summary is up to date, and
     for caches without a version counter the position at which the next write has to begin.
     ``version``: the cache's version counter after our last call; None for inference tensors,
@@ -33,7 +33,6 @@ class PageSummaryState:
 
     __slots__ = (
         "address",
-        "channel_scale",
         "foreign_writes",
         "has_version",
         "is_new",
@@ -42,18 +41,10 @@ class PageSummaryState:
         "version",
     )
 
-    def __init__(
-        self,
-        key_cache: torch.Tensor,
-        page_size: int,
-        summary: str,
-        sketch_bits: int = 1,
-    ) -> None:
+    def __init__(self, key_cache: torch.Tensor, page_format: ops.SummaryFormat) -> None:
         # Outside inference mode, so that the state may be written in either mode later.
         with torch.inference_mode(False), torch.no_grad():
-            self.page_summary, self.channel_scale = ops.empty_page_summary(
-                key_cache, page_size, summary, sketch_bits
-            )
+            self.page_summary = ops.empty_page_summary(key_cache, **page_format.as_kwargs())
             next_position = 0 if key_cache.is_inference() else -1
             self.num_sealed = torch.tensor([0, next_position], device=key_cache.device)
         self.has_version = not key_cache.is_inference()
@@ -64,9 +55,7 @@ class PageSummaryState:
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """What a graph takes, in the order of ``SummaryInputs``."""
-        if self.channel_scale is None:
-            return self.page_summary, self.num_sealed
-        return self.page_summary, self.num_sealed, self.channel_scale
+        return self.page_summary, self.num_sealed
 
     def invalidate(self) -> None:
         """Forget everything: the next update rebuilds all page summaries from the keys."""
@@ -74,7 +63,7 @@ class PageSummaryState:
 
 
 class _StatesOfCache(dict):
-    """The arguments of PageSummaryState -> state. Copies of the tensor, saved too, get none."""
+    """Format of the pages -> state. Copies of the tensor, saved too, get none."""
 
     def __deepcopy__(self, memo: dict) -> dict:
         return {}
@@ -83,12 +72,7 @@ class _StatesOfCache(dict):
         return (OrderedDict, ())
 
 
-def state_of(
-    key_cache: torch.Tensor,
-    page_size: int,
-    summary: str = "minmax",
-    sketch_bits: int = 1,
-) -> PageSummaryState:
+def state_of(key_cache: torch.Tensor, page_format: ops.SummaryFormat) -> PageSummaryState:
     """The state of this cache, made on first sight, invalidated if somebody else wrote the cache.
 
     Called before each step. Two checks together find foreign writes: the version counter here, and
@@ -101,10 +85,9 @@ def state_of(
     if type(states) is not _StatesOfCache:
         states = _StatesOfCache()
         setattr(key_cache, _ATTRIBUTE, states)
-    kind = (page_size, summary, sketch_bits)
-    state = states.get(kind)
+    state = states.get(page_format)
     if state is None or state.address != key_cache.data_ptr():
-        state = states[kind] = PageSummaryState(key_cache, *kind)
+        state = states[page_format] = PageSummaryState(key_cache, page_format)
     elif state.has_version and state.version != key_cache._version:
         state.invalidate()
         _note_foreign_write(state)

@@ -6,24 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from quest_compile.huge_pages import use_huge_pages
+from quest_compile.ops import SummaryFormat
 from quest_compile.state import record_own_write, state_of
 
 
 def with_state(
     compiled: Callable[..., Any],
     cache_indices: list[tuple[int, int]],
-    page_size: int,
-    summary: str = "minmax",
-    sketch_bits: int = 1,
+    page_format: SummaryFormat,
 ) -> Callable[..., Any]:
     """Call ``compiled`` with the state of its key caches appended to its arguments.
 
     ``cache_indices``: which arguments are the key cache and the value cache of a layer.
     """
-    kind = (page_size, summary, sketch_bits)
 
     def step(*args: Any) -> Any:
-        owners = [(args[i], state_of(args[i], *kind)) for i, _ in cache_indices]
+        owners = [(args[i], state_of(args[i], page_format)) for i, _ in cache_indices]
         for (key_cache, state), (_, value_index) in zip(owners, cache_indices):
             if state.is_new:
                 for tensor in (key_cache, args[value_index], state.page_summary):

@@ -1,8 +1,11 @@
-"""Which pages a call of quest::sparse_decode attends, whatever kernel serves it."""
+"""Which pages are attended: by quest::sparse_decode, whatever serves it, or in plain torch."""
 
 import contextlib
 
+import pytest
 import torch
+
+from quest_compile.eval import baselines
 
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
@@ -34,6 +37,23 @@ def recorded_pages():
         yield found
     finally:
         library._destroy()
+
+
+@contextlib.contextmanager
+def kept_pages():
+    """The same list, of the method quest-reference."""
+    rule, found = baselines.quest_reference, []
+
+    def record(step):
+        keep = rule(step)
+        page_size, num_q_heads = step.config.page_size, step.query.shape[1]
+        pages = keep[0].unflatten(-1, (-1, page_size)).any(-1)
+        found.append(pages.repeat_interleave(num_q_heads // len(pages), 0))
+        return keep
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(baselines.KEEP, "quest-reference", record)
+        yield found
 
 
 def _marks(value_cache, page_size):

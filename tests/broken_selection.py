@@ -4,11 +4,12 @@ import contextlib
 
 import torch
 
-from quest_compile.ops import reference_summaries
+from quest_compile.ops import SummaryFormat
+from quest_compile.ops.summaries import SUMMARIES
 
 
-def _swapped(rows):
-    """Minimum and maximum change places."""
+def _reversed(rows):
+    """Minimum and maximum change places, or all bytes of a sketch."""
     return rows.flip(3)
 
 
@@ -30,7 +31,7 @@ def _other_head(rows):
 
 
 SUMMARY_BUGS = {
-    "swapped minimum and maximum": _swapped,
+    "rows reversed": _reversed,
     "pages off by one": _next_page,
     "stale summaries": _stale,
     "summaries of another head": _other_head,
@@ -55,20 +56,29 @@ def planted(bug):
 
 
 def _update_with(break_rows):
-    def update(
-        key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *,
-        page_size=16, summary="minmax"
-    ):  # fmt: skip
-        num_pages = int(cache_position.max() + 1) // page_size
-        keys = key_cache[:, :, : num_pages * page_size].unflatten(2, (num_pages, page_size))
-        page_summary[:, :, :num_pages] = break_rows(reference_summaries.page_min_max(keys))
+    def update(key_cache, cache_position, page_summary, num_sealed, **settings):
+        page_format = SummaryFormat(**settings)
+        num_pages = int(cache_position.max() + 1) // page_format.page_size
+        keys = key_cache[:, :, : num_pages * page_format.page_size]
+        keys = keys.unflatten(2, (num_pages, page_format.page_size))
+        rows = SUMMARIES[page_format.summary].build(keys, page_format)
+        page_summary[:, :, :num_pages] = break_rows(rows)
         num_sealed[0] = num_pages
 
     return update
 
 
-def _dense(query, key_cache, value_cache, page_summary, seq_lens, attn_mask=None,
-           channel_scale=None, *, scale=None, **selection):  # fmt: skip
+def _dense(
+    query,
+    key_cache,
+    value_cache,
+    page_summary,
+    seq_lens,
+    attn_mask=None,
+    *,
+    scale=None,
+    **selection,
+):
     return torch.ops.quest.dense_decode(
         query, key_cache, value_cache, seq_lens, attn_mask, scale=scale
     )

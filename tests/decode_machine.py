@@ -49,8 +49,8 @@ class DecodeMachine(RuleBasedStateMachine):
         run = self.run
         tokens = tokens[:, : MAX_LENGTH - run.length]
         with run.mode(inference):
-            kind = "sparse" if tokens.shape[1] % 2 else "sketch"
-            call = compiled(kind) if compiled_call else model()
+            name = "minmax" if tokens.shape[1] % 2 else "sketch"
+            call = compiled(name) if compiled_call else model()
             logits_of(call, run.cache, tokens, run.length)
         run.append(tokens)
 
@@ -167,30 +167,29 @@ class DecodeMachine(RuleBasedStateMachine):
         if not self.runs or self.run.length >= MAX_LENGTH:
             return
         run, token = self.run, self._next_token()
-        name = "sparse" if run.length % 3 else "sketch"
+        name = "minmax" if run.length % 3 else "sketch"
+        config = BACKENDS[name].config
         before = ops.counters()["sparse_calls"]
         with run.mode():
             twin, fresh = run.twin(), run.fresh()
             found, expected = (
                 logits_of(compiled(name), cache, token, run.length) for cache in (twin, fresh)
             )
-        is_sparse = run.length + 1 > BACKENDS[name]["budget"]
+        is_sparse = run.length + 1 > config.budget
         assert ops.counters()["sparse_calls"] - before == 2 * is_sparse
-        self._assert_summary_is_exact(twin, run, BACKENDS[name])
+        self._assert_summary_is_exact(twin, run, config.page_format)
         assert torch.equal(found.argmax(-1), expected.argmax(-1))
         torch.testing.assert_close(found, expected, **ROUNDING)
 
-    def _assert_summary_is_exact(self, cache, run, settings):
-        keys, page_size = cache.layers[SPARSE_LAYER].keys, settings["page_size"]
-        summary = settings.get("summary", "minmax")
-        found = getattr(keys, state._ATTRIBUTE)[page_size, summary, 1].page_summary
+    def _assert_summary_is_exact(self, cache, run, page_format):
+        keys = cache.layers[SPARSE_LAYER].keys
+        found = getattr(keys, state._ATTRIBUTE)[page_format].page_summary
         seq_lens = torch.tensor([run.length + 1])
-        expected = ops.build_page_summary(keys, seq_lens, page_size, summary)
-        expected = expected if summary == "minmax" else expected[0]
-        complete = (run.length + 1) // page_size
+        expected = ops.build_page_summary(keys, seq_lens, **page_format.as_kwargs())
+        complete = (run.length + 1) // page_format.page_size
         found, expected = found[:, :, :complete], expected[:, :, :complete]
         if not run.is_inference:
             assert torch.equal(found, expected)
-        elif summary == "minmax":
+        elif page_format.summary == "minmax":
             # Without a count of writes, keys that differ by rounding only may go unnoticed.
             torch.testing.assert_close(found, expected, **ROUNDING)

@@ -1,7 +1,7 @@
 """The part of FlashInfer that is used, in plain torch, with its signatures and its conditions.
 
 After flashinfer/decode.py of FlashInfer 0.6 (August 2026): page tables of int32, caches in the
-layout asked for with the same strides for keys and values, a log of base 2.
+layout asked for with the same strides for keys and values.
 """
 
 import importlib.machinery
@@ -67,16 +67,15 @@ class BatchDecodeWithPagedKVCacheWrapper:
         assert keys.dtype == values.dtype == kv_dtype
         assert keys.stride() == values.stride() and keys.stride(-1) == 1
         assert keys.shape[1:] == values.shape[1:] == (num_kv_heads, page_size, head_dim)
-        outs, sums = [], []
+        assert not return_lse
+        outs = []
         for row, query in enumerate(q.float()):
             pages = indices[indptr[row] : indptr[row + 1]].long()
             num_tokens = (len(pages) - 1) * page_size + int(last_page_len[row])
             key, value = (x[pages, 0].flatten(0, 1)[:num_tokens].float() for x in (keys, values))
             logits = query @ key.mT * self.sm_scale
             outs.append(logits.softmax(-1) @ value)
-            sums.append(logits.logsumexp(-1) / math.log(2))
-        result = torch.stack(outs).to(q.dtype)
-        return (result, torch.stack(sums)) if return_lse else result
+        return torch.stack(outs).to(q.dtype)
 
 
 def module():

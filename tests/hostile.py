@@ -1,9 +1,11 @@
-"""Inputs as unpleasant as the operators have to take them."""
+"""Inputs as unpleasant as the operators have to take them, in every way to choose pages."""
 
 import dataclasses
 import random
 
+import pytest
 import torch
+from key_distributions import make_keys
 
 from quest_compile import ops
 
@@ -13,9 +15,39 @@ LAYOUTS = ("plain", "tokens_first", "gaps")
 MASKS = ("none", "ones", "row", "random", "left_padding", "per_head", "dead_pages", "nothing")
 
 
+def _settings(summary, sketch_bits, group_reduce):
+    return {"summary": summary, "sketch_bits": sketch_bits, "group_reduce": group_reduce}
+
+
+PAPER = _settings("minmax", 2, "none")
+# What pages are chosen by: all ways there are, the default first.
+WAYS = (
+    _settings("sketch", 2, "softmax"),
+    _settings("sketch", 1, "softmax"),
+    _settings("sketch", 2, "none"),
+    _settings("sketch", 1, "none"),
+    _settings("minmax", 2, "softmax"),
+    PAPER,
+    _settings("minmax", 2, "sum"),
+)
+FORMATS = tuple(
+    {"summary": summary, "sketch_bits": bits}
+    for summary, bits in (("sketch", 2), ("sketch", 1), ("minmax", 2))
+)
+
+
+def id_of(settings):
+    return "-".join(map(str, settings.values()))
+
+
+every_way = pytest.mark.parametrize("way", WAYS, ids=id_of)
+every_format = pytest.mark.parametrize("page_format", FORMATS, ids=id_of)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Sizes of one call; the defaults are small and ordinary."""
+    """Sizes of one call; the defaults are small and ordinary. ``keys``: of key_distributions."""
 
     dtype: torch.dtype = torch.float32
     head_dim: int = 64
@@ -27,40 +59,64 @@ class Case:
     max_seq_len: int = 128
     layout: str = "plain"
     mask: str = "none"
-    group_reduce: str = "sum"
     budget_pages: int = 4
-    summary: str = "minmax"
+    summary: str = WAYS[0]["summary"]
+    sketch_bits: int = WAYS[0]["sketch_bits"]
+    group_reduce: str = WAYS[0]["group_reduce"]
     top_p: float = 1.0
     budget_fraction: float = 1.0
+    keys: str = "spread_channels"
 
     def __str__(self):
         dtype = str(self.dtype).removeprefix("torch.")
         lengths = "_".join(map(str, self.lengths))
         return (
             f"{dtype}-D{self.head_dim}-E{self.value_dim}-H{self.num_kv_heads}x{self.group_size}"
-            f"-P{self.page_size}-L{lengths}of{self.max_seq_len}"
-            f"-{self.layout}-{self.mask}-{self.group_reduce}"
-            f"{'' if self.summary == 'minmax' else '-' + self.summary}"
+            f"-P{self.page_size}-L{lengths}of{self.max_seq_len}-{self.layout}-{self.mask}"
+            f"-{id_of(self.way())}"
         )
+
+    def page_format(self):
+        """Keyword arguments: what a page summary is."""
+        return {
+            "page_size": self.page_size,
+            "summary": self.summary,
+            "sketch_bits": self.sketch_bits,
+        }
+
+    def way(self):
+        """One of WAYS."""
+        return _settings(self.summary, self.sketch_bits, self.group_reduce)
+
+    @property
+    def scores_tokens(self):
+        """Does score_pages take a mask and a scale?"""
+        return self.summary == "sketch" or self.group_reduce == "softmax"
+
+
+def in_turn(*cases):
+    """One way after the other."""
+    return tuple(dataclasses.replace(case, **WAYS[i % len(WAYS)]) for i, case in enumerate(cases))
 
 
 _F32, _BF16, _F16 = DTYPES
-CASES = (
+CASES = in_turn(
+    Case(_BF16, 128, 128, 2, 4, 16, (333,), 400),
     Case(_F32, 8, 8, 2, 1, 8, (1,), 1),
-    Case(_BF16, 24, 24, 2, 2, 8, (15, 1, 64), 64, "gaps", "row", "max"),
-    Case(_F16, 64, 64, 1, 3, 16, (16,), 17, "tokens_first", "random", "none"),
-    Case(_F32, 80, 80, 2, 4, 16, (17, 333, 63), 333, "gaps", "left_padding", "sum"),
-    Case(_BF16, 128, 128, 2, 4, 16, (333,), 400, "plain", "none", "sum"),
-    Case(_F16, 256, 256, 1, 7, 24, (100, 200, 23), 200, "tokens_first", "none", "max"),
-    Case(_F32, 64, 24, 1, 8, 32, (333, 64, 129), 334, "plain", "per_head", "sum"),
-    Case(_BF16, 24, 80, 3, 3, 24, (340,), 340, "tokens_first", "dead_pages", "none"),
-    Case(_F16, 128, 64, 2, 8, 64, (777, 63, 640), 800, "gaps", "ones", "sum"),
-    Case(_BF16, 8, 256, 2, 1, 128, (1100,), 1101, "gaps", "random", "max"),
-    Case(_F32, 128, 128, 2, 2, 8, (2100, 100), 2100, "tokens_first", "dead_pages", "max"),
-    Case(_BF16, 64, 64, 2, 4, 16, (200, 130, 16), 256, "tokens_first", "per_head", "none"),
-    Case(_F16, 80, 8, 4, 1, 16, (255, 256), 257, "plain", "nothing", "sum"),
-    Case(_BF16, 256, 128, 2, 7, 32, (500,), 512, "gaps", "left_padding", "sum"),
+    Case(_BF16, 24, 24, 2, 2, 8, (15, 1, 64), 64, "gaps", "row"),
+    Case(_F16, 64, 64, 1, 3, 16, (16,), 17, "tokens_first", "random"),
+    Case(_F32, 64, 24, 1, 8, 32, (333, 64, 129), 334, "plain", "per_head"),
+    Case(_F16, 256, 256, 1, 7, 24, (100, 200, 23), 200, "tokens_first"),
+    Case(_F32, 80, 80, 2, 4, 16, (17, 333, 63), 333, "gaps", "left_padding"),
+    Case(_BF16, 64, 64, 2, 4, 16, (200, 130, 16), 256, "tokens_first", "per_head"),
+    Case(_BF16, 24, 80, 3, 3, 24, (340,), 340, "tokens_first", "dead_pages"),
+    Case(_F16, 128, 64, 2, 8, 64, (777, 63, 640), 800, "gaps", "ones"),
+    Case(_BF16, 8, 256, 2, 1, 128, (1100,), 1101, "gaps", "random"),
+    Case(_BF16, 256, 128, 2, 7, 32, (500,), 512, "gaps", "left_padding"),
+    Case(_F16, 80, 8, 4, 1, 16, (255, 256), 257, "plain", "nothing"),
+    Case(_F32, 128, 128, 2, 2, 8, (2100, 100), 2100, "tokens_first", "dead_pages"),
 )
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 @dataclasses.dataclass
@@ -79,7 +135,6 @@ class Inputs:
     attn_mask: torch.Tensor | None
     clean_keys: torch.Tensor
     clean_values: torch.Tensor
-    channel_scale: torch.Tensor | None = None
 
     @property
     def live(self):
@@ -118,19 +173,18 @@ class Inputs:
         return {name: value for name, value in found.items() if value < 1}
 
     def score_settings(self):
-        """Keyword arguments of score_pages."""
-        case = self.case
-        settings = {"page_size": case.page_size, "group_reduce": case.group_reduce}
-        if case.summary == "minmax":
-            return settings
-        scale = {} if self.channel_scale is None else {"channel_scale": self.channel_scale}
-        return settings | {"summary": case.summary, **scale}
+        """Keyword arguments of score_pages but for mask and scale."""
+        return {**self.case.page_format(), "group_reduce": self.case.group_reduce}
 
-    def score_scale(self):
-        """What makes logits of the scores of min/max rows."""
+    def score_scale(self, scale=None):
+        """What makes logits of scores; None: they are shares."""
         case = self.case
-        group_size = case.group_size if case.group_reduce == "sum" else 1
-        return case.head_dim**-0.5 / group_size
+        if case.group_reduce == "softmax":
+            return None
+        if case.summary == "sketch":
+            return 1.0
+        scale = case.head_dim**-0.5 if scale is None else scale
+        return scale / (case.group_size if case.group_reduce == "sum" else 1)
 
     def fits(self):
         """bool [batch]: rows that attend every page."""
@@ -139,56 +193,60 @@ class Inputs:
         share = (num_used.double() * case.budget_fraction).ceil().clamp(min=4)
         return num_used <= share.clamp(max=case.budget_pages)
 
-    def scores(self):
+    def scores(self, **settings):
         """Result of score_pages."""
         arguments = (self.query, self.page_summary, self.seq_lens)
-        of_tokens = {"attn_mask": self.attn_mask} if self.case.summary == "sketch" else {}
-        return ops.score_pages(*arguments, **self.score_settings(), **of_tokens)
+        if self.case.scores_tokens:
+            settings = {"attn_mask": self.attn_mask, **settings}
+        return ops.score_pages(*arguments, **self.score_settings(), **settings)
 
-    def pages(self, scores):
+    def pages(self, scores, scale=None):
         """Result of select_pages."""
-        case = self.case
-        settings = {"page_budget": case.budget_pages, "page_size": case.page_size, **self.shares()}
-        if case.top_p < 1:
-            settings["score_scale"] = self.score_scale()
-        return ops.select_pages(scores, self.seq_lens, self.attn_mask, **settings)
+        return ops.select_pages(
+            scores,
+            self.seq_lens,
+            self.attn_mask,
+            page_budget=self.case.budget_pages,
+            page_size=self.case.page_size,
+            score_scale=self.score_scale(scale),
+            **self.shares(),
+        )
 
-    def attend(self, pages):
-        """The out of attend_pages."""
-        caches = (self.key_cache, self.value_cache)
-        page_size = self.case.page_size
-        return ops.attend_pages(
-            self.query, *caches, pages, self.seq_lens, self.attn_mask, page_size=page_size
-        )[0]
+    def attend(self, pages, **settings):
+        """Result of attend_pages: out, lse."""
+        tensors = (self.query, self.key_cache, self.value_cache, pages, self.seq_lens)
+        settings = {"page_size": self.case.page_size, **settings}
+        return ops.attend_pages(*tensors, self.attn_mask, **settings)
+
+    def summarise(self):
+        """Make page_summary of the keys as they are now."""
+        self.page_summary = ops.build_page_summary(
+            self.key_cache, self.seq_lens, **self.case.page_format()
+        )
 
 
 def make_inputs(case, device="cpu", seed=0):
     generator = torch.Generator().manual_seed(seed)
     batch, num_q_heads = len(case.lengths), case.num_kv_heads * case.group_size
     shape = (batch, case.num_kv_heads, case.max_seq_len)
-    draw = torch.Generator().manual_seed(seed + 1)
-    # Channels differ in size, as those of models do: page bounds are then far from equal.
-    channels = torch.randn(case.head_dim, generator=draw).exp()
     query = torch.randn(batch, num_q_heads, 1, case.head_dim, generator=generator)
-    keys = torch.randn(*shape, case.head_dim, generator=generator) * channels
+    keys = make_keys(case.keys, (*shape, case.head_dim), case.dtype, seed + 1)
     values = torch.randn(*shape, case.value_dim, generator=generator)
     query, keys, values = (x.to(device, case.dtype) for x in (query, keys, values))
-    seq_lens = torch.tensor(case.lengths, device=device)
     attn_mask = make_mask(case, generator)
-    built = ops.build_page_summary(keys, seq_lens, case.page_size, case.summary)
-    page_summary, channel_scale = built if isinstance(built, tuple) else (built, None)
     inputs = Inputs(
         case,
         query,
-        lay_out(keys, case.layout),
+        keys,
         lay_out(values, case.layout),
-        page_summary,
-        seq_lens,
+        None,
+        torch.tensor(case.lengths, device=device),
         None if attn_mask is None else attn_mask.to(device),
         keys.double(),
         values.double(),
-        channel_scale,
     )
+    inputs.summarise()
+    inputs.key_cache = lay_out(keys, case.layout)
     poison(inputs)
     return inputs
 
@@ -231,6 +289,15 @@ def lay_out(cache, layout):
     return cache.clone()
 
 
+def other_memory(mask):
+    """The same mask [batch, heads, 1, positions] with other strides."""
+    yield mask.contiguous()
+    yield mask.repeat_interleave(2, -1)[..., ::2]
+    yield mask.transpose(0, 3).contiguous().transpose(0, 3)
+    if mask.shape[1] == 1:
+        yield mask.expand(-1, 8, -1, -1)
+
+
 def poison(inputs):
     """NaN into keys and values that no query head may attend, and into summaries not to be read."""
     case = inputs.case
@@ -240,10 +307,14 @@ def poison(inputs):
     num_pages = inputs.page_summary.shape[2]
     pages = torch.arange(num_pages, device=inputs.query.device)
     is_complete = pages < (inputs.seq_lens // case.page_size)[:, None]
-    # A page scale of these bytes is NaN.
-    unread = NAN if inputs.channel_scale is None else 255
     for row, complete in zip(inputs.page_summary, is_complete.expand(len(case.lengths), -1)):
-        row[:, ~complete] = unread
+        fill_with_nan(row, ~complete)
+
+
+def fill_with_nan(page_summary, pages=slice(None)):
+    """Of one row: scales of bytes that are all 255 are NaN."""
+    is_sketch = page_summary.dtype == torch.uint8
+    page_summary[:, pages] = 255 if is_sketch else NAN
 
 
 def on_cpu(*tensors):
@@ -275,8 +346,8 @@ def random_case(seed, max_length=700):
         max_seq_len=max(lengths) + rng.choice((0, 1, 7, 100)),
         layout=rng.choice(LAYOUTS),
         mask=rng.choice(MASKS),
-        group_reduce=rng.choice(("sum", "max", "none")),
         budget_pages=rng.randint(3, 12),
+        **rng.choice(WAYS),
         top_p=rng.choice((1.0, 1.0, 0.5, 0.95)),
         budget_fraction=rng.choice((1.0, 1.0, 0.1, 0.5)),
     )

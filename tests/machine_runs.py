@@ -4,7 +4,7 @@ import copy
 import functools
 
 import torch
-from tiny_models import random_prompt, tiny_model
+from tiny_models import FEW_PAGES, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import state
@@ -14,12 +14,15 @@ BATCH = 2
 NUM_LAYERS, SPARSE_LAYER = 2, 1
 MAX_SEQ_LEN = 96
 BACKENDS = {
-    "sparse": {"budget": 32, "page_size": 8},
-    "sketch": {"budget": 32, "page_size": 8, "summary": "sketch"},
-    "large pages": {"budget": 48, "page_size": 16},
-    "covering": {"budget": 88, "page_size": 8},
+    name: quest_compile.backend(**FEW_PAGES, num_dense_layers=1, inner="eager", **settings)
+    for name, settings in {
+        "minmax": {"budget": 32, "page_size": 8, "summary": "minmax", "group_reduce": "sum"},
+        "sketch": {"budget": 32, "page_size": 8},
+        "large pages": {"budget": 48, "page_size": 16},
+        "covering": {"budget": 88, "page_size": 8},
+    }.items()
 }
-MAX_LENGTH = BACKENDS["covering"]["budget"]
+MAX_LENGTH = BACKENDS["covering"].config.budget
 ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
 
 
@@ -30,8 +33,7 @@ def model():
 
 @functools.cache
 def compiled(name):
-    backend = quest_compile.backend(num_dense_layers=1, inner="eager", **BACKENDS[name])
-    return torch.compile(model(), backend=backend)
+    return torch.compile(model(), backend=BACKENDS[name])
 
 
 class Run:
@@ -76,8 +78,8 @@ class Run:
             cache = copy.deepcopy(self.cache)
         for new, old in zip(cache.layers, self.cache.layers):
             states = state._StatesOfCache()
-            for kind, theirs in getattr(old.keys, state._ATTRIBUTE, {}).items():
-                states[kind] = mine = state.PageSummaryState(new.keys, *kind)
+            for page_format, theirs in getattr(old.keys, state._ATTRIBUTE, {}).items():
+                states[page_format] = mine = state.PageSummaryState(new.keys, page_format)
                 for ours, others in zip(mine.tensors(), theirs.tensors(), strict=True):
                     ours.copy_(others)
                 if theirs.has_version and theirs.version == old.keys._version:

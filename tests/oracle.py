@@ -10,12 +10,11 @@ from torch.nn.functional import scaled_dot_product_attention
 _GRANTED_ULPS = 2
 
 
-def assert_as_accurate_as(plain, actual, exact, granted=0.0):
+def assert_as_accurate_as(plain, actual, exact):
     """``actual`` is as close to ``exact`` (float64) as ``plain``.
 
     ``plain``: plain torch in the dtype of actual; a list of results where torch has several ways
-    to the same thing, as the error of a single one may be small by luck. ``granted``: what the
-    contract of the operator allows besides, per element.
+    to the same thing, as the error of a single one may be small by luck.
     """
     plains = plain if isinstance(plain, list) else [plain]
     assert actual.shape == exact.shape, (actual.shape, exact.shape)
@@ -28,7 +27,7 @@ def assert_as_accurate_as(plain, actual, exact, granted=0.0):
     plain_error = max((x[is_finite].double() - exact[is_finite]).abs().max() for x in plains)
     size = exact[is_finite].abs().max()
     budget = 2 * plain_error + _GRANTED_ULPS * torch.finfo(actual.dtype).eps * size
-    error = ((actual.double() - exact).abs() - granted)[is_finite].max()
+    error = (actual.double() - exact)[is_finite].abs().max()
     assert error <= budget, f"error {error:.3g}, plain torch {plain_error:.3g}, budget {budget:.3g}"
 
 

@@ -1,15 +1,38 @@
 """Questions about records, asked with one method after the other over the same contexts."""
 
+from attended_pages import kept_pages, recorded_pages
+
 from quest_compile import ops
 from quest_compile.config import QuestConfig
-from quest_compile.eval.methods import Method
+from quest_compile.eval.methods import REFERENCE, parse_method
 from quest_compile.eval.protocol import Session
 from quest_compile.eval.recall_tasks import recall_group
 
 CONTEXT_TOKENS, NUM_QUESTIONS, STEPS = 4096, 64, 4
-BUDGETS = (64, 128, 256, 512, 1024)
-# The newest page is the only one that is always attended, as in the figures to compare with.
-CONFIG = QuestConfig(num_sink_pages=0, num_recent_pages=1, inner="eager")
+CONFIG = QuestConfig(num_dense_layers=2, inner="eager")
+# As in the documents, the newest page is the only one that is always attended.
+_NEWEST = "num_sink_pages=0,num_recent_pages=1"
+SETTINGS = {
+    "defaults": "num_dense_layers=2",
+    "sketch": f"{_NEWEST},summary=sketch,group_reduce=softmax",
+    "one bit": f"{_NEWEST},summary=sketch,group_reduce=softmax,sketch_bits=1",
+    "minmax": f"{_NEWEST},summary=minmax,group_reduce=sum",
+    "paper": "preset=paper",
+}
+# With the budgets they are compared at.
+RUNS = [("defaults", 256), ("sketch", 64), ("one bit", 64), ("minmax", 64), ("paper", 256)]
+
+
+def method_of(name):
+    return parse_method(name, CONFIG)
+
+
+def quest(settings):
+    return method_of(f"quest:{SETTINGS[settings]}")
+
+
+def quest_reference(settings):
+    return method_of(f"quest-reference:{SETTINGS[settings]}")
 
 
 class Asked:
@@ -44,10 +67,10 @@ def _fed(question, answer):
 class Recall:
     """One number of records; every method and budget is asked once, when it is first wanted."""
 
-    def __init__(self, decoder, num_records):
-        self.group = recall_group(
-            f"recall-{num_records}", CONTEXT_TOKENS, NUM_QUESTIONS, 512, seed=0
-        )
+    def __init__(
+        self, decoder, num_records, num_tokens=CONTEXT_TOKENS, num_questions=NUM_QUESTIONS
+    ):
+        self.group = recall_group(f"recall-{num_records}", num_tokens, num_questions, 512, seed=0)
         self.contexts = [self.group.make(i) for i in range(self.group.num_contexts)]
         self.decoder = decoder
         self.sessions = [self.session() for _ in self.contexts]
@@ -69,8 +92,14 @@ class Recall:
 
     def ask(self, method, budget, asked=slice(None)):
         """``asked``: which questions of each context."""
-        found = Asked(self.decoder, Method(method, method), budget)
+        found = Asked(self.decoder, method, budget)
         for session, context in zip(self.sessions, self.contexts):
             found.ask(session, context.questions[asked])
         found.count(self.decoder)
+        return found
+
+    def attended(self, method, budget, asked=slice(None)):
+        """Of each call that left something out, bool [num_q_heads, num_pages]."""
+        with kept_pages() if method.kind == REFERENCE else recorded_pages() as found:
+            self.ask(method, budget, asked)
         return found

@@ -7,24 +7,23 @@ import pytest
 import torch
 
 from quest_compile import state, step_state
-from quest_compile.ops import reference_summaries
+from quest_compile.ops import SummaryFormat
+from quest_compile.ops.summaries import SUMMARIES
 
 
 def update_that_trusts(what):
     """quest::update_page_summary without its own look at the keys, or at the position."""
 
-    def update(
-        key_cache, cache_position, page_summary, num_sealed, channel_scale=None, *,
-        page_size=16, summary="minmax"
-    ):  # fmt: skip
+    def update(key_cache, cache_position, page_summary, num_sealed, **settings):
+        page_format = SummaryFormat(**settings)
+        page_size, build = page_format.page_size, SUMMARIES[page_format.summary].build
         first = int(num_sealed[0])
         if what == "num_sealed":
             first = min(first, int(cache_position.min()) // page_size)
         last = (int(cache_position.max()) + 1) // page_size
         for page in range(first, last):
             keys = key_cache[:, :, page * page_size : (page + 1) * page_size]
-            rows = reference_summaries.page_rows(keys[:, :, None], summary, channel_scale, 1)
-            page_summary[:, :, page] = rows[:, :, 0]
+            page_summary[:, :, page] = build(keys[:, :, None], page_format)[:, :, 0]
         num_sealed[0] = last if what == "num_sealed" else max(first, last)
 
     return update
@@ -63,11 +62,11 @@ def _state_of_nobody(num_layers, shared):
     """The layers of a model are told apart, its caches are not."""
     turn = itertools.count()
 
-    def state_of(key_cache, page_size, summary="minmax", sketch_bits=1, *_):
+    def state_of(key_cache, page_format):
         layer = next(turn) % num_layers
-        made = state.PageSummaryState(key_cache, page_size, summary, sketch_bits)
-        found = shared.setdefault((layer, page_size, summary, tuple(key_cache.shape)), made)
-        setattr(key_cache, state._ATTRIBUTE, {(page_size, summary, sketch_bits): found})
+        made = state.PageSummaryState(key_cache, page_format)
+        found = shared.setdefault((layer, page_format, tuple(key_cache.shape)), made)
+        setattr(key_cache, state._ATTRIBUTE, {page_format: found})
         return found
 
     return state_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tiny_models import random_prompt
+from tiny_models import SHORT, random_prompt
 
 import quest_compile
 from quest_compile import ops
@@ -22,10 +22,10 @@ def decode_all(model):
     """Name of a way to decode -> what came out of it."""
     results = {"dense": {"tokens": _decode(model, model)}}
     for name, budget, inner in (("covering", 256, "eager"), ("sparse", 64, "aot_eager")):
-        backend = quest_compile.backend(budget=budget, inner=inner)
+        backend = quest_compile.backend(**SHORT, budget=budget, inner=inner)
         step = torch.compile(model, backend=backend, fullgraph=True)
         results[name] = _measured(backend, lambda step=step: _decode(step, model))
-    settings = {"budget": 80, "inner": "eager"}
+    settings = SHORT | {"budget": 80, "inner": "eager"}
     quest_compile.compile_for_generate(model, **settings)
     quest_compile.warmup(model, MAX_SEQ_LEN)
     results["generate"] = _measured(

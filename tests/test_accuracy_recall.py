@@ -8,15 +8,24 @@ import sys
 
 import pytest
 import torch
-from attended_pages import recorded_pages
 from broken_selection import BUGS, SILENTLY_DENSE, planted
-from recall_asked import BUDGETS, CONFIG, NUM_QUESTIONS, STEPS, Asked, Recall
+from recall_asked import (
+    CONFIG,
+    NUM_QUESTIONS,
+    RUNS,
+    STEPS,
+    Asked,
+    Recall,
+    method_of,
+    quest,
+    quest_reference,
+)
 
 from quest_compile import recall
-from quest_compile.eval import baselines
-from quest_compile.eval.methods import Decoder, Method
+from quest_compile.eval.methods import Decoder
 from quest_compile.inner import compile_rewrite
 
+DENSE = method_of("dense")
 NUM_LAYERS = 3
 FEW_QUESTIONS = slice(8)
 
@@ -59,46 +68,29 @@ def assert_sparse(found, budget):
     assert found.counters["dense_calls"] == CONFIG.num_dense_layers * num_steps
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_tokens_and_logits_are_those_of_plain_torch(many, budget):
-    assert_as_in_plain_torch(many("quest", budget), many("quest-reference", budget))
+each_run = pytest.mark.parametrize(("settings", "budget"), RUNS)
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_the_fused_operator_attends_the_pages_of_plain_torch(many, budget, monkeypatch):
+@each_run
+def test_tokens_and_logits_are_those_of_plain_torch(many, settings, budget):
+    found, expected = many(quest(settings), budget), many(quest_reference(settings), budget)
+    assert_as_in_plain_torch(found, expected)
+
+
+@each_run
+def test_the_fused_operator_attends_the_pages_of_plain_torch(many, settings, budget):
     """The sets are equal on every step; scores of plain torch that tie up to rounding may swap."""
-    found = attended(many, budget)
-    expected = attended_in_plain_torch(many, budget, monkeypatch)
+    found = many.attended(quest(settings), budget, FEW_QUESTIONS)
+    expected = many.attended(quest_reference(settings), budget, FEW_QUESTIONS)
     assert len(found) == len(expected) == len(many.contexts[0].questions[FEW_QUESTIONS]) * STEPS
     assert all(map(torch.equal, found, expected))
     assert all((pages.sum(-1) == budget // CONFIG.page_size).all() for pages in found)
 
 
-def attended(many, budget):
-    """Of each sparse call of the compiled model, bool [num_q_heads, num_pages]."""
-    with recorded_pages() as found:
-        many.ask("quest", budget, FEW_QUESTIONS)
-    return found
-
-
-def attended_in_plain_torch(many, budget, monkeypatch):
-    rule, found = baselines.quest_reference, []
-
-    def recorded(step):
-        keep = rule(step)
-        pages = keep[0].unflatten(-1, (-1, CONFIG.page_size)).any(-1)
-        found.append(pages.repeat_interleave(step.query.shape[1] // len(pages), 0))
-        return keep
-
-    monkeypatch.setitem(baselines.KEEP, "quest-reference", recorded)
-    many.ask("quest-reference", budget, FEW_QUESTIONS)
-    return found
-
-
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_every_step_is_sparse_and_within_its_budget(many, budget):
-    assert_sparse(many("quest", budget), budget)
-    report = many.decoder.report(Method("quest", "quest"), budget)
+@each_run
+def test_every_step_is_sparse_and_within_its_budget(many, settings, budget):
+    assert_sparse(many(quest(settings), budget), budget)
+    report = many.decoder.report(quest(settings), budget)
     assert "3 attention calls: 1 sparse, 2 dense, 0 untouched" in report
 
 
@@ -110,7 +102,7 @@ def test_no_attention_of_the_model_is_left_in_the_graph(many, monkeypatch):
         return compile_rewrite(rewrite, *rest)
 
     monkeypatch.setattr(sys.modules["quest_compile.backend"], "compile_rewrite", recorded)
-    many.ask("quest", 192, slice(1))
+    many.ask(quest("defaults"), 192, slice(1))
     (names,) = graphs
     assert sum("quest.sparse_decode" in name for name in names) == NUM_LAYERS - 2
     assert sum("quest.dense_decode" in name for name in names) == 2
@@ -121,31 +113,70 @@ def test_no_attention_of_the_model_is_left_in_the_graph(many, monkeypatch):
 def test_a_budget_beyond_the_context_is_dense(records, tolerance, request):
     """With 16 records dense attention in float32 is itself up to 3e-4 off that in float64."""
     task = request.getfixturevalue(records)
-    found, dense = task("quest", 8192), task("dense")
+    found, dense = task(quest("defaults"), 8192), task(DENSE)
     assert found.tokens == dense.tokens
     for mine, theirs in zip(found.logits, dense.logits):
         torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=1e-5)
     assert found.activity.sparse_steps == 0
 
 
-def test_nothing_is_lost_at_budgets_that_hold_what_matters(few, many):
-    assert few("dense").right >= NUM_QUESTIONS - 1
-    assert many("dense").right >= NUM_QUESTIONS - 2
-    assert few("quest", 256).right >= few("dense").right - 1
-    assert many("quest", 512).right >= many("dense").right - 1
+def test_dense_attention_answers_almost_everything(few, many):
+    assert few(DENSE).right >= NUM_QUESTIONS - 1
+    assert many(DENSE).right >= NUM_QUESTIONS - 2
 
 
-def test_some_answers_are_lost_where_the_budget_is_too_small(many):
+@pytest.mark.parametrize(
+    ("settings", "records", "budget"),
+    [
+        ("sketch", "many", 64),
+        ("one bit", "many", 64),
+        ("defaults", "many", 256),
+        ("minmax", "few", 256),
+        ("minmax", "many", 512),
+        ("paper", "many", 512),
+    ],
+)
+def test_nothing_is_lost_at_budgets_that_hold_what_matters(settings, records, budget, request):
+    """A sketch needs four pages where bounds need 32."""
+    task = request.getfixturevalue(records)
+    assert task(quest(settings), budget).right >= task(DENSE).right - 1
+
+
+@pytest.mark.parametrize("settings", ["minmax", "paper"])
+def test_bounds_lose_some_answers_where_the_budget_is_too_small(many, settings):
     """Fewer would be a broken selection, more a pass that does not leave anything out."""
-    assert 0.55 <= many("quest", 128).right / NUM_QUESTIONS <= 0.85
-    assert many("quest", 64).right < many("quest", 128).right < many("quest", 512).right
+    right = {budget: many(quest(settings), budget).right for budget in (64, 128, 512)}
+    assert 0.55 <= right[128] / NUM_QUESTIONS <= 0.85
+    assert right[64] < right[128] < right[512]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("settings", "lowest", "highest"),
+    [("sketch", 0.97, 1), ("one bit", 0.96, 1), ("minmax", 0, 0.5)],
+)
+def test_at_64_of_4096_tokens(decoder, settings, lowest, highest):
+    """What docs/page_sketches.md claims, on its contexts."""
+    task = Recall(decoder, 64, num_questions=5 * NUM_QUESTIONS)
+    assert lowest <= task(quest(settings), 64).right / (5 * NUM_QUESTIONS) <= highest
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("settings", "lowest", "highest"), [("sketch", 0.9, 1), ("minmax", 0, 0.45)]
+)
+def test_at_128_of_8192_tokens(decoder, settings, lowest, highest):
+    task = Recall(decoder, 128, num_tokens=8192, num_questions=5 * NUM_QUESTIONS)
+    assert lowest <= task(quest(settings), 128).right / (5 * NUM_QUESTIONS) <= highest
 
 
 @pytest.mark.parametrize("baseline", ["streaming", "random"])
-def test_quest_is_far_above_methods_that_do_not_look_at_the_query(few, many, baseline):
+@pytest.mark.parametrize("settings", ["minmax", "defaults"])
+def test_quest_is_far_above_methods_that_do_not_look_at_the_query(few, many, settings, baseline):
     for task in (few, many):
-        assert task("quest", 256).right - task(baseline, 256).right >= NUM_QUESTIONS / 2
-        assert_sparse_baseline(task(baseline, 256))
+        other = task(method_of(baseline), 256)
+        assert task(quest(settings), 256).right - other.right >= NUM_QUESTIONS / 2
+        assert_sparse_baseline(other)
 
 
 def assert_sparse_baseline(found):
@@ -153,24 +184,25 @@ def assert_sparse_baseline(found):
     assert found.activity.most_tokens_read <= 256
 
 
-def test_the_pages_hold_almost_all_attention_that_answers_need(few):
+@pytest.mark.parametrize("settings", ["minmax", "sketch"])
+def test_the_pages_hold_almost_all_attention_that_answers_need(few, settings):
     def mass(method):
         """Of the two steps of a question that give its answer: the others look for nothing, and
         their attention lies everywhere."""
         return torch.tensor(few(method, 256).masses).view(-1, STEPS)[:, -2:].mean()
 
-    assert few("quest", 256).tokens == few("quest-reference", 256).tokens
-    assert 0.95 <= mass("quest-reference") <= mass("oracle") <= 1
+    assert few(quest(settings), 256).tokens == few(quest_reference(settings), 256).tokens
+    assert 0.95 <= mass(quest_reference(settings)) <= mass(method_of("oracle")) <= 1
 
 
 def test_questions_do_not_depend_on_those_before(many):
     """The state after a rollback is that of a cache that was never asked anything."""
-    asked = many("quest", 128)
+    asked = many(quest("minmax"), 128)
     for number in (1, 30):
         session = many.session()
         many.decoder.model.set_attn_implementation("sdpa")
         session.prefill(many.contexts[0].tokens)
-        alone = Asked(many.decoder, Method("quest", "quest"), 128)
+        alone = Asked(many.decoder, quest("minmax"), 128)
         alone.ask(session, many.contexts[0].questions[number : number + 1])
         steps = slice(number * STEPS, (number + 1) * STEPS)
         assert alone.tokens == asked.tokens[steps]
@@ -179,23 +211,25 @@ def test_questions_do_not_depend_on_those_before(many):
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_caught(many, bug, monkeypatch):
+@pytest.mark.parametrize(("settings", "budget"), [("minmax", 128), ("sketch", 64)])
+def test_a_planted_bug_is_caught(many, settings, budget, bug):
     """By comparison with plain torch; a dense pass by the counters, other bugs by the answers."""
-    expected, healthy = many("quest-reference", 128), many("quest", 128)
+    expected = many(quest_reference(settings), budget)
+    healthy = many(quest(settings), budget)
     with planted(bug):
         many.fill()
-        found = many.ask("quest", 128)
-        pages = attended(many, 128)
+        found = many.ask(quest(settings), budget)
+        pages = many.attended(quest(settings), budget, FEW_QUESTIONS)
     many.fill()
 
     with pytest.raises(AssertionError):
         assert_as_in_plain_torch(found, expected)
-    correct = attended_in_plain_torch(many, 128, monkeypatch)
+    correct = many.attended(quest_reference(settings), budget, FEW_QUESTIONS)
     assert not all(map(torch.equal, pages, correct))
     if bug == SILENTLY_DENSE:
         with pytest.raises(AssertionError):
-            assert_sparse(found, 128)
+            assert_sparse(found, budget)
         assert found.right > 0.85 * NUM_QUESTIONS
     else:
-        assert_sparse(found, 128)
+        assert_sparse(found, budget)
         assert found.right < healthy.right - NUM_QUESTIONS / 10

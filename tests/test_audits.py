@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from test_backend import LENGTH, MAX_SEQ_LEN, decode
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
@@ -14,7 +14,7 @@ from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, prefill
 from quest_compile.passes import run_passes
 
-CONFIG = QuestConfig(budget=64, inner="aot_eager")
+CONFIG = QuestConfig(**SHORT, budget=64, inner="aot_eager")
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def test_off_the_graph_is_the_same(model):
     assert len(audited[2].state_values()) == len(plain[2].state_values()) + 2
 
 
-@pytest.mark.parametrize("summary", ["minmax", "sketch"])
-def test_audits_change_no_token_and_no_count(model, summary):
+@pytest.mark.parametrize("settings", [{"summary": "minmax"}, {"summary": "sketch"}], ids=str)
+def test_audits_change_no_token_and_no_count(model, settings):
     found = {}
     for every in (0, 2):
         torch._dynamo.reset()
         ops.reset_counters()
         backend = quest_compile.backend(
-            budget=64, inner="aot_eager", audit=every, summary=summary, max_q_len=7
+            **SHORT, budget=64, inner="aot_eager", audit=every, max_q_len=7, **settings
         )
         tokens = decode(torch.compile(model, backend=backend), model, steps=5)
         found[every] = (tokens, ops.counters())
@@ -73,7 +73,7 @@ def test_audits_change_no_token_and_no_count(model, summary):
 
 
 def test_figures_are_columns_and_data(model):
-    backend = quest_compile.backend(budget=64, inner="eager", audit=1)
+    backend = quest_compile.backend(**SHORT, budget=64, inner="eager", audit=1)
     decode(torch.compile(model, backend=backend), model)
     text = str(backend.report())
     header = next(line for line in text.splitlines() if line.startswith("layer"))
@@ -82,29 +82,32 @@ def test_figures_are_columns_and_data(model):
     assert [row["audit"] is None for row in rows] == [True, True, False, False]
     assert rows[2]["audit"]["audited_calls"] == 3
     assert f"{rows[2]['audit']['kept_mass']:.4f}" in text
-    decode(torch.compile(model, backend=quest_compile.backend(budget=64, inner="eager")), model)
-    assert "kept mass" not in str(quest_compile.backend(budget=64, inner="eager").report())
+    decode(
+        torch.compile(model, backend=quest_compile.backend(**SHORT, budget=64, inner="eager")),
+        model,
+    )
+    assert "kept mass" not in str(quest_compile.backend(**SHORT, budget=64, inner="eager").report())
 
 
 def test_a_larger_budget_keeps_more(model):
     kept = []
     for budget in (48, 96, 176):
         torch._dynamo.reset()
-        backend = quest_compile.backend(budget=budget, inner="eager", audit=1)
+        backend = quest_compile.backend(**SHORT, budget=budget, inner="eager", audit=1)
         decode(torch.compile(model, backend=backend), model)
         kept.append([audit.kept_mass for audit in sparse_audits(backend)])
     assert all(few < some < many for few, some, many in zip(*kept))
 
 
 def test_a_budget_that_covers_the_context_has_nothing_to_audit(model):
-    backend = quest_compile.backend(budget=256, inner="eager", audit=1)
+    backend = quest_compile.backend(**SHORT, budget=256, inner="eager", audit=1)
     decode(torch.compile(model, backend=backend), model)
     for audit in sparse_audits(backend):
         assert (audit.audited_calls, audit.queries, audit.kept_mass) == (3, 0, None)
 
 
 def test_drafts_are_audited(model):
-    backend = quest_compile.backend(budget=64, inner="aot_eager", audit=1)
+    backend = quest_compile.backend(**SHORT, budget=64, inner="aot_eager", audit=1)
     step = torch.compile(model, backend=backend)
     prompt = random_prompt(1, LENGTH)
     with torch.no_grad():
@@ -116,7 +119,7 @@ def test_drafts_are_audited(model):
 
 def test_through_generate():
     model = tiny_model("llama")
-    settings = {"budget": 64, "inner": "aot_eager", "audit": 4}
+    settings = SHORT | {"budget": 64, "inner": "aot_eager", "audit": 4}
     quest_compile.compile_for_generate(model, **settings)
     with torch.inference_mode():
         model.generate(random_prompt(1, LENGTH), max_new_tokens=10, min_new_tokens=10)
@@ -133,7 +136,7 @@ def test_inductor_keeps_the_audits(model):
     found = []
     for inner in ("eager", "inductor"):
         torch._dynamo.reset()
-        backend = quest_compile.backend(budget=64, inner=inner, audit=2)
+        backend = quest_compile.backend(**SHORT, budget=64, inner=inner, audit=2)
         decode(torch.compile(model, backend=backend), model)
         found.append(sparse_audits(backend))
     for eager, compiled in zip(*found, strict=True):

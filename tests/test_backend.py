@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import pydoc
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import warnings
 
 import pytest
 import torch
-from tiny_models import NUM_LAYERS, random_prompt, tiny_model
+from tiny_models import FEW_PAGES, NUM_LAYERS, SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
@@ -48,7 +49,7 @@ def decode(step, model, steps=3, grad_mode=torch.no_grad):
 
 
 def test_one_line_replaces_attention_behind_the_dense_layers(model):
-    backend = quest_compile.backend(budget=64, inner="aot_eager")
+    backend = quest_compile.backend(**SHORT, budget=64, inner="aot_eager")
     decode(torch.compile(model, backend=backend), model)
     (graph,) = backend.report().graphs
     assert [row.treatment.value for row in graph.rows] == ["dense", "dense", "sparse", "sparse"]
@@ -63,13 +64,15 @@ def test_one_line_replaces_attention_behind_the_dense_layers(model):
 
 
 def test_budget_that_covers_the_context_gives_dense_tokens(model):
-    step = torch.compile(model, backend=quest_compile.backend(budget=256, inner="aot_eager"))
+    step = torch.compile(
+        model, backend=quest_compile.backend(**SHORT, budget=256, inner="aot_eager")
+    )
     assert decode(step, model) == decode(model, model)
     assert ops.counters()["sparse_calls_covered"] == 2 * 3
 
 
 def test_report_is_a_table_with_reasons_and_source_lines(model):
-    backend = quest_compile.backend(budget=64, inner="eager")
+    backend = quest_compile.backend(**SHORT, budget=64, inner="eager")
     decode(torch.compile(model, backend=backend), model, steps=1)
     text = str(backend.report())
     assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in text
@@ -79,15 +82,14 @@ def test_report_is_a_table_with_reasons_and_source_lines(model):
 
 
 def test_report_shows_the_settings_in_use_and_what_is_the_capacity_of_the_cache(model):
-    settings = {"summary": "sketch", "sketch_bits": 2, "group_reduce": "max", "top_p": 0.95}
-    backend = quest_compile.backend(budget=64, inner="eager", **settings)
+    settings = {"summary": "sketch", "sketch_bits": 2, "group_reduce": "none", "top_p": 0.95}
+    backend = quest_compile.backend(**SHORT, budget=64, inner="eager", **settings)
     decode(torch.compile(model, backend=backend), model, steps=1)
     lines = str(backend.report()).splitlines()
     assert (
-        "budget 64, page_size 16, summary sketch of 2 bits, group_reduce max, top_p 0.95, "
-        "inner eager"
+        "budget 64, page_size 16, summary sketch of 2 bits, group_reduce none, "
+        "num_sink_pages 1, num_recent_pages 2, top_p 0.95, inner eager"
     ) in lines
-    assert max(map(len, lines[:4])) < 120
     for row in backend.report().rows:
         capacity = row.treatment.value == "dense"
         (line,) = [x for x in lines if re.match(rf"{row.layer} +{row.treatment.value}", x)]
@@ -96,7 +98,7 @@ def test_report_shows_the_settings_in_use_and_what_is_the_capacity_of_the_cache(
 
 
 def test_report_names_the_likely_reason_when_nothing_was_compiled(model):
-    backend = quest_compile.backend(budget=80)
+    backend = quest_compile.backend(**SHORT, budget=80)
     torch.compile(model, backend=backend).generate(random_prompt(1, 8), max_new_tokens=2)
     text = str(backend.report())
     assert "no graph was compiled" in text
@@ -104,7 +106,7 @@ def test_report_names_the_likely_reason_when_nothing_was_compiled(model):
 
 
 def test_report_of_a_dynamic_cache_says_to_use_a_static_one(model):
-    backend = quest_compile.backend(budget=96, inner="eager")
+    backend = quest_compile.backend(**SHORT, budget=96, inner="eager")
     with torch.no_grad():
         torch.compile(model, backend=backend)(random_prompt(1, 8))
     report = backend.report()
@@ -116,14 +118,14 @@ def test_report_of_a_dynamic_cache_says_to_use_a_static_one(model):
 def test_report_of_another_attention_says_to_use_sdpa():
     model = tiny_model("llama")
     model.set_attn_implementation("eager")
-    backend = quest_compile.backend(budget=112, inner="eager")
+    backend = quest_compile.backend(**SHORT, budget=112, inner="eager")
     decode(torch.compile(model, backend=backend), model, steps=1)
     assert "attn_implementation" in str(backend.report())
 
 
 def test_report_says_when_torch_may_have_run_out_of_graphs(model):
     torch._dynamo.reset()
-    backend = quest_compile.backend(budget=144, inner="eager")
+    backend = quest_compile.backend(**SHORT, budget=144, inner="eager")
     with torch._dynamo.config.patch(recompile_limit=1):
         decode(torch.compile(model, backend=backend), model, steps=1)
         assert "need another one run uncompiled" in str(backend.report())
@@ -145,7 +147,8 @@ def layer(query, key, key_cache, value_cache, position, mask):
     return torch.nn.functional.scaled_dot_product_attention(
         query, key_cache, value_cache, mask, enable_gqa=True)
 
-backend = quest_compile.backend(budget=64, num_dense_layers=0, inner="eager")
+backend = quest_compile.backend(budget=64, num_dense_layers=0, inner="eager",
+                                num_sink_pages=1, num_recent_pages=2)
 with torch.no_grad():
     torch.compile(layer, backend=backend)(
         torch.ones(1, 4, 1, 16), torch.ones(1, 2, 1, 16), *torch.zeros(2, 1, 2, 256, 16),
@@ -163,7 +166,8 @@ def test_torch_logs_and_the_structured_trace_carry_the_report(tmp_path):
 
 
 _SECOND_LAYER = """
-    second = quest_compile.backend(budget=80, num_dense_layers=0, inner="eager")
+    second = quest_compile.backend(budget=80, num_dense_layers=0, inner="eager",
+                                   num_sink_pages=1, num_recent_pages=2)
     torch.compile(layer, backend=second)(
         torch.ones(1, 4, 1, 16), torch.ones(1, 2, 1, 16), *torch.zeros(2, 1, 2, 256, 16),
         torch.tensor([200]), torch.ones(1, 1, 1, 256, dtype=torch.bool))
@@ -182,7 +186,7 @@ def test_without_the_native_library_it_works_and_says_so_once():
 
 def test_gradients_leave_the_model_dense_and_say_so():
     model = tiny_model("llama")
-    backend = quest_compile.backend(budget=64, inner="eager")
+    backend = quest_compile.backend(**SHORT, budget=64, inner="eager")
     decode(torch.compile(model, backend=backend), model, steps=1, grad_mode=torch.enable_grad)
     assert {row.reason.name for row in backend.report().rows} == {"GRADIENTS"}
     assert ops.counters()["sparse_calls"] == 0
@@ -190,18 +194,18 @@ def test_gradients_leave_the_model_dense_and_say_so():
 
 class TestStrict:
     def test_passes_when_every_layer_is_as_expected(self, model):
-        backend = quest_compile.backend(budget=64, inner="eager", strict=True)
+        backend = quest_compile.backend(**SHORT, budget=64, inner="eager", strict=True)
         decode(torch.compile(model, backend=backend), model, steps=1)
         assert backend.report().count("sparse") == NUM_LAYERS - 2
 
     def test_a_dense_prefill_graph_is_fine(self, model):
-        backend = quest_compile.backend(budget=64, inner="eager", strict=True)
+        backend = quest_compile.backend(**SHORT, budget=64, inner="eager", strict=True)
         with torch.no_grad():
             cache = prefill(model, random_prompt(1, 8), MAX_SEQ_LEN)
             greedy_step(torch.compile(model, backend=backend), cache, random_prompt(1, 8), 8)
 
     def test_raises_with_the_table_when_a_layer_is_left(self, model):
-        backend = quest_compile.backend(budget=64, inner="eager", strict=True)
+        backend = quest_compile.backend(**SHORT, budget=64, inner="eager", strict=True)
         with torch.no_grad(), pytest.raises(Exception, match="strict=True.*4 of 4") as raised:
             torch.compile(model, backend=backend)(random_prompt(1, 8))
         assert "do not come from a static cache" in str(raised.value)
@@ -219,23 +223,23 @@ class TestStrict:
 
 class TestIdentity:
     def test_equal_settings_give_the_same_object(self):
-        assert quest_compile.backend(budget=64) is quest_compile.backend(budget=64)
-        assert quest_compile.backend(budget=64) != quest_compile.backend(budget=128)
+        assert quest_compile.backend(budget=640) is quest_compile.backend(budget=640)
+        assert quest_compile.backend(budget=640) != quest_compile.backend(budget=800)
 
     def test_copies_are_the_object_itself(self):
-        backend = quest_compile.backend(budget=64, inductor_options={"epilogue_fusion": False})
+        backend = quest_compile.backend(budget=640, inductor_options={"epilogue_fusion": False})
         assert copy.deepcopy(backend) is backend
         assert hash(copy.copy(backend)) == hash(backend)
 
     def test_pickles_to_the_object_itself(self):
-        backend = quest_compile.backend(budget=64)
+        backend = quest_compile.backend(budget=640)
         assert pickle.loads(pickle.dumps(backend)) is backend
 
     def test_repr_shows_what_differs_from_the_defaults(self):
-        assert repr(quest_compile.backend(budget=64)) == "quest_compile.backend(budget=64)"
+        assert repr(quest_compile.backend(budget=640)) == "quest_compile.backend(budget=640)"
 
     def test_an_equal_backend_does_not_recompile(self, model):
-        first = quest_compile.backend(budget=64, inner="eager")
+        first = quest_compile.backend(**SHORT, budget=64, inner="eager")
         decode(torch.compile(model, backend=first), model)
         second = quest_compile.QuestBackend(first.config)
         decode(torch.compile(model, backend=second), model)
@@ -244,19 +248,19 @@ class TestIdentity:
 
 class TestOptions:
     def test_backend_by_name_with_options(self, model):
-        options = {"budget": 64, "inner": "aot_eager"}
+        options = SHORT | {"budget": 64, "inner": "aot_eager"}
         decode(torch.compile(model, backend="quest", options=options), model)
         assert quest_compile.backend(**options).report().count("sparse") == 2
         assert ops.counters()["sparse_calls"] == 2 * 3
 
     def test_options_override_the_object(self, model):
-        backend = quest_compile.backend(budget=64, inner="eager")
+        backend = quest_compile.backend(**SHORT, budget=64, inner="eager")
         decode(torch.compile(model, backend=backend, options={"budget": 128}), model)
         assert backend.report().rows[2].tokens == 128
 
     @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
     def test_modes_are_accepted(self, model, mode):
-        backend = quest_compile.backend(budget=64, inner="aot_eager")
+        backend = quest_compile.backend(**SHORT, budget=64, inner="aot_eager")
         decode(torch.compile(model, backend=backend, mode=mode), model)
         assert ops.counters()["sparse_calls"] == 2 * 3
 
@@ -267,35 +271,65 @@ class TestOptions:
             )
 
     def test_unknown_option_lists_the_known_ones(self):
-        with pytest.raises(ValueError, match="bugdet .did you mean 'budget'.*known: budget, p"):
+        with pytest.raises(ValueError, match="bugdet .did you mean 'budget'.*known: preset, b"):
             quest_compile.backend(bugdet=64)
 
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
         [
-            ({"budget": 0}, ValueError, "budget must be a positive number of tokens, got 0"),
-            ({"budget": -16}, ValueError, "budget must be a positive"),
-            ({"budget": 47}, ValueError, "1 sink .* 2 recent pages of 16 tokens = 48 tokens"),
-            ({"budget": 2048.0}, ValueError, "share of the context must be in .0, 1., got 2048.0"),
-            ({"budget": True}, TypeError, "budget must be an int"),
+            ({"budget": 0}, ValueError, "expected 1 or more tokens, got 0"),
+            ({"budget": -16}, ValueError, "expected 1 or more tokens, got -16"),
             (
-                {"page_size": 12},
+                {"budget": 47, "num_sink_pages": 1, "num_recent_pages": 2},
                 ValueError,
-                "page_size must be a multiple of 8 from 8 to 128, got 12",
+                "expected room for 1 sink and 2 recent pages, got 2 pages",
             ),
-            ({"num_dense_layers": -1}, ValueError, "num_dense_layers must be at least 0"),
-            ({"num_sink_pages": "1"}, TypeError, "num_sink_pages must be an int"),
-            ({"num_recent_pages": 0}, ValueError, "num_recent_pages must be at least 1"),
-            ({"group_reduce": "mean"}, ValueError, "group_reduce must be one of 'sum', 'max'"),
-            ({"summary": "int3"}, ValueError, "summary must be one of 'minmax'"),
-            ({"inner": "tvm"}, ValueError, "inner must be one of 'inductor'"),
-            ({"strict": 1}, TypeError, "strict must be a bool"),
-            ({"inductor_options": 3}, TypeError, "inductor_options must be a mapping"),
+            ({"budget": 2048.0}, ValueError, "expected a share of the context in .0, 1., got 2048"),
+            ({"budget": True}, TypeError, "expected an int .tokens. or a float .share., got True"),
+            ({"page_size": 12}, ValueError, "expected a multiple of 8 from 8 to 128, got 12"),
+            ({"num_dense_layers": -1}, ValueError, "expected 0 or more, got -1"),
+            ({"num_sink_pages": "1"}, TypeError, "expected an int, got '1'"),
+            ({"num_recent_pages": 0}, ValueError, "expected 1 or more, got 0"),
+            ({"group_reduce": "max"}, ValueError, "expected one of 'softmax', 'none', 'sum'"),
+            (
+                {"group_reduce": "sum", "summary": "sketch"},
+                ValueError,
+                "expected 'softmax' or 'none' with summary='sketch', got 'sum'",
+            ),
+            ({"summary": "int3"}, ValueError, "expected one of 'minmax', 'sketch', got 'int3'"),
+            ({"sketch_bits": 3}, ValueError, "expected one of 1, 2, got 3"),
+            ({"preset": "papers"}, ValueError, "expected one of 'paper', got 'papers'"),
+            ({"inner": "tvm"}, ValueError, "expected one of 'inductor', .*, got 'tvm'"),
+            ({"strict": 1}, TypeError, "expected a bool, got 1"),
+            ({"inductor_options": 3}, TypeError, "expected a mapping of Inductor settings, got 3"),
         ],
     )
     def test_bad_settings_name_themselves(self, settings, error, message):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=f"^{next(iter(settings))}: {message}"):
             quest_compile.backend(**settings)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"page_size": 12},
+            {"num_sink_pages": -1},
+            {"num_recent_pages": "2"},
+            {"group_reduce": "max"},
+            {"group_reduce": "sum", "summary": "sketch"},
+            {"summary": "int3"},
+            {"sketch_bits": 3},
+            {"top_p": 1.5},
+            {"budget": 16},
+        ],
+        ids=str,
+    )
+    def test_an_operator_says_the_same(self, settings):
+        caches = torch.zeros(2, 1, 2, 256, 16)
+        arguments = (torch.zeros(1, 4, 1, 16), *caches, torch.zeros(1), torch.tensor([200]))
+        with pytest.raises((TypeError, ValueError)) as of_backend:
+            quest_compile.backend(**settings)
+        with pytest.raises(type(of_backend.value), match=f"^{re.escape(str(of_backend.value))}$"):
+            ops.sparse_decode(*arguments, **{"budget": 64} | settings)
 
     def test_page_sizes_are_those_of_the_operators(self):
         scores, seq_lens = torch.zeros(1, 1, 8), torch.tensor([4])
@@ -324,12 +358,66 @@ class TestOptions:
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         fields = dataclasses.fields(quest_compile.QuestConfig)
-        assert spelled_out == {field.name: (field.type, field.default) for field in fields}
+        expected = {field.name: (field.type, field.default) for field in fields}
+        assert spelled_out.pop("preset")[1] is None
+        assert spelled_out == expected
+        text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+        for field in fields:
+            assert re.search(rf"\b{field.name}: .+? = {re.escape(repr(field.default))}[,)]", text)
+        # What help() shows can be given.
+        assert quest_compile.backend(preset=None) is quest_compile.backend()
+
+
+class TestPreset:
+    PAPER = {"summary": "minmax", "group_reduce": "none", "num_sink_pages": 0}
+    PAPER |= {"num_recent_pages": 1, "num_dense_layers": 2}
+
+    def test_paper_is_that_of_the_paper(self):
+        assert quest_compile.backend(preset="paper") is quest_compile.backend(**self.PAPER)
+
+    @pytest.mark.parametrize(
+        "named", [{"num_sink_pages": 3}, {"summary": "sketch"}, {"budget": 80}]
+    )
+    def test_named_settings_win(self, named):
+        made = quest_compile.backend(preset="paper", **named)
+        assert made is quest_compile.backend(**self.PAPER | named)
+
+    def test_by_name_with_options(self, model):
+        options = {"preset": "paper", "budget": 64, "inner": "eager"}
+        decode(torch.compile(model, backend="quest", options=options), model)
+        backend = quest_compile.backend(**options)
+        assert backend.report().count("sparse") == NUM_LAYERS - 2
+        assert ops.counters()["sparse_calls"] == (NUM_LAYERS - 2) * 3
+
+    def test_report_and_repr_show_its_settings(self, model):
+        backend = quest_compile.backend(preset="paper", budget=64, inner="eager")
+        decode(torch.compile(model, backend=backend), model, steps=1)
+        expected = (
+            "budget 64, page_size 16, summary minmax, group_reduce none, num_sink_pages 0, "
+            "num_recent_pages 1, inner eager"
+        )
+        assert expected in str(backend.report()).splitlines()
+        (graph,) = backend.report().as_dict()["graphs"]
+        assert self.PAPER.items() <= graph["config"].items()
+        assert "preset" not in repr(backend)
+        assert eval(repr(backend), {"quest_compile": quest_compile}) is backend
+
+    def test_compile_for_generate_takes_it(self):
+        model = tiny_model("llama")
+        settings = {"preset": "paper", "budget": 64, "inner": "eager"}
+        quest_compile.compile_for_generate(model, **settings)
+        model.generate(random_prompt(1, LENGTH), max_new_tokens=3, min_new_tokens=3)
+        graphs = quest_compile.backend(**settings).report().graphs
+        assert [graph.count("sparse") for graph in graphs if graph.is_decode] == [NUM_LAYERS - 2]
+
+    def test_explain_takes_it(self, model):
+        report = quest_compile.explain(model, preset="paper", budget=64)
+        assert "group_reduce none" in str(report)
 
 
 class TestExplain:
     def test_a_model_alone_is_traced_for_a_decode_step(self, model):
-        report = quest_compile.explain(model, quest=quest_compile.QuestConfig(budget=64))
+        report = quest_compile.explain(model, quest=quest_compile.QuestConfig(**SHORT, budget=64))
         assert [report.count(t) for t in ("sparse", "dense", "untouched")] == [2, 2, 0]
 
     def test_a_call_is_traced_as_it_is(self, model):
@@ -337,7 +425,7 @@ class TestExplain:
         assert report.count("untouched") == NUM_LAYERS
 
     def test_settings_may_be_given_by_name(self, model):
-        report = quest_compile.explain(model, budget=64, num_dense_layers=0)
+        report = quest_compile.explain(model, **FEW_PAGES, budget=64, num_dense_layers=0)
         assert report.count("sparse") == 4
         assert report.rows[0].tokens == 64
 
@@ -348,7 +436,7 @@ class TestExplain:
 
 def test_compile_for_generate_wants_a_model_that_generates():
     with pytest.raises(TypeError, match="model must be a transformers model"):
-        quest_compile.compile_for_generate(torch.nn.Linear(2, 2), budget=64)
+        quest_compile.compile_for_generate(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("settings", [{"bugdet": 64}, {"budget": 0}])
@@ -364,7 +452,7 @@ def test_compile_for_generate_warns_of_an_attention_it_cannot_replace():
     model = tiny_model("llama")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quest_compile.compile_for_generate(model, budget=64)
+        quest_compile.compile_for_generate(model)
     model.set_attn_implementation("eager")
     with pytest.warns(UserWarning, match="attn_implementation='eager'.*set_attn_implementation"):
-        quest_compile.compile_for_generate(model, budget=64)
+        quest_compile.compile_for_generate(model)

@@ -9,13 +9,14 @@ import functools
 
 import pytest
 import torch
-from tiny_models import left_padded_prompt, tiny_model
+from tiny_models import SHORT, left_padded_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
 
 NUM_LAYERS, NUM_NEW_TOKENS, MAX_SEQ_LEN, PAGE_SIZE = 3, 24, 192, 8
-COVERING = {"budget": 160, "page_size": PAGE_SIZE, "num_dense_layers": 1, "inner": "eager"}
+COVERING = SHORT | {"num_dense_layers": 1, "page_size": PAGE_SIZE}
+COVERING |= {"budget": 160, "inner": "eager"}
 SMALL = COVERING | {"budget": 48}
 # The first is the longest: the number of positions of its batch. All are more than the last page.
 LENGTHS = [120, 9, 64, 33, 101, 17, 120, 50, 77, 12, 96, 41, 111, 25, 88, 72]

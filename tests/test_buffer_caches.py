@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import SHORT
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -82,7 +83,7 @@ def test_buffers_are_caches(write, read):
     expected = decode(model, model)
     for budget, counter in ((128, "sparse_calls_covered"), (48, "sparse_calls")):
         ops.reset_counters()
-        backend = QuestBackend(QuestConfig(budget=budget, inner="aot_eager"))
+        backend = QuestBackend(QuestConfig(**SHORT, budget=budget, inner="aot_eager"))
         out = decode(model, torch.compile(model, backend=backend))
         assert ops.counters()[counter] == 2 * (NUM_NEW_TOKENS - 1)
         assert [row.treatment.value for row in backend.report().rows] == ["dense"] * 2 + [

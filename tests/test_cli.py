@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, tiny_model
+from tiny_models import NUM_LAYERS, VOCAB_SIZE, tiny_model
 
-from quest_compile import cli
+from quest_compile import QuestConfig, cli
 
 ROOT = Path(__file__).resolve().parents[1]
+NUM_DENSE = QuestConfig().num_dense_layers
+NUM_SPARSE = NUM_LAYERS - NUM_DENSE
+SPARSE_AND_DENSE = f"4 attention calls: {NUM_SPARSE} sparse, {NUM_DENSE} dense, 0 untouched"
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +61,26 @@ def test_demo_answers_right_and_proves_that_it_was_sparse(capsys):
 @pytest.mark.inductor
 def test_demo_with_an_own_model_and_text(model_folder, prompt_file, capsys):
     arguments = ["--model", str(model_folder), "--prompt-file", str(prompt_file)]
-    assert cli.main(["demo", *arguments, "--max-new-tokens", "8", "--budget", "128"]) == 0
+    assert cli.main(["demo", *arguments, "--max-new-tokens", "8", "--budget", "256"]) == 0
     out = capsys.readouterr().out
-    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
-    assert "Quest was active: 16 sparse attention calls in 8 steps" in out
+    assert SPARSE_AND_DENSE in out
+    assert f"Quest was active: {8 * NUM_SPARSE} sparse attention calls in 8 steps" in out
 
 
 def test_explain_needs_only_the_configuration(model_folder, tmp_path, capsys):
     shutil.copy(model_folder / "config.json", tmp_path)
-    assert cli.main(["explain", str(tmp_path), "--budget", "64"]) == 0
+    assert cli.main(["explain", str(tmp_path), "--budget", "256"]) == 0
     out = capsys.readouterr().out
-    assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
-    assert "budget 64, page_size 16, summary minmax, group_reduce sum, top_p 1, " in out
+    assert SPARSE_AND_DENSE in out
+    assert "budget 256, page_size 16, summary " in out
+
+
+def test_explain_takes_a_preset(model_folder, capsys):
+    arguments = ["explain", str(model_folder), "--preset", "paper", "--budget", "256"]
+    assert cli.main(arguments) == 0
+    assert (
+        "budget 256, page_size 16, summary minmax, group_reduce none, " in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,8 +108,8 @@ def test_bench_lists_its_benchmarks(capsys):
     [
         (["demo", "--prompt-file", "x.txt"], "--prompt-file needs --model"),
         (["demo", "--model", "x"], "--model needs --prompt-file"),
-        (["demo", "--budget", "0"], "budget must be a positive number of tokens, got 0"),
-        (["demo", "--budget", "40"], "budget must hold the pages that are always attended"),
+        (["demo", "--budget", "0"], "budget: expected 1 or more tokens, got 0"),
+        (["demo", "--budget", "8"], "budget: expected room for "),
         (["demo", "--model", "x", "--prompt-file", "nowhere.txt"], "nowhere.txt"),
         (["explain", "no/such/folder"], "no/such/folder"),
     ],

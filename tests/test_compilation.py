@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import transformers
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 from torch._dynamo.utils import counters
 
 import quest_compile
@@ -35,7 +35,9 @@ def _fresh():
 @pytest.fixture
 def backend():
     """256 tokens cover what the tests decode: tokens equal dense ones on the sparse path."""
-    return quest_compile.QuestBackend(quest_compile.QuestConfig(budget=256, inner="aot_eager"))
+    return quest_compile.QuestBackend(
+        quest_compile.QuestConfig(**SHORT, budget=256, inner="aot_eager")
+    )
 
 
 def num_graphs():
@@ -232,7 +234,7 @@ class TestExport:
 
 
 def test_an_error_inside_the_inner_compiler_names_the_backend_and_the_cause(model):
-    backend = quest_compile.backend(budget=64, inductor_options={"no_such_option": 1})
+    backend = quest_compile.backend(**SHORT, budget=64, inductor_options={"no_such_option": 1})
     with pytest.raises(Exception, match="quest_compile.backend.*no_such_option") as raised:
         decode(torch.compile(model, backend=backend), model)
     assert "no_such_option" in str(raised.value)
@@ -247,11 +249,11 @@ def test_an_unknown_option_by_name_is_hinted_at(model):
 _MODEL_PROGRAM = """
 import sys, torch, transformers, quest_compile
 sys.path.insert(0, {tests!r})
-from tiny_models import random_prompt, tiny_model
+from tiny_models import FEW_PAGES, random_prompt, tiny_model
 from torch._dynamo.utils import counters
 
 model = tiny_model("llama", num_hidden_layers=1)
-quest_compile.compile_for_generate(model, budget=64, num_dense_layers=0)
+quest_compile.compile_for_generate(model, **FEW_PAGES, budget=64, num_dense_layers=0)
 quest_compile.warmup(model, 256)
 tokens = model.generate(random_prompt(1, 200), max_new_tokens=4, do_sample=False)[0, 200:].tolist()
 assert quest_compile.ops.counters()["sparse_calls"] > 0

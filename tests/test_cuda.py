@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile.decoding import greedy_step, prefill
@@ -30,7 +30,7 @@ def decode(step, model):
 def test_budget_that_covers_the_context_gives_dense_tokens(inner, mode):
     torch._dynamo.reset()
     model = tiny_model("llama").to("cuda")
-    backend = quest_compile.backend(budget=512, inner=inner)
+    backend = quest_compile.backend(**SHORT, budget=512, inner=inner)
     step = torch.compile(model, backend=backend, mode=mode)
     assert decode(step, model) == decode(model, model)
     assert backend.report().count("sparse") == 2
@@ -41,6 +41,6 @@ def test_a_small_budget_gives_the_tokens_of_the_cpu():
     for device in ("cuda", "cpu"):
         torch._dynamo.reset()
         model = tiny_model("llama").to(device)
-        backend = quest_compile.backend(budget=64, inner="aot_eager")
+        backend = quest_compile.backend(**SHORT, budget=64, inner="aot_eager")
         tokens.append(decode(torch.compile(model, backend=backend), model))
     assert tokens[0] == tokens[1]

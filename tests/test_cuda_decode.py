@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 from torch._dynamo.utils import counters
 
 import quest_compile
@@ -22,7 +22,7 @@ def _reset():
 
 
 def compiled(model, mode=None, **settings):
-    backend = quest_compile.backend(**{"budget": 64, **settings})
+    backend = quest_compile.backend(**{**SHORT, "budget": 64, **settings})
     return torch.compile(model, backend=backend, mode=mode), backend
 
 

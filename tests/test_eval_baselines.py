@@ -1,7 +1,9 @@
-"""What H2O, SnapKV and the oracle keep, against loops over heads and positions."""
+"""What other methods keep: the rules against loops over heads and positions, Quest in plain torch
+against what the backend attends."""
 
 import pytest
 import torch
+from recall_asked import Recall
 
 from quest_compile.config import QuestConfig
 from quest_compile.eval.attention import NAME, EvalAttention
@@ -33,6 +35,8 @@ def make_step(h2o=None, snap=None, config=CONFIG, context_len=CONTEXT_LEN, seq_l
         h2o=h2o,
         snap=snap,
         config=config,
+        selection=config.selection(config.layer_budget(0, NUM_POSITIONS)),
+        scale=HEAD_DIM**-0.5,
         generator=torch.Generator(),
     )
 
@@ -133,6 +137,41 @@ def test_watching_a_prefill_sums_what_its_queries_attended(monkeypatch):
                 snap[head, : i + 1] += weights
     torch.testing.assert_close(attention._h2o[0], h2o)
     torch.testing.assert_close(attention._snap[0].flatten(0, 1), snap)
+
+
+@pytest.fixture(scope="module")
+def task():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch({"recompile_limit": 100}):
+        decoder = Decoder(load_model(), QuestConfig(num_dense_layers=2, inner="eager"))
+        yield Recall(decoder, 16, num_tokens=1024, num_questions=16)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "preset=paper",
+        "preset=paper,page_size=8,num_sink_pages=2",
+        "summary=minmax,group_reduce=sum",
+        "summary=minmax,group_reduce=softmax",
+        "sketch_bits=1",
+        "group_reduce=none,page_size=32",
+        "top_p=0.6",
+        "top_p=0.8,preset=paper",
+        "top_p=0.8,summary=minmax,group_reduce=sum",
+        "budget=0.2",
+        "budget=1:0.1/2:320",
+        "budget=1:96/2:128/default:2048,num_dense_layers=1,num_recent_pages=1",
+    ],
+)
+def test_quest_in_plain_torch_keeps_what_the_backend_attends(task, settings):
+    """With every setting that decides about pages."""
+    kinds = ("quest", "quest-reference")
+    methods = [parse_method(f"{kind}:{settings}", task.decoder.config) for kind in kinds]
+    attended, kept = (task.attended(method, 128, slice(2)) for method in methods)
+    assert len(attended) == len(kept) >= 8
+    assert not all(pages.all() for pages in kept)
+    assert all(map(torch.equal, attended, kept))
 
 
 def test_a_context_is_prefilled_once_for_all_methods_budgets_and_questions(tmp_path):

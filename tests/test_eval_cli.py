@@ -65,7 +65,7 @@ class TestVerdicts:
         assert row["sparse_steps"] == row["steps"] == 64 * 4
 
     def test_broken_selection_is_worse(self, out):
-        with planted("swapped minimum and maximum"):
+        with planted("rows reversed"):
             assert evaluate(out, *SMALL, "--budgets", 256) == 0
         row = rows(out)["recall-16", "quest", 256]
         assert row["verdict"] == "worse"
@@ -113,7 +113,7 @@ class TestVerdicts:
 
 def test_ways_to_select_and_budgets_of_their_own(out):
     own = ["quest:budget=0.125", "quest:budget=2:0.0625/default:512"]
-    mixed = "quest:top_p=0.5,summary=sketch"
+    mixed = "quest:top_p=0.5,preset=paper"
     methods = ["--methods", *own, mixed]
     assert evaluate(out, *SMALL[:4], *methods, "--samples", 16, "--budgets", 128, 256) == 0
     found = rows(out)
@@ -263,16 +263,23 @@ class TestWritten:
         (["recall", "--tasks", "recall-2000"], "must be recall-N with N records from 1 to 511"),
         (["recall", "--lengths", "9000"], "--lengths 9000: the model has 8192 positions"),
         (["recall", "--budgets", "0"], "--budgets must be positive"),
-        (["recall", "--budgets", "40"], "budget must hold the pages that are always attended"),
+        (["recall", "--budgets", "8"], "budget: expected room for "),
         (["recall", "--samples", "0"], "--samples must be at least 1"),
         (["recall", "--margin", "0"], "--margin must be between 0 and 100 points"),
         (["recall", "--methods", "quests"], "method must be one of dense, quest"),
         (["recall", "--methods", "quest:budget=3"], "budget has an option of its own"),
-        (["recall", "--methods", "quest:budget=1.5"], "must be in (0, 1), got 1.5"),
-        (["recall", "--methods", "quest:budget=2:0.5/x:9"], 'layers are ints or "default"'),
-        (["recall", "--methods", "quest-reference:top_p=0.5"], "does not know top_p"),
+        (
+            ["recall", "--methods", "quest:budget=1.5"],
+            "budget: expected a share of the context in (0, 1)",
+        ),
+        (["recall", "--methods", "quest:budget=2:0.5/x:9"], 'expected layers as ints or "default"'),
+        (["recall", "--methods", "quest-reference:audit=5"], "does not know audit"),
+        (
+            ["recall", "--methods", "quest:preset=papers"],
+            "preset: expected one of 'paper', got 'pa",
+        ),
         (["recall", "--methods", "quest:group_reduce"], "settings are name=value"),
-        (["recall", "--methods", "quest:group=max"], "unknown option group"),
+        (["recall", "--methods", "quest:group=none"], "unknown option group"),
         (["recall", "--jsonl", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (
             ["recall", "--jsonl", __file__],

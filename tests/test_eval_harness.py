@@ -47,7 +47,9 @@ def quest_lm(harness, model, **options):
 
 
 def test_question_and_answer_are_decoded_sparsely(harness, model):
-    lm = quest_lm(harness, model, num_decoded_prompt_tokens=20)
+    settings = {"preset": "paper", "inner": "eager"}
+    lm = quest_lm(harness, model, num_decoded_prompt_tokens=20, quest=settings)
+    assert lm.quest.config.summary == "minmax"
     prompt = random_prompt(1, 200)
     out = lm._model_generate(prompt, 210, stop=[])
     assert out.shape == (1, 210)
@@ -88,8 +90,8 @@ def test_log_likelihood_tasks_are_refused_with_the_reason(harness, model, method
     [
         ({"num_decoded_prompt_tokens": -1}, "num_decoded_prompt_tokens must be at least 0"),
         ({"batch_size": 4}, "batch_size must be 1, got 4"),
-        ({"budget": 0}, "budget must be a positive number of tokens"),
-        ({"quest": {"group": "max"}}, "group"),
+        ({"budget": 0}, "budget: expected 1 or more tokens"),
+        ({"quest": {"group": "none"}}, "unknown option group"),
     ],
 )
 def test_bad_settings_raise(harness, model, options, message):

@@ -1,4 +1,4 @@
-"""The table of families in the README says what the reports on record say."""
+"""The table of docs/families.md says what the reports on record say."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import re
 
 TESTS = pathlib.Path(__file__).parent
 SNAPSHOTS = sorted((TESTS / "snapshots").glob("*.json"))
-# First words of a row in the README -> what the calls of its families have become.
+# First words of a row -> what the calls of its families have become.
 ROWS = {
     "sparse": {"SPARSE"},
     "sparse where attention is full": {"SPARSE", "UNKNOWN_CACHE_WRITE"},
@@ -18,8 +18,8 @@ ROWS = {
 
 
 def table():
-    """First column -> families of the README's table."""
-    text = (TESTS.parent / "README.md").read_text()
+    """First column -> families."""
+    text = (TESTS.parent / "docs" / "families.md").read_text("utf-8")
     lines = re.findall(r"^\| ([^|]+) \| ([a-z0-9_, ]+) \|$", text, re.MULTILINE)
     rows = {}
     for row in ROWS:

@@ -100,7 +100,7 @@ def test_a_second_call_says_that_it_is_there_and_asks_nobody(offered, monkeypatc
 def test_explain_takes_the_name(model, offered, capsys):
     torch._dynamo.reset()
     assert cli.main(["fetch", "smollm2"]) == 0
-    assert cli.main(["explain", *model, "--budget", "64"]) == 0
+    assert cli.main(["explain", *model, "--budget", "256"]) == 0
     assert "4 attention calls: 2 sparse, 2 dense" in capsys.readouterr().out
 
 

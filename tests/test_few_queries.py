@@ -16,7 +16,8 @@ from quest_compile import ops
 from quest_compile.decoding import greedy_step, prefill, rewind, step_inputs
 
 LENGTH, MAX_SEQ_LEN, NUM_LAYERS = 150, 256, 4
-SETTINGS = {"budget": 64, "num_dense_layers": 1, "group_reduce": "max", "inner": "aot_eager"}
+SETTINGS = {"budget": 64, "num_dense_layers": 1, "num_recent_pages": 2}
+SETTINGS |= {"group_reduce": "none", "inner": "aot_eager"}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def model():
 @pytest.fixture(scope="module")
 def step(model):
     torch._dynamo.reset()
-    return torch.compile(model, backend=quest_compile.backend(**SETTINGS))
+    return torch.compile(model, backend=quest_compile.backend(**SETTINGS, num_sink_pages=1))
 
 
 def one_by_one(step, model, prompt, tokens):
@@ -131,7 +132,7 @@ def test_few_and_many_queries_are_one_graph_each(model):
 @torch.no_grad()
 def test_more_than_max_q_len_attend_everything(model):
     torch._dynamo.reset()
-    backend = quest_compile.backend(**SETTINGS, max_q_len=4)
+    backend = quest_compile.backend(**SETTINGS, num_sink_pages=1, max_q_len=4)
     step = torch.compile(model, backend=backend)
     for num_queries in (4, 5):
         cache = prefill(model, random_prompt(1, LENGTH), MAX_SEQ_LEN)

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 import transformers
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 
 import quest_compile
 
-SETTINGS = {"budget": 64, "num_dense_layers": 1, "inner": "eager"}
+SETTINGS = SHORT | {"budget": 64, "num_dense_layers": 1, "inner": "eager"}
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def test_generation_settings_can_be_printed_compared_and_turned_into_json(model)
     assert '"static"' in repr(config) and str(config)
     assert config == copy.deepcopy(config) and config != transformers.GenerationConfig()
     fields = json.loads(config.to_json_string())
-    assert fields["compile_config"]["options"] == SETTINGS
+    changed = quest_compile.backend(**SETTINGS).changed_settings()
+    assert fields["compile_config"]["options"] == changed
     again = transformers.GenerationConfig.from_dict(config.to_dict())
     assert again.cache_implementation == "static" and "_replaced_cache" not in config.to_dict()
     assert sparse_calls(model) > 0
@@ -57,7 +58,8 @@ def test_a_budget_that_is_a_function_is_kept_as_it_is():
     def budget(layer):
         return 64
 
-    model = quest_compile.compile_for_generate(tiny_model("llama"), budget=budget, inner="eager")
+    settings = SETTINGS | {"budget": budget}
+    model = quest_compile.compile_for_generate(tiny_model("llama"), **settings)
     assert isinstance(model.generation_config.compile_config.backend, quest_compile.QuestBackend)
     assert sparse_calls(model) > 0
 
@@ -89,7 +91,7 @@ def test_restore_gives_back_the_model_as_it_was(model):
 
 
 def test_preparing_twice_is_undone_once(model):
-    quest_compile.compile_for_generate(model, budget=96, inner="eager")
+    quest_compile.compile_for_generate(model, **SETTINGS | {"budget": 96})
     quest_compile.restore(model)
     assert model.generation_config.cache_implementation is None
 

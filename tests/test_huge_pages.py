@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile.decoding import greedy_step, prefill
@@ -58,7 +58,7 @@ def test_a_compiled_model_asks_once_for_keys_values_and_summaries(monkeypatch):
     monkeypatch.setattr(sys.modules["quest_compile.step_state"], "use_huge_pages", asked.append)
     torch._dynamo.reset()
     model = tiny_model("llama")
-    step = torch.compile(model, backend=quest_compile.backend(budget=64, inner="eager"))
+    step = torch.compile(model, backend=quest_compile.backend(**SHORT, budget=64, inner="eager"))
     prompt = random_prompt(1, 200)
     with torch.no_grad():
         cache = prefill(model, prompt[:, :-1], 512)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import random_prompt, tiny_model
+from tiny_models import SHORT, random_prompt, tiny_model
 from torch._inductor.utils import run_and_get_code
 
 import quest_compile
@@ -24,7 +24,9 @@ def decode_step():
     """(generated code, tokens, counters) of three decode steps through Inductor."""
     torch._dynamo.reset()
     model = tiny_model("llama")
-    step = torch.compile(model, backend=quest_compile.backend(budget=64), mode="reduce-overhead")
+    step = torch.compile(
+        model, backend=quest_compile.backend(**SHORT, budget=64), mode="reduce-overhead"
+    )
     prompt = random_prompt(1, LENGTH)
 
     def run():
@@ -80,7 +82,7 @@ def test_tokens_are_those_of_the_eager_rewrite(decode_step):
     _, tokens, _ = decode_step
     torch._dynamo.reset()
     model = tiny_model("llama")
-    step = torch.compile(model, backend=quest_compile.backend(budget=64, inner="eager"))
+    step = torch.compile(model, backend=quest_compile.backend(**SHORT, budget=64, inner="eager"))
     prompt = random_prompt(1, LENGTH)
     with torch.no_grad():
         cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
@@ -102,7 +104,8 @@ def layer(query, key, key_cache, value_cache, position, mask):
         query, key_cache, value_cache, mask, enable_gqa=True)
 
 caches = torch.zeros(2, 1, 2, 256, 16)
-step = torch.compile(layer, backend=quest_compile.backend(budget=64, num_dense_layers=0))
+step = torch.compile(layer, backend=quest_compile.backend(
+    budget=64, num_dense_layers=0, num_sink_pages=1, num_recent_pages=2))
 with torch.no_grad():
     step(torch.ones(1, 4, 1, 16), torch.ones(1, 2, 1, 16), *caches,
          torch.tensor([200]), torch.ones(1, 1, 1, 256, dtype=torch.bool))

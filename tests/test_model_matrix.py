@@ -14,7 +14,7 @@ import pathlib
 import pytest
 import torch
 import transformers
-from tiny_models import FAMILIES, random_prompt, tiny_model
+from tiny_models import FAMILIES, SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
@@ -24,7 +24,7 @@ from quest_compile.decoding import step_inputs
 from quest_compile.report import Report
 
 PROMPT_LENGTH, NUM_NEW_TOKENS, MAX_SEQ_LEN = 100, 12, 256
-SETTINGS = {"budget": 128, "inner": "eager"}
+SETTINGS = SHORT | {"budget": 128, "inner": "eager"}
 # Rounding moves the logits by up to 4e-6 of the largest; one page left out, by 1e-2 and more.
 LOGIT_TOLERANCE = 1e-4
 # transformers 4 knows fewer families, makes other graphs while a window fills, and no static cache

@@ -9,7 +9,7 @@ import functools
 import pytest
 import torch
 import transformers
-from tiny_models import NUM_LAYERS, left_padded_prompt, random_prompt, tiny_model
+from tiny_models import NUM_LAYERS, SHORT, left_padded_prompt, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
@@ -19,7 +19,7 @@ from quest_compile.decoding import step_inputs
 FAMILIES = "llama llama_mha qwen2 qwen3 mistral phi3 gpt_neox mixtral olmo2".split()
 NUM_NEW_TOKENS = 60
 MAX_SEQ_LEN = 768
-SETTINGS = {"budget": 512, "inner": "aot_eager"}
+SETTINGS = SHORT | {"budget": 512, "inner": "aot_eager"}
 SPARSE_STEPS = (NUM_LAYERS - 2) * (NUM_NEW_TOKENS - 1)
 PROMPTS = {
     "batch_1": lambda: (random_prompt(1, 300), torch.ones(1, 300, dtype=torch.int64)),
@@ -141,7 +141,7 @@ def test_compile_for_generate_gives_dense_tokens(family, prompt):
 @parametrize("family", ["llama"])
 def test_inductor_gives_dense_tokens(family):
     model = _model_with_large_cache(family)
-    quest_compile.compile_for_generate(model, budget=512)
+    quest_compile.compile_for_generate(model, **SHORT, budget=512)
     tokens = _generate(model, *PROMPTS["batch_1"](), **_static_cache_settings())
     assert tokens == expected_tokens(family, "batch_1")
     assert ops.counters()["sparse_calls_covered"] == SPARSE_STEPS

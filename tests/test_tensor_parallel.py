@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensor_parallel_rank import NUM_NEW_TOKENS, decode_all
-from tiny_models import tiny_model
+from tiny_models import FEW_PAGES, tiny_model
 from torch.testing._internal.two_tensor import TwoTensor
 
 import quest_compile
@@ -126,7 +126,7 @@ def test_a_tensor_subclass_in_the_graph_is_left_alone_and_said(wrapped):
     for i in (0,) if wrapped == "query" else (2, 3):
         arguments[i] = TwoTensor(arguments[i], arguments[i].clone())
     backend = quest_compile.QuestBackend(
-        quest_compile.QuestConfig(budget=64, num_dense_layers=0, inner="eager")
+        quest_compile.QuestConfig(**FEW_PAGES, budget=64, num_dense_layers=0, inner="eager")
     )
     with torch.no_grad():
         out = torch.compile(_layer, backend=backend)(*arguments)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import transformers
-from tiny_models import NUM_LAYERS, left_padded_prompt, random_prompt, tiny_model
+from tiny_models import NUM_LAYERS, SHORT, left_padded_prompt, random_prompt, tiny_model
 from torch._dynamo.utils import counters
 
 import quest_compile
@@ -14,7 +14,7 @@ from quest_compile import ops
 from quest_compile.decoding import greedy_step, prefill
 
 MAX_SEQ_LEN = 256
-SETTINGS = {"budget": 64, "inner": "eager"}
+SETTINGS = SHORT | {"budget": 64, "inner": "eager"}
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,10 @@ _COMMON = {
     "pad_token_id": 0,
 }
 
+# Settings of backends in tests, whose contexts are short, whatever the defaults are.
+FEW_PAGES = {"num_sink_pages": 1, "num_recent_pages": 2}
+SHORT = FEW_PAGES | {"num_dense_layers": 2}
+
 # What several families of families.json have in common.
 _TRAITS: dict[str, dict[str, Any]] = {
     "moe": {

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from quest_compile.bench.ops.checks import check_attention, check_selection
+from quest_compile.bench.ops.checks import check_attention, check_pages
+from quest_compile.bench.settings import is_sparse
 from quest_compile.config import QuestConfig
-from quest_compile.ops import reference
+from quest_compile.ops.settings import take_sparse
 from quest_compile.passes import run_passes
 from quest_compile.step_state import with_state
 
@@ -36,39 +37,29 @@ class CheckingBackend:
         if not rewrite.summaries:
             return run
         indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
-        return with_state(run, indices, config.page_size, config.summary)
+        return with_state(run, indices, config.page_format)
 
     def check(self, operator: str, out: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        query, key_cache, value_cache = args[:3]
-        positions = None
-        seq_lens = args[4] if operator == "sparse_decode" else args[3]
-        seq_len = int(seq_lens.max())
-        if (
-            operator == "sparse_decode"
-            and seq_len > self.config.page_budget * self.config.page_size
-        ):
-            positions = self._positions(args, kwargs, seq_len)
-        tensors = (query, key_cache, value_cache)
-        found = check_attention(operator, out, tensors, seq_len, positions)
-        self.layers[operator] += 1
+        tensors, rest = tuple(args[:3]), args[3:]
+        layer = operator.removesuffix("_step")
+        pages = None
+        if layer == "sparse_decode":
+            page_summary, *rest = rest if operator == layer else (rest[1], *rest[3:])
+            if is_sparse(self.config, int(rest[0].max())):
+                settings = dict(kwargs)
+                scale = settings.pop("scale", None)
+                scored = (tensors[0], page_summary, rest[0], rest[1] if len(rest) > 1 else None)
+                pages = check_pages(operator, scored, *take_sparse(settings), scale)
+        seq_len = int(rest[0].max())
+        found = check_attention(operator, out, tensors, seq_len, pages, self.config.page_size)
+        self.layers[layer] += 1
         self.worst = max(self.worst, found["error"] / max(found["error_of_torch"], 1e-30))
 
-    def _positions(self, args: Sequence[Any], kwargs: dict[str, Any], seq_len: int) -> torch.Tensor:
-        """Those of the pages that the staged operators select, which must be the best."""
-        query, rows, seq_lens = args[0], args[3], args[4]
-        channel_scale = args[6] if len(args) > 6 else kwargs.get("channel_scale")
-        page_size, summary = self.config.page_size, self.config.summary
-        layout = {"page_size": page_size, "summary": summary}
-        exact_rows = rows.double() if rows.is_floating_point() else rows
-        exact = reference.score_pages(query.double(), exact_rows, seq_lens, channel_scale, **layout)
-        scores = torch.ops.quest.score_pages(query, rows, seq_lens, channel_scale, **layout)
-        page_indices = torch.ops.quest.select_pages(
-            scores, seq_lens, page_budget=self.config.page_budget, page_size=page_size
-        )
-        num_pages = -(-seq_len // page_size)
-        check_selection("sparse_decode", page_indices, exact[..., :num_pages])
-        offsets = torch.arange(page_size, device=query.device)
-        return (page_indices.long()[..., None] * page_size + offsets).flatten(2)
+
+_CHECKED = {
+    getattr(torch.ops.quest, name).default: name
+    for name in ("sparse_decode", "sparse_decode_step", "dense_decode")
+}
 
 
 class _Interpreter(fx.Interpreter):
@@ -78,7 +69,6 @@ class _Interpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         out = super().call_function(target, args, kwargs)
-        for operator in self._backend.layers:
-            if target is getattr(torch.ops.quest, operator).default:
-                self._backend.check(operator, out, args, kwargs)
+        if operator := _CHECKED.get(target):
+            self._backend.check(operator, out, args, kwargs)
         return out

@@ -26,8 +26,8 @@ from quest_compile.bench.decode.models import (
     random_model,
     weight_bytes,
 )
-from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.results import RefusedError
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import DTYPES, SHAPES
 from quest_compile.decoding import rewind, step_inputs
 

@@ -18,11 +18,11 @@ from quest_compile.bench.decode.llama_cpp_decoder import llama_decoders_of
 from quest_compile.bench.decode.methods import check_memory, decoder_of, names_of
 from quest_compile.bench.decode.models import weight_bytes
 from quest_compile.bench.ops.checks import check_kernels
-from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.ops.measure import sample_fields
 from quest_compile.bench.progress import Progress, say
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.rounds import Rounds, Samples, measure_rounds
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import ModelShape
 
 _READ_BYTES = 256 * 2**20

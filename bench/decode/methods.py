@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+import psutil
 import torch
 
 import quest_compile
 from quest_compile.bench.decode.decoder import Decoder, Place
 from quest_compile.bench.decode.models import with_enable_gqa
-from quest_compile.bench.ops.inputs import Setting
+from quest_compile.bench.settings import FACTS, Setting
 from quest_compile.config import QuestConfig
 from quest_compile.inner import inner_compiler
 
@@ -35,7 +35,7 @@ def compilation_of(
         num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
         config = QuestConfig(num_dense_layers=num_layers, inner=inner)
     elif name in by_name:
-        config = QuestConfig(**dataclasses.asdict(by_name[name]), inner=inner)
+        config = by_name[name].config.replace({"inner": inner})
     backend: Any = inner if config is None else quest_compile.backend(**config.as_dict())
     own = with_enable_gqa(model) if name == "dense_enable_gqa" else model
     return own, backend, config, inner
@@ -54,12 +54,7 @@ def setting_facts(name: str, config: QuestConfig | None) -> dict[str, Any]:
     """Metadata of a method that is Quest."""
     if config is None or name in DENSE_METHODS:
         return {}
-    return {
-        "summary": config.summary,
-        "budget": config.budget,
-        "page_size": config.page_size,
-        "num_dense_layers": config.num_dense_layers,
-    }
+    return {field: getattr(config, field) for field in (*FACTS, "num_dense_layers")}
 
 
 def check_memory(
@@ -80,7 +75,7 @@ def check_memory(
     needed = int(1.1 * num_methods * place.batch * place.capacity * token_bytes)
     needed *= config.num_hidden_layers
     free = _free_bytes(model.device)
-    if free is not None and needed > free:
+    if needed > free:
         raise ValueError(
             f"{num_methods} methods need {needed / 2**30:.1f} GiB for their caches of "
             f"{place.capacity} tokens, {free / 2**30:.1f} GiB are free: name fewer in --methods, "
@@ -88,14 +83,7 @@ def check_memory(
         )
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    return psutil.virtual_memory().available

@@ -28,7 +28,7 @@ from quest_compile.bench.gpu_check.timing import copy_bandwidth
 FLASHINFER_ROWS = "flashinfer-rows"
 _CHECKS = ("memcheck", "racecheck", "synccheck")
 # Parts of the names of our CUDA kernels.
-_KERNELS = ("score_kernel", "attend_kernel", "finish_kernel", "select_kernel")
+_KERNELS = ("score_kernel", "share_kernel", "select_kernel", "attend_kernel", "finish_kernel")
 _PACKAGES = ("torch", "triton", "transformers", "flashinfer-python", "numpy", "pytest")
 
 

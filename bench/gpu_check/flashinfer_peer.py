@@ -5,134 +5,85 @@ FlashInfer may compile its kernels at the first call, which takes minutes where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
 from typing import Any
 
 import torch
 
-from quest_compile.ops import flashinfer_attention
+from quest_compile.bench.ops.inputs import Step, Workload
+from quest_compile.bench.ops.methods import Method, quest_methods, selected_pages
+from quest_compile.bench.settings import Setting
 
 _PAGE_SIZE = 16
 _WORKSPACE_BYTES = 256 * 2**20
 
 
 def is_installed() -> bool:
-    return flashinfer_attention.is_installed()
+    """Without importing it."""
+    return importlib.util.find_spec("flashinfer") is not None
 
 
-def peers_of(x: Any) -> list[tuple[str, str, Callable[[Any], Any]]]:
-    """(method, whose kernels, call) for inputs with query and caches [B, heads, positions, D].
-
-    The kernels alone, planned ahead; and our operators on them, which plan every call.
-    """
-    if not is_installed() or not x.query.is_cuda:
-        return []
-    return methods()
-
-
-def methods() -> list[tuple[str, str, Callable[[Any], Any]]]:
-    return [
-        ("flashinfer decode", "flashinfer", PagedDecode()),
-        ("attend_pages, planned ahead", "flashinfer", PagedDecode(is_sparse=True)),
-        ("attend_pages", "flashinfer", _attend_pages),
-        ("dense_decode", "flashinfer", _dense_decode),
-    ]
-
-
-def _attend_pages(x: Any) -> Any:
-    caches = (x.query, x.key_cache, x.value_cache)
-    return flashinfer_attention.attend_pages(*caches, x.pages, x.seq_lens, None)
-
-
-def _dense_decode(x: Any) -> Any:
-    caches = (x.query, x.key_cache, x.value_cache)
-    return flashinfer_attention.dense_decode(*caches, x.seq_lens, None)
-
-
-for _call in (_attend_pages, _dense_decode):
-    _call.waits_for_device = True  # type: ignore[attr-defined]
+def peers_of(workload: Workload, steps: list[Step]) -> list[Method]:
+    """The kernels alone, planned ahead: over everything, and over the pages that we select."""
+    dense = Method("flashinfer", PagedDecode({}), workload.dense_bytes)
+    setting = Setting(budget=min(2048, workload.context // 4))
+    pages = {id(s): selected_pages(s, setting) for s in steps}
+    (own,) = (m for m in quest_methods(setting, steps, workload) if m.stage == "attend")
+    call = PagedDecode(pages)
+    return [dense, Method("flashinfer, pages", call, own.bytes_moved, pages=own.pages)]
 
 
 class PagedDecode:
     """BatchDecodeWithPagedKVCacheWrapper over a static cache, whose pages are views of it.
 
     A cache [B, H, positions, D] is B * H caches of one head for FlashInfer, with the query heads of
-    a group as its query heads: no copy of the cache is made. ``is_sparse``: over ``x.pages``, which
-    are full lists [B, H, pages] of a full cache.
+    a group as its query heads: no copy of the cache is made. ``pages``: to attend, by the id of a
+    step, full lists [B, H, pages] of a full cache; everything where there is none.
     """
 
-    def __init__(self, is_sparse: bool = False) -> None:
-        self._is_sparse = is_sparse
+    def __init__(self, pages: dict[int, torch.Tensor]) -> None:
+        self._pages = pages
         self._wrappers: dict[tuple, Any] = {}
         self._workspace: torch.Tensor | None = None
 
-    def __call__(self, x: Any) -> torch.Tensor:
-        batch, num_kv_heads, _, head_dim = x.key_cache.shape
-        group_size = x.query.shape[1] // num_kv_heads
-        query = x.query.reshape(batch * num_kv_heads, group_size, head_dim)
+    def __call__(self, s: Step) -> torch.Tensor:
+        batch, num_kv_heads, length, head_dim = s.key_cache.shape
+        rows, group_size = batch * num_kv_heads, s.query.shape[1] // num_kv_heads
+        query = s.query.reshape(rows, group_size, head_dim)
         # [pages, heads, page_size, D], "HND".
-        pages = tuple(
-            cache.view(-1, 1, _PAGE_SIZE, head_dim) for cache in (x.key_cache, x.value_cache)
-        )
-        return self._planned(x, group_size).run(query, pages).view(x.query.shape)
+        caches = tuple(x.view(-1, 1, _PAGE_SIZE, head_dim) for x in (s.key_cache, s.value_cache))
+        pages = self._pages.get(id(s))
+        # Planning is done on the host, before any graph.
+        key = (*query.shape, length, query.dtype, id(s) if pages is not None else 0)
+        if key not in self._wrappers:
+            num_pages = length // _PAGE_SIZE
+            if pages is None:
+                pages = torch.arange(num_pages, dtype=torch.int32, device=query.device)
+            indices = pages.expand(batch, num_kv_heads, -1).reshape(rows, -1)
+            first = torch.arange(rows, dtype=torch.int32, device=query.device) * num_pages
+            self._wrappers[key] = self._plan(first[:, None] + indices, query)
+        return self._wrappers[key].run(query, caches).view(s.query.shape)
 
-    def _planned(self, x: Any, group_size: int) -> Any:
-        """The wrapper of these sizes and pages; planning is done on the host, before any graph."""
-        batch, num_kv_heads, length, head_dim = x.key_cache.shape
-        rows, num_pages, device = batch * num_kv_heads, length // _PAGE_SIZE, x.query.device
-        key: tuple[Any, ...] = (rows, group_size, length, head_dim, x.query.dtype)
-        if self._is_sparse:
-            key += (x.pages.data_ptr(),)
-        if key in self._wrappers:
-            return self._wrappers[key]
-        indices = torch.arange(num_pages, dtype=torch.int32, device=device).expand(rows, -1)
-        if self._is_sparse:
-            indices = x.pages.view(rows, -1)
-        first = torch.arange(rows, dtype=torch.int32, device=device) * num_pages
-        count = indices.shape[1]
-        self._wrappers[key] = self._plan(
-            torch.arange(rows + 1, dtype=torch.int32, device=device) * count,
-            (first[:, None] + indices).flatten(),
-            torch.full((rows,), _PAGE_SIZE, dtype=torch.int32, device=device),
-            group_size,
-            head_dim,
-            x.query.dtype,
-        )
-        return self._wrappers[key]
-
-    def _plan(
-        self,
-        indptr: torch.Tensor,
-        indices: torch.Tensor,
-        last_page_len: torch.Tensor,
-        group_size: int,
-        head_dim: int,
-        dtype: torch.dtype,
-    ) -> Any:
+    def _plan(self, indices: torch.Tensor, query: torch.Tensor) -> Any:
         import flashinfer
 
+        (rows, count), (_, group_size, head_dim) = indices.shape, query.shape
+        options: dict[str, Any] = {"dtype": torch.int32, "device": query.device}
+        tables = (
+            torch.arange(rows + 1, **options) * count,
+            indices.flatten(),
+            torch.full((rows,), _PAGE_SIZE, **options),
+        )
         if self._workspace is None:
-            self._workspace = torch.zeros(
-                _WORKSPACE_BYTES, dtype=torch.uint8, device=indices.device
-            )
+            self._workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=query.device)
+        names = ("indptr", "indices", "last_page_len")
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace,
             kv_layout="HND",
             use_cuda_graph=True,
             use_tensor_cores=group_size >= 4,
-            paged_kv_indptr_buffer=indptr.clone(),
-            paged_kv_indices_buffer=indices.clone(),
-            paged_kv_last_page_len_buffer=last_page_len.clone(),
+            **{f"paged_kv_{name}_buffer": table.clone() for name, table in zip(names, tables)},
         )
-        wrapper.plan(
-            indptr,
-            indices,
-            last_page_len,
-            group_size,
-            1,
-            head_dim,
-            _PAGE_SIZE,
-            q_data_type=dtype,
-            kv_data_type=dtype,
-        )
+        sizes = (group_size, 1, head_dim, _PAGE_SIZE)
+        wrapper.plan(*tables, *sizes, q_data_type=query.dtype, kv_data_type=query.dtype)
         return wrapper

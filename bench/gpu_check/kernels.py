@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from quest_compile.bench.gpu_check.each_workload import measure_each
-from quest_compile.bench.gpu_check.inputs import Inputs, Workload, make_inputs
 from quest_compile.bench.gpu_check.record import Record, StepSkippedError
 from quest_compile.bench.gpu_check.run_logged import cuda_tool, run_logged
 from quest_compile.bench.gpu_check.timing import median_seconds
+from quest_compile.bench.ops.inputs import Step, Workload, make_steps
+from quest_compile.bench.ops.methods import dense_decode, sparse_decode
+from quest_compile.bench.settings import Setting
 
-Call = Callable[[Inputs], torch.Tensor]
+Call = Callable[[Step], torch.Tensor]
 _REPLAYS, _HOST_CALLS = 3, 200
 _SECTIONS = (
     "SpeedOfLight", "WarpStateStats", "SourceCounters", "LaunchStats", "InstructionStats"
@@ -35,37 +37,30 @@ _FIGURES = {
 }
 
 
-def calls_of(workload: Workload) -> dict[str, Call]:
-    def step(x: Inputs) -> torch.Tensor:
-        s = x.states["minmax"]
-        return torch.ops.quest.sparse_decode_step(
-            x.query, x.key_cache, x.value_cache, s.cache_position, s.rows, s.num_sealed, s.seq_lens,
-            x.attn_mask, budget=workload.budget
-        )  # fmt: skip
-
-    def dense(x: Inputs) -> torch.Tensor:
-        return torch.ops.quest.dense_decode(
-            x.query, x.key_cache, x.value_cache, x.seq_lens, x.attn_mask
-        )
-
-    return {"sparse_decode_step": step, "dense_decode": dense}
+def calls_of(workload: Workload, setting: Setting) -> dict[str, Call]:
+    return {
+        setting.name: sparse_decode(setting, workload.context),
+        "dense_decode": dense_decode,
+    }
 
 
-def run_kernels(record: Record, device: str, workloads: list[Workload]) -> None:
+def run_kernels(
+    record: Record, device: str, workloads: list[Workload], settings: list[Setting]
+) -> None:
     """Per call: its time in a graph and on the host, and a row for each of its kernels."""
 
-    def measure(workload: Workload, copies: list[Inputs]) -> None:
-        for name, call in calls_of(workload).items():
+    def measure(workload: Workload, copies: list[Step]) -> None:
+        for name, call in calls_of(workload, settings[0]).items():
             row: dict[str, Any] = {"workload": workload.name, "method": name}
             us = 1e6 * median_seconds(call, copies)
             record.add(**row, us=us, host_us=1e6 * _host_seconds(call, copies[0]))
             for kernel, (times, share) in kernel_times(call, copies, device).items():
                 record.add(**row, kernel=kernel, per_call=share, us=statistics.median(times))
 
-    measure_each(record, device, workloads, measure)
+    measure_each(record, device, workloads, settings[:1], measure)
 
 
-def _host_seconds(call: Call, x: Inputs) -> float:
+def _host_seconds(call: Call, x: Step) -> float:
     """Of a call outside of a graph, until it comes back."""
     call(x)
     if x.query.is_cuda:
@@ -77,7 +72,7 @@ def _host_seconds(call: Call, x: Inputs) -> float:
 
 
 def kernel_times(
-    call: Call, copies: list[Inputs], device: str
+    call: Call, copies: list[Step], device: str
 ) -> dict[str, tuple[list[float], float]]:
     """By kernel: microseconds of each of its runs, and how many there are in a call."""
     if device != "cuda":
@@ -143,9 +138,9 @@ def figures_in(details: str) -> list[dict[str, Any]]:
 def main() -> None:
     cudart = torch.cuda.cudart()
     for batch in (1, 8):
-        workload = Workload("llama-3-8b", 32 * 1024, batch, room=64)
-        x = make_inputs(workload, "cuda", 2**40)[0]
-        for call in calls_of(workload).values():
+        workload = Workload.of_shape("llama-3-8b", 32 * 1024, batch)
+        x = make_steps(workload, [Setting()])[0]
+        for call in calls_of(workload, Setting()).values():
             call(x)
             torch.cuda.synchronize()
             cudart.cudaProfilerStart()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.identity import identity
+from quest_compile.identity import identity
 
 Row = dict[str, Any]
 

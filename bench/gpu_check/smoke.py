@@ -7,20 +7,15 @@ NaN fills everything that must not be read.
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.gpu_check.errors import relative_error
 from quest_compile.bench.gpu_check.on_device import OnDevice
-from quest_compile.bench.gpu_check.smoke_ways import (
-    BUDGET,
-    PAGE_BUDGET,
-    run_shares,
-    run_summary,
-)
-from quest_compile.ops import reference
+from quest_compile.bench.ops.checks import TOLERANCE, relative_error
+from quest_compile.ops import Selection, SummaryFormat, reference
 
 # dtype, head_dim, group size, with a mask. Few: Triton compiles for each.
 _CASES = (
@@ -28,6 +23,22 @@ _CASES = (
     (torch.float16, 64, 1, False),
     (torch.float32, 96, 3, True),
 )
+_BUDGET, _MORE = 96, 160
+# What rows are called: an empty name is the default.
+_SETTINGS = {
+    "": (Selection(_BUDGET), SummaryFormat()),
+    "minmax": (Selection(_BUDGET, group_reduce="sum"), SummaryFormat(summary="minmax")),
+    "1 bit, none": (Selection(_BUDGET, group_reduce="none"), SummaryFormat(sketch_bits=1)),
+}
+# Shares of more pages than they leave of the longest row.
+_SHARES = {
+    "top_p": (Selection(_MORE, top_p=0.6), SummaryFormat()),
+    "budget_fraction": (Selection(_MORE, budget_fraction=0.3), SummaryFormat()),
+    "minmax, top_p": (
+        Selection(_MORE, top_p=0.6, group_reduce="sum"), SummaryFormat(summary="minmax")
+    ),
+}  # fmt: skip
+Found = list[tuple[str, float]]
 
 
 def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -36,12 +47,12 @@ def smoke(device: str, sources: dict[str, Any] | None = None) -> list[dict[str, 
     for case in _CASES:
         for kernels, source in (sources or sources_of(device)).items():
             # Triton compiles more kernels for these, too.
-            has_ways = kernels != "triton" or case is _CASES[0]
-            for name, error in _run_case(OnDevice(source, device), *case, has_ways):
+            has_shares = kernels != "triton" or case is _CASES[0]
+            for name, error in _run_case(OnDevice(source, device), *case, has_shares):
                 key = (kernels, name)
                 rows[key] = max(rows.get(key, 0.0), error)
     return [
-        {"kernels": kernels, "operator": name, "relative_error": error, "ok": error < 0.02}
+        {"kernels": kernels, "operator": name, "relative_error": error, "ok": error < TOLERANCE}
         for (kernels, name), error in rows.items()
     ]
 
@@ -60,8 +71,9 @@ def sources_of(device: str) -> dict[str, Any]:
 
 
 def _run_case(
-    source: Any, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool, has_ways: bool
-) -> list[tuple[str, float]]:  # fmt: skip
+    source: Any, dtype: torch.dtype, head_dim: int, group_size: int, has_mask: bool,
+    has_shares: bool
+) -> Found:  # fmt: skip
     lengths, capacity, num_kv_heads = (203, 64, 1), 219, 2
     torch.manual_seed(head_dim + group_size)
     shape = (len(lengths), num_kv_heads, capacity, head_dim)
@@ -75,56 +87,68 @@ def _run_case(
         live = live & mask
     for cache in (keys, values):
         cache.masked_fill_(~live.squeeze(2)[..., None], float("nan"))
-    summary_keys = keys.nan_to_num(0)
-    summary, _ = ops.empty_page_summary(keys)
-    summary.fill_(float("nan"))
-    num_sealed = torch.zeros(2, dtype=torch.int64)
-    state = [summary.clone(), num_sealed.clone()]
-    written = torch.tensor([lengths[0] - 1])
-    found = []
-
-    source.update_page_summary(summary_keys, written, *state)
-    expected_state = [summary.clone(), num_sealed.clone()]
-    reference.update_page_summary(summary_keys, written, *expected_state)
-    found.append(("update_page_summary", relative_error(state[0], expected_state[0])))
-    rows = state[0]
-    scores = source.score_pages(query, rows, seq_lens)
-    found.append(
-        ("score_pages", relative_error(scores, reference.score_pages(query, rows, seq_lens)))
-    )
-    limits = {"page_budget": PAGE_BUDGET}
-    pages = source.select_pages(scores, seq_lens, mask, **limits)
-    expected_pages = reference.select_pages(scores, seq_lens, mask, **limits)
-    found.append(("select_pages", float((pages != expected_pages).sum())))
-    attended = (query, keys, values, expected_pages, seq_lens, mask)
-    out, lse = source.attend_pages(*attended)
-    expected_out, expected_lse = reference.attend_pages(*attended)
-    found.append(
-        ("attend_pages", max(relative_error(out, expected_out), relative_error(lse, expected_lse)))
-    )
-    dense = (query, keys, values, seq_lens, mask)
-    out = source.dense_decode(*dense)
-    found.append(("dense_decode", relative_error(out, reference.dense_decode(*dense))))
-    out = source.sparse_decode(query, keys, values, rows, seq_lens, mask, budget=BUDGET)
-    expected_out, _ = reference.sparse_decode(
-        query, keys, values, rows, seq_lens, mask, budget=BUDGET
-    )
-    found.append(("sparse_decode", relative_error(out, expected_out)))
-    state = [summary.clone(), num_sealed.clone()]
-    out = source.sparse_decode_step(
-        query, summary_keys, values, written, *state, seq_lens, mask, budget=BUDGET
-    )
-    expected_out, _ = reference.sparse_decode(
-        query, summary_keys, values, rows, seq_lens, mask, budget=BUDGET
-    )
-    found.append(("sparse_decode_step", relative_error(out, expected_out)))
-    found.append(("sparse_decode_step state", relative_error(state[0], expected_state[0])))
-    caches = (query, summary_keys, values)
-    kind: dict[str, Any] = {"summary": "sketch", "sketch_bits": 1 + has_mask}
-    found += run_summary(source, caches, written, seq_lens, mask, kind)
-    if has_ways:
-        found += run_shares(source, (query, keys, values), rows, seq_lens, mask)
+    tensors = (query, keys, values, seq_lens, mask)
+    found = [("dense_decode", _error(source, "dense_decode", *tensors))]
+    for name, (selection, page_format) in (_SETTINGS | (_SHARES if has_shares else {})).items():
+        errors = _run_setting(source, tensors, selection, page_format)
+        end = f", {name}" if name else ""
+        kept = ("select_pages", "sparse_decode") if name in _SHARES else errors
+        found += [(f"{operator}{end}", errors[operator]) for operator in kept]
     return found
+
+
+def _error(source: Any, operator: str, *tensors: Any, **settings: Any) -> float:
+    """Of the operator of ``source``, against plain torch."""
+    actual, expected = (getattr(f, operator)(*tensors, **settings) for f in (source, reference))
+    if not isinstance(actual, tuple):
+        actual, expected = (actual,), (expected,)
+    return max(relative_error(x, y) for x, y in zip(actual, expected, strict=True))
+
+
+def _run_setting(
+    source: Any, tensors: tuple[Any, ...], selection: Selection, page_format: SummaryFormat
+) -> dict[str, float]:
+    """The error of each operator, on the right results of those before it."""
+    query, keys, values, seq_lens, mask = tensors
+    of_pages: dict[str, Any] = page_format.as_kwargs()
+    settings = selection.as_kwargs() | of_pages
+    # Tokens that a mask forbids are part of their page.
+    summary_keys, written = keys.nan_to_num(0), seq_lens.max()[None] - 1
+    page_size = page_format.page_size
+
+    def new_state() -> tuple[torch.Tensor, torch.Tensor]:
+        rows = ops.empty_page_summary(keys, **of_pages)
+        rows.view(torch.uint8).fill_(0xFF)  # NaN
+        return rows, torch.zeros(2, dtype=torch.int64)
+
+    (rows, _), own_state, step_state = states = [new_state() for _ in range(3)]
+    reference.update_page_summary(summary_keys, written, *states[0], **of_pages)
+    source.update_page_summary(summary_keys, written, *own_state, **of_pages)
+
+    def num_wrong(state: tuple[torch.Tensor, torch.Tensor]) -> float:
+        return float((state[0].view(torch.uint8) != rows.view(torch.uint8)).sum())
+
+    how = (selection, page_format, None)
+    scored = (query, rows, seq_lens, mask)
+    scores, pages = reference.score_and_select(*scored, *how, ops=source)
+    right_scores, _ = reference.score_and_select(*scored, *how)
+    same = SimpleNamespace(score_pages=lambda *_, **__: scores, select_pages=reference.select_pages)
+    _, right_pages = reference.score_and_select(*scored, *how, ops=same)
+    attended = (right_pages, seq_lens, mask)
+    caches, step_caches = (query, keys, values), (query, summary_keys, values)
+    right, _ = reference.attend_pages(*caches, *attended, page_size=page_size)
+    out = source.sparse_decode(*caches, rows, seq_lens, mask, **settings)
+    state = (written, *step_state)
+    step_out = source.sparse_decode_step(*step_caches, *state, seq_lens, mask, **settings)
+    return {
+        "update_page_summary": num_wrong(own_state),
+        "score_pages": relative_error(scores, right_scores),
+        "select_pages": float((pages != right_pages).sum()),
+        "attend_pages": _error(source, "attend_pages", *caches, *attended, page_size=page_size),
+        "sparse_decode": relative_error(out, right),
+        "sparse_decode_step": relative_error(step_out, right),
+        "sparse_decode_step state": num_wrong(step_state),
+    }
 
 
 def main() -> int:

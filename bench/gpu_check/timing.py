@@ -10,17 +10,12 @@ from typing import Any
 
 import torch
 
-# What calls read before one copy of the inputs comes again: more than caches hold.
-ROTATED_BYTES = 256 * 2**20
 _REPLAYS = 20
 _MAX_SECONDS = 2.0
 
 
 def median_seconds(call: Callable[[Any], Any], copies: Sequence[Any]) -> float:
-    """Of one call; ``copies``: of its argument, one after the other. A call that has the attribute
-    ``waits_for_device`` cannot be part of a CUDA graph: it is timed with a clock."""
-    if getattr(call, "waits_for_device", False):
-        return _clock_seconds(call, copies)
+    """Of one call; ``copies``: of its argument, one after the other."""
     if torch.cuda.is_available() and _is_on_cuda(copies[0]):
         return _cuda_graph_seconds(call, copies)
     return _clock_seconds(call, copies)

@@ -1,57 +1,22 @@
-"""The tensors that a call takes, in several copies, so that all begin with cold caches."""
+"""One attention layer that decodes: sizes, and the tensors of a call, in copies that begin cold."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+import psutil
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.shapes import Layer
+from quest_compile.bench.settings import Setting
+from quest_compile.bench.shapes import SHAPES, Layer, workload_name
 from quest_compile.huge_pages import use_huge_pages
 
 # Larger than the last-level cache of the machine together.
-_ROTATED_BYTES = 256 * 2**20
+ROTATED_BYTES = 256 * 2**20
+_MAX_COPIES = 64
 _FLUSHED_BYTES = 64 * 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """How Quest decodes; the name is the method of the results."""
-
-    summary: str = "minmax"
-    budget: int = 2048
-    page_size: int = 16
-
-    @property
-    def name(self) -> str:
-        kind = self.summary.removeprefix("minmax").replace("_", "-")
-        if kind and not kind.startswith("-"):
-            kind = f"-{kind}"
-        page = "" if self.page_size == 16 else f"_page{self.page_size}"
-        return f"quest{kind}_{self.budget}{page}"
-
-    @property
-    def layout(self) -> tuple[str, int]:
-        return self.summary, self.page_size
-
-
-@dataclasses.dataclass
-class Step:
-    """One of several copies.
-
-    ``query`` [B, num_q_heads, 1, head_dim]; ``key_cache``, ``value_cache`` [B, num_kv_heads,
-    context, head_dim]; ``seq_lens`` [1]; ``attn_mask`` bool [B, 1, 1, context], all true;
-    ``summaries``: page_summary and channel_scale (or None) by kind and page size.
-    """
-
-    query: torch.Tensor
-    key_cache: torch.Tensor
-    value_cache: torch.Tensor
-    seq_lens: torch.Tensor
-    attn_mask: torch.Tensor
-    summaries: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,54 +31,96 @@ class Workload:
     threads: int = 1
     device: str = "cpu"
 
+    @classmethod
+    def of_shape(
+        cls, shape: str, context: int, batch: int, device: str = "cuda",
+        dtype: torch.dtype = torch.bfloat16
+    ) -> Workload:  # fmt: skip
+        return cls(shape, SHAPES[shape].layer, context, dtype, batch, device=device)
+
+    @property
+    def name(self) -> str:
+        return workload_name(self.shape, self.dtype, self.batch, self.context, self.threads)
+
     @property
     def dense_bytes(self) -> int:
         return self.batch * self.layer.cache_bytes(self.context, self.dtype)
 
 
-def make_steps(workload: Workload, settings: list[Setting]) -> list[Step]:
-    """As many copies of a full cache as it takes to leave the last-level cache."""
-    layer, batch, context = workload.layer, workload.batch, workload.context
-    steps = []
-    for seed in range(max(2, -(-_ROTATED_BYTES // workload.dense_bytes))):
-        generator = torch.Generator().manual_seed(seed)
+@dataclasses.dataclass
+class Step:
+    """One of several copies.
 
-        key_cache, value_cache = (
-            _normal(workload, generator, layer.num_kv_heads, context) for _ in range(2)
-        )
-        seq_lens = torch.tensor([context], device=workload.device)
-        steps.append(
-            Step(
-                query=_normal(workload, generator, layer.num_q_heads, 1),
-                key_cache=key_cache,
-                value_cache=value_cache,
-                seq_lens=seq_lens,
-                attn_mask=torch.ones(
-                    batch, 1, 1, context, dtype=torch.bool, device=workload.device
-                ),
-                summaries={s.layout: _summary(key_cache, seq_lens, s) for s in settings},
-            )
-        )
-        # As compiled models do.
-        for tensor in (key_cache, value_cache, *(rows for rows, _ in steps[-1].summaries.values())):
-            use_huge_pages(tensor)
-    return steps
+    ``query`` [B, num_q_heads, 1, head_dim]; ``key_cache``, ``value_cache`` [B, num_kv_heads,
+    context, head_dim]; ``seq_lens``, ``cache_position`` [1]; ``attn_mask`` bool [B, 1, 1, context],
+    all true; ``page_summary`` and ``num_sealed`` by the format of the pages, up to date.
+    """
+
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    seq_lens: torch.Tensor
+    cache_position: torch.Tensor
+    attn_mask: torch.Tensor
+    page_summary: dict[ops.SummaryFormat, torch.Tensor]
+    num_sealed: dict[ops.SummaryFormat, torch.Tensor]
+
+    @property
+    def caches(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query, self.key_cache, self.value_cache
 
 
-def _normal(
-    workload: Workload, generator: torch.Generator, num_heads: int, num_tokens: int
-) -> torch.Tensor:
-    shape = (workload.batch, num_heads, num_tokens, workload.layer.head_dim)
-    return torch.randn(shape, generator=generator).to(workload.device, workload.dtype)
+def make_steps(
+    workload: Workload, settings: Sequence[Setting], touched_bytes: int | None = None
+) -> list[Step]:
+    """As many copies of a full cache as it takes to leave the last-level cache, and memory allows.
+
+    ``touched_bytes``: what a call reads, all keys and values if None.
+
+    Raises:
+        MemoryError: there is no room for one.
+    """
+    num_copies = max(2, -(-ROTATED_BYTES // (touched_bytes or workload.dense_bytes)))
+    # Page summaries are a fifth of the caches at most.
+    size = 1.25 * workload.dense_bytes
+    is_cuda = workload.device == "cuda"
+    free = torch.cuda.mem_get_info()[0] if is_cuda else psutil.virtual_memory().available
+    if 1.2 * size > free:
+        raise MemoryError(f"{size / 2**30:.0f} GiB needed, {free / 2**30:.0f} GiB free")
+    num_copies = max(1, min(num_copies, _MAX_COPIES, int(0.6 * free / size)))
+    formats = dict.fromkeys(setting.page_format for setting in settings)
+    return [_make_step(workload, formats, seed) for seed in range(num_copies)]
 
 
-def _summary(
-    key_cache: torch.Tensor, seq_lens: torch.Tensor, setting: Setting
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    built: Any = ops.build_page_summary(
-        key_cache, seq_lens, page_size=setting.page_size, summary=setting.summary
+def _make_step(workload: Workload, formats: Iterable[ops.SummaryFormat], seed: int) -> Step:
+    layer, batch, context, device = (
+        workload.layer, workload.batch, workload.context, workload.device
+    )  # fmt: skip
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(num_heads: int, num_tokens: int) -> torch.Tensor:
+        shape = (batch, num_heads, num_tokens, layer.head_dim)
+        return torch.randn(shape, generator=generator, device=device, dtype=workload.dtype)
+
+    keys, values = (normal(layer.num_kv_heads, context) for _ in range(2))
+    seq_lens = torch.tensor([context], device=device)
+    page_summary = {
+        page_format: ops.build_page_summary(keys, seq_lens, **page_format.as_kwargs())
+        for page_format in formats
+    }
+    # As compiled models do.
+    for tensor in (keys, values, *page_summary.values()):
+        use_huge_pages(tensor)
+    return Step(
+        query=normal(layer.num_q_heads, 1),
+        key_cache=keys,
+        value_cache=values,
+        seq_lens=seq_lens,
+        cache_position=seq_lens - 1,
+        attn_mask=torch.ones(batch, 1, 1, context, dtype=torch.bool, device=device),
+        page_summary=page_summary,
+        num_sealed={page_format: seq_lens // page_format.page_size for page_format in formats},
     )
-    return built if isinstance(built, tuple) else (built, None)
 
 
 class CacheFlush:

@@ -10,11 +10,12 @@ import multiprocessing
 import os
 from typing import Any
 
-from quest_compile.bench.ops.inputs import Setting, Workload
-from quest_compile.bench.ops.measure import name_of, prepare, results_of
+from quest_compile.bench.ops.inputs import Workload
+from quest_compile.bench.ops.measure import prepare, results_of
 from quest_compile.bench.ops.methods import Method
 from quest_compile.bench.results import RefusedError, Result
 from quest_compile.bench.rounds import Rounds, Sampler, Samples, measure_rounds
+from quest_compile.bench.settings import Setting
 
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon")
 
@@ -37,7 +38,7 @@ def measure_levels(
             for key in worker.moved
         }
         pids = [worker.pid for worker in workers]
-        samples = measure_rounds(samplers, rounds, f"{name_of(workload)} @levels", pids)
+        samples = measure_rounds(samplers, rounds, f"{workload.name} @levels", pids)
     finally:
         for worker in workers:
             worker.close()

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 
-from quest_compile.bench.ops.checks import check_kernels, check_method
-from quest_compile.bench.ops.inputs import CacheFlush, Setting, Step, Workload, make_steps
+from quest_compile.bench.ops.checks import check_kernels
+from quest_compile.bench.ops.inputs import CacheFlush, Step, Workload, make_steps
 from quest_compile.bench.ops.methods import Method, methods_of
+from quest_compile.bench.ops.prove import check_method
 from quest_compile.bench.results import Result
 from quest_compile.bench.rounds import Rounds, Sampler, Samples, measure_rounds
-from quest_compile.bench.shapes import dtype_name, workload_name
-
-
-def name_of(workload: Workload) -> str:
-    w = workload
-    return workload_name(w.shape, w.dtype, w.batch, w.context, w.threads)
+from quest_compile.bench.settings import Setting
+from quest_compile.bench.shapes import dtype_name
 
 
 def prepare(
@@ -66,7 +63,7 @@ def measure(
     methods, samplers, facts = prepare(workload, settings, wanted)
     peers = add_peers(workload) if add_peers else {}
     samplers |= {name: sampler for name, (sampler, _) in peers.items()}
-    samples = measure_rounds(samplers, rounds, title=name_of(workload))
+    samples = measure_rounds(samplers, rounds, title=workload.name)
     facts |= {name: metadata for name, (_, metadata) in peers.items()}
     moved = {m.key: m.bytes_moved for m in methods} | dict.fromkeys(peers, workload.dense_bytes)
     results = results_of(workload, methods, samples, moved, facts)
@@ -99,22 +96,14 @@ def results_of(
             "bytes_per_second": num_bytes / seconds,
             "fraction_of_read_loop": num_bytes / seconds / bandwidth,
             **(method.metadata if method else {}),
-            **_setting_fields(method),
+            **(method.setting.facts() if method and method.setting else {}),
             **facts[key],
             **sample_fields(samples),
         }
         name, _, stage = key.partition("/")
-        title = f"{name_of(workload)}/{stage}" if stage else name_of(workload)
+        title = f"{workload.name}/{stage}" if stage else workload.name
         results.append(Result(title, f"{name}{suffix}", samples.values[f"{key}{suffix}"], metadata))
     return results
-
-
-def _setting_fields(method: Method | None) -> dict[str, Any]:
-    if method is None or method.setting is None:
-        return {}
-    setting = method.setting
-    fields = {"summary": setting.summary, "budget": setting.budget}
-    return fields | {"page_size": setting.page_size}
 
 
 def sample_fields(samples: Samples) -> dict[str, Any]:

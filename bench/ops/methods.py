@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from quest_compile.bench.ops.inputs import Setting, Step, Workload
+from quest_compile.bench.ops.checks import Scored, check_pages
+from quest_compile.bench.ops.inputs import Step, Workload
+from quest_compile.bench.settings import Setting
 from quest_compile.huge_pages import use_huge_pages
 from quest_compile.inner import inner_compiler
+from quest_compile.ops import OPERATORS, reference
 
 # As compiled graphs call them: checks in Python cost up to 0.15 ms a call with cold code.
-_DENSE_DECODE = torch.ops.quest.dense_decode.default
-_SPARSE_DECODE = torch.ops.quest.sparse_decode.default
-_SCORE_PAGES = torch.ops.quest.score_pages.default
-_SELECT_PAGES = torch.ops.quest.select_pages.default
-_ATTEND_PAGES = torch.ops.quest.attend_pages.default
+SERVED = SimpleNamespace(**{name: operator.overload for name, operator in OPERATORS.items()})
 
-STAGES = ("score", "select", "attend")
+# Pages that an update compares with their keys, and one that it makes.
+_NUM_UPDATED_PAGES = 5
 TORCH_METHODS = ("sdpa_group_as_q_len", "sdpa_enable_gqa", "sdpa_transformers")
 
 
@@ -29,6 +31,8 @@ class Method:
     """``call`` of one step; ``bytes_moved``: what it has to read, once.
 
     ``setting``: of Quest; None for methods that attend everything. ``stage``: a part of Quest only.
+    ``pages``: what it attends of the first step [B, heads that select, pages]; None: everything, or
+    it attends nothing.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Method:
     bytes_moved: int
     setting: Setting | None = None
     stage: str = ""
+    pages: torch.Tensor | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -43,66 +48,101 @@ class Method:
         return f"{self.name}/{self.stage}" if self.stage else self.name
 
 
-def dense_decode(s: Step) -> torch.Tensor:
-    return _DENSE_DECODE(s.query, s.key_cache, s.value_cache, s.seq_lens)
+def dense_decode(s: Step, served: Any = SERVED) -> torch.Tensor:
+    return served.dense_decode(*s.caches, s.seq_lens)
 
 
-def sparse_decode(setting: Setting) -> Callable[[Step], torch.Tensor]:
+def sparse_decode(
+    setting: Setting, context: int, served: Any = SERVED
+) -> Callable[[Step], torch.Tensor]:
+    """The operator of compiled graphs: on GPUs it keeps the page summary up to date as well."""
+    page_format = setting.page_format
+    settings: dict[str, Any] = setting.selection(context).as_kwargs() | page_format.as_kwargs()
+
     def call(s: Step) -> torch.Tensor:
-        rows, channel_scale = s.summaries[setting.layout]
-        tensors = (s.query, s.key_cache, s.value_cache, rows, s.seq_lens, None, channel_scale)
-        return _SPARSE_DECODE(
-            *tensors,
-            budget=setting.budget,
-            page_size=setting.page_size,
-            summary=setting.summary,
-        )
+        page_summary, num_sealed = s.page_summary[page_format], s.num_sealed[page_format]
+        if not s.query.is_cuda:
+            return served.sparse_decode(*s.caches, page_summary, s.seq_lens, **settings)
+        state = (s.cache_position, page_summary, num_sealed)
+        return served.sparse_decode_step(*s.caches, *state, s.seq_lens, **settings)
 
     return call
 
 
-def score(s: Step, setting: Setting) -> torch.Tensor:
-    rows, channel_scale = s.summaries[setting.layout]
-    return _SCORE_PAGES(
-        s.query,
-        rows,
-        s.seq_lens,
-        channel_scale,
-        page_size=setting.page_size,
-        summary=setting.summary,
-    )
+def quest_methods(
+    setting: Setting, steps: list[Step], workload: Workload, served: Any = SERVED
+) -> list[Method]:
+    """Quest and, where it leaves pages out, its stages, each on the results of the one before.
 
-
-def select(s: Step, setting: Setting, scores: torch.Tensor) -> torch.Tensor:
-    page_budget = setting.budget // setting.page_size
-    return _SELECT_PAGES(scores, s.seq_lens, page_budget=page_budget, page_size=setting.page_size)
-
-
-def attend(s: Step, setting: Setting, page_indices: torch.Tensor) -> torch.Tensor:
-    tensors = (s.query, s.key_cache, s.value_cache, page_indices, s.seq_lens)
-    return _ATTEND_PAGES(*tensors, page_size=setting.page_size)[0]
-
-
-def stages_of(setting: Setting, steps: list[Step], workload: Workload) -> list[Method]:
-    """The three stages of Quest, each on the results of the one before."""
-    scores = {id(s): score(s, setting) for s in steps}
-    pages = {id(s): select(s, setting, scores[id(s)]) for s in steps}
-    rows = steps[0].summaries[setting.layout][0]
-    some = scores[id(steps[0])]
-    num_tokens = some.shape[0] * some.shape[1] * setting.budget // setting.page_size
-    num_tokens *= setting.page_size
-    calls = {
-        "score": (lambda s: score(s, setting), rows.nbytes),
-        "select": (lambda s: select(s, setting, scores[id(s)]), some.nbytes),
-        "attend": (
-            lambda s: attend(s, setting, pages[id(s)]),
-            num_tokens * 2 * workload.layer.head_dim * workload.dtype.itemsize,
-        ),
+    Raises:
+        RefusedError: pages are not those of the reference.
+    """
+    call = sparse_decode(setting, workload.context, served)
+    whole = Method(setting.name, call, workload.dense_bytes, setting)
+    if not setting.is_sparse(workload.context):
+        return [whole]
+    page_format, page_size = setting.page_format, setting.page_size
+    tensors = _scored(steps[0], setting)
+    selection = setting.selection(workload.context)
+    whole.pages = pages = check_pages(setting.name, tensors, selection, page_format, served=served)
+    stages = {id(s): _stages(s, setting, served) for s in steps}
+    layer, num_complete = workload.layer, workload.context // page_size
+    num_heads = workload.batch * layer.num_kv_heads
+    page_bytes = page_size * layer.head_dim * workload.dtype.itemsize
+    row_bytes = steps[0].page_summary[page_format][0, 0, 0].nbytes
+    num_tokens = int((pages >= 0).sum()) * page_size
+    # The newest page is selected by every head.
+    num_tokens -= pages.shape[0] * pages.shape[1] * (-workload.context % page_size)
+    sizes = {
+        "update": _NUM_UPDATED_PAGES * num_heads * (page_bytes + row_bytes),
+        "score": num_heads * num_complete * row_bytes,
+        "select": 4 * pages.shape[0] * pages.shape[1] * num_complete,
+        "attend": num_tokens * 2 * layer.head_dim * workload.dtype.itemsize,
     }
-    return [
-        Method(setting.name, call, num_bytes, setting, stage)
-        for stage, (call, num_bytes) in calls.items()
-    ]
+    whole.bytes_moved = sizes["score"] + sizes["attend"]
+
+    def method_of(stage: str) -> Method:
+        attended = pages if stage == "attend" else None
+        return Method(
+            setting.name, lambda s: stages[id(s)][stage](), sizes[stage], setting, stage, attended
+        )
+
+    return [whole, *map(method_of, sizes)]
+
+
+def selected_pages(s: Step, setting: Setting, served: Any = SERVED) -> torch.Tensor:
+    query, page_summary, seq_lens, mask = _scored(s, setting)
+    how = (setting.selection(s.key_cache.shape[2]), setting.page_format, None, served)
+    return reference.score_and_select(query, page_summary, seq_lens, mask, *how)[1]
+
+
+def _scored(s: Step, setting: Setting) -> Scored:
+    return s.query, s.page_summary[setting.page_format], s.seq_lens, None
+
+
+def _stages(s: Step, setting: Setting, served: Any) -> dict[str, Callable[[], Any]]:
+    """The calls that a step is made of."""
+    made: dict[str, Callable[[], Any]] = {}
+
+    def keep(stage: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*tensors: Any, **settings: Any) -> Any:
+            made[stage] = functools.partial(operator, *tensors, **settings)
+            return made[stage]()
+
+        return call
+
+    page_format = setting.page_format
+    update = keep("update", served.update_page_summary)
+    state = (s.cache_position, s.page_summary[page_format], s.num_sealed[page_format])
+    update(s.key_cache, *state, **page_format.as_kwargs())
+    kept = SimpleNamespace(
+        score_pages=keep("score", served.score_pages),
+        select_pages=keep("select", served.select_pages),
+    )
+    pages = selected_pages(s, setting, kept)
+    attend = keep("attend", served.attend_pages)
+    attend(*s.caches, pages, s.seq_lens, page_size=setting.page_size)
+    return made
 
 
 def read_loop(num_bytes: int, device: str) -> Callable[[Step], torch.Tensor]:
@@ -127,7 +167,7 @@ def sdpa_transformers(example: Step) -> tuple[Callable[[Step], torch.Tensor], st
     """repeat_kv and a mask, compiled: what a compiled transformers model runs; and its compiler."""
     inner = inner_compiler("inductor", [example.query])
     torch._dynamo.reset()
-    compiled = torch.compile(_repeat_kv_and_mask, backend=inner, dynamic=False)
+    compiled = torch.compile(torch.no_grad()(_repeat_kv_and_mask), backend=inner, dynamic=False)
     return lambda s: compiled(s.query, s.key_cache, s.value_cache, s.attn_mask), inner
 
 
@@ -157,9 +197,7 @@ def methods_of(
         methods.append(Method("dense_decode", dense_decode, num_bytes))
     for setting in settings:
         if is_wanted(setting.name):
-            methods.append(Method(setting.name, sparse_decode(setting), num_bytes, setting))
-            if workload.context > setting.budget:
-                methods += stages_of(setting, steps, workload)
+            methods += quest_methods(setting, steps, workload)
     for call in (sdpa_group_as_q_len, sdpa_enable_gqa):
         if is_wanted(call.__name__):
             methods.append(Method(call.__name__, call, num_bytes))

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from quest_compile import ops
-from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
+from quest_compile.bench.ops.inputs import Workload, make_steps
 from quest_compile.bench.ops.measure import sample_fields
-from quest_compile.bench.ops.methods import dense_decode, sdpa_group_as_q_len
+from quest_compile.bench.ops.methods import SERVED, dense_decode, sdpa_group_as_q_len
 from quest_compile.bench.results import Result
 from quest_compile.bench.rounds import Rounds, measure_rounds
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import Layer
 
 # Two pages of the smallest size do not fit the smallest budget: all three stages run.
-_CONTEXT, _SETTING = 32, Setting("minmax", budget=24, page_size=8)
+_CONTEXT, _SETTING = 32, Setting(budget=24, page_size=8)
 _CALLS = 300
 
 METHOD = "overhead"
@@ -38,17 +39,15 @@ def measure_overhead(rounds: Rounds) -> list[Result]:
     """Seconds per call; the values are means over a few hundred calls in a row."""
     workload = Workload("overhead", Layer(1, 1, 8), _CONTEXT, torch.float32)
     step = make_steps(workload, [_SETTING])[0]
-    rows, channel_scale = step.summaries[_SETTING.layout]
-    cache_position, num_sealed = torch.tensor([_CONTEXT - 1]), torch.tensor([_CONTEXT // 8])
-    tensors = (step.query, step.key_cache, step.value_cache, rows, step.seq_lens, None, None)
-    direct = torch.ops.quest.sparse_decode.default
+    page_format = _SETTING.page_format
+    page_summary, num_sealed = step.page_summary[page_format], step.num_sealed[page_format]
+    tensors = (*step.caches, page_summary, step.seq_lens)
+    written = (step.key_cache, step.cache_position, page_summary, num_sealed)
     calls: list[Callable[[], Any]] = [
         lambda: ops.sparse_decode(*tensors, budget=24, page_size=8),
-        lambda: direct(*tensors, budget=24, page_size=8),
+        lambda: SERVED.sparse_decode(*tensors, budget=24, page_size=8),
         lambda: dense_decode(step),
-        lambda: ops.update_page_summary(
-            step.key_cache, cache_position, rows, num_sealed, channel_scale, page_size=8
-        ),
+        lambda: ops.update_page_summary(*written, page_size=8),
         lambda: sdpa_group_as_q_len(step),
         lambda: step.query + step.query,
     ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quest_compile.bench.report.names import tokens
+from quest_compile.bench.report.names import KINDS, tokens
 from quest_compile.bench.report.plots import draw
 from quest_compile.bench.report.tables import select, values_of, whole
 from quest_compile.bench.results import Result
@@ -56,19 +56,19 @@ def write_accuracy_plots(rows: Sequence[Row], results: Sequence[Result], folder:
     return written
 
 
-def setting_of(row: Row) -> tuple[str, int] | None:
-    """(summary, budget) of a row of Quest; None where more is set than a summary, or of others.
+def kind_of(row: Row) -> str | None:
+    """The settings of a row of Quest by their name in ``bench``; None where others are set.
 
     Sinks and recent pages may differ from those that were timed: they cost the same.
     """
     kind, _, settings = row["method"].partition(":")
-    if kind != "quest":
-        return None
     values = dict(part.split("=") for part in settings.split(",") if part)
-    summary = values.pop("summary", "minmax")
-    if set(values) - {"num_sink_pages", "num_recent_pages"}:
-        return None
-    return summary, row["budget"]
+    for name in ("num_sink_pages", "num_recent_pages"):
+        values.pop(name, None)
+    for name, options in KINDS.items():
+        if kind == "quest" and values == {k: str(v) for k, v in options.items()}:
+            return name
+    return None
 
 
 def _dense(rows: Sequence[Row]) -> Row | None:
@@ -105,7 +105,7 @@ def _interval(row: Row, dense: float) -> tuple[float, float]:
 
 
 def _against_time(axes: Any, rows: Sequence[Row], results: Sequence[Result]) -> bool:
-    """Right answers by the median of a step, a point per budget; a line per summary and context.
+    """Right answers by the median of a step, a point per budget; a line per setting and context.
 
     Bars: 95 % intervals of the difference from dense.
     """
@@ -114,20 +114,15 @@ def _against_time(axes: Any, rows: Sequence[Row], results: Sequence[Result]) -> 
     found = False
     for context in values_of(results, "context"):
         here = select(results, context=context)
-        seconds = {
-            (r.metadata["summary"], r.metadata["budget"]): r.median
-            for r in here
-            if "summary" in r.metadata
-        }
+        seconds = {r.method: r.median for r in here}
         points: dict[str, list[tuple[int, float, Row]]] = {}
         for row in rows:
-            setting = setting_of(row)
-            if setting in seconds:
-                summary, budget = setting
-                points.setdefault(summary, []).append((budget, 1e3 * seconds[setting], row))
-        for summary, own in points.items():
+            kind, budget = kind_of(row), row["budget"]
+            if (method := f"{kind}_{budget}") in seconds:
+                points.setdefault(str(kind), []).append((budget, 1e3 * seconds[method], row))
+        for kind, own in points.items():
             own.sort(key=lambda point: point[0])
-            label = f"{summary}, {tokens(context)} tokens"
+            label = f"{kind}, {tokens(context)} tokens"
             shares = [100 * row["value"] for *_, row in own]
             ends = [_interval(row, level) for *_, row in own]
             errors = [[y - 100 * low for y, (low, _) in zip(shares, ends)]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quest_compile.bench.report.more_tables import TABLES
-from quest_compile.bench.report.names import is_gone, is_quest
+from quest_compile.bench.report.names import is_quest, today
 from quest_compile.bench.report.stage_bars import too_many_bars
 from quest_compile.bench.results import Result, load_results
 
@@ -21,7 +21,7 @@ def tables_for(results: Sequence[Result]) -> list[str]:
     """Which tables say something about these results."""
     benchmark = results[0].metadata.get("benchmark")
     if benchmark != "ops":
-        return [benchmark if benchmark in ("decode", "selection") else "quantities"]
+        return ["decode" if benchmark == "decode" else "quantities"]
     if any("@" in r.method for r in results):
         return ["levels"]
     if len({r.metadata.get("shape") for r in results if "shape" in r.metadata}) > 1:
@@ -75,7 +75,7 @@ def document(folder: Path, plots: Sequence[str] = (), accuracy: Path | None = No
 
 
 def with_tables(text: str, root: Path = _ROOT) -> str:
-    """``text`` with every marked table made anew, without what is no more (``is_gone``):
+    """``text`` with every marked table made anew, methods by the names of ``today``:
 
         <!-- bench: TABLE FOLDER -->
         <!-- bench end -->
@@ -97,7 +97,7 @@ def with_tables(text: str, root: Path = _ROOT) -> str:
         for folder, results in groups.items():
             if not results:
                 raise ValueError(f"{folder} holds no results")
-        shown = [r for results in groups.values() for r in results if not is_gone(r.method)]
+        shown = [t for results in groups.values() for r in results if (t := today(r))]
         made = TABLES[name](shown)
         return f"{begin}{made}\n{_all_conditions(list(groups.values()))}\n{end}"
 

@@ -1,11 +1,11 @@
-"""Tables of shapes, instruction sets, threads, whole models, ways to select, and all others."""
+"""Tables of shapes, instruction sets, threads, whole models, and all others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from quest_compile.bench.report.costs import costs
-from quest_compile.bench.report.names import label, methods_of, seconds, tokens
+from quest_compile.bench.report.names import is_quest, label, methods_of, seconds, tokens
 from quest_compile.bench.report.tables import (
     OPS_TABLES,
     first,
@@ -17,6 +17,8 @@ from quest_compile.bench.report.tables import (
     whole,
 )
 from quest_compile.bench.results import Result
+
+_TRANSFORMERS = "dense_transformers"
 
 
 def shapes(results: Sequence[Result]) -> str:
@@ -80,30 +82,23 @@ def decode(results: Sequence[Result]) -> str:
     return markdown(header, rows)
 
 
-def selection(results: Sequence[Result]) -> str:
-    """Ways to select, a row each: a step's time, and what it reads, by budget."""
-    budgets = values_of(results, "budget")
-    header = [""]
-    for budget in budgets:
-        header += [f"budget {budget}", "to default", "tokens read", "MiB read", "of read"]
+def decode_short(results: Sequence[Result]) -> str:
+    """Five rows of decode: Quest at its largest budget, as it is by default if that was measured,
+    and how many times faster than transformers and dense at the longest context."""
+    found = whole(results)
+    quests = [r for r in found if is_quest(r.method)]
+    quest = min(quests, key=lambda r: (not r.method.startswith("quest_"), -r.metadata["budget"]))
+    lengths = values_of(found, "context")
+    header = ["", *(f"{tokens(context)} tokens" for context in lengths)]
+    header += [f"against {name}, {tokens(lengths[-1])}" for name in ("transformers", "dense")]
+    longest = select(found, context=lengths[-1])
     rows = []
-    names = {r.method: r.metadata["way"] for r in results if "way" in r.metadata}
-    for method in sorted(names, key=lambda method: (method != "default", method)):
-        cells = [names[method] if method == "default" else f"`{names[method]}`"]
-        for budget in budgets:
-            here = select(results, budget=budget)
-            own, default = first(here, method), first(here, "default")
-            if own is None or default is None:
-                cells += ["-"] * 5
-                continue
-            facts = own.metadata
-            cells += [
-                seconds(own.median) + mark(own),
-                f"{own.median / default.median:.2f}",
-                f"{facts['tokens_read']:.0f}",
-                f"{facts['bytes_moved'] / 2**20:.1f}",
-                f"{facts['fraction_of_read_loop']:.2f}",
-            ]
+    for method in (quest.method, "dense_decode", "llama_cpp", "dense_enable_gqa", _TRANSFORMERS):
+        own = [first(select(found, context=context), method) for context in lengths]
+        cells = [label(method), *(seconds(r.median) + mark(r) if r else "-" for r in own)]
+        for baseline in (_TRANSFORMERS, "dense_decode"):
+            base = first(longest, baseline)
+            cells.append(f"{base.median / own[-1].median:.2f}x" if base and own[-1] else "-")
         rows.append(cells)
     return markdown(header, rows)
 
@@ -126,7 +121,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = OPS_TABLES | {
     "levels": levels,
     "threads": threads,
     "decode": decode,
-    "selection": selection,
+    "decode_short": decode_short,
     "quantities": quantities,
     "costs": costs,
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from quest_compile.bench.results import Result
+from quest_compile.bench.settings import MORE, QUEST
 
 _NAMES = {
     "dense_decode": "`dense_decode`, all tokens",
@@ -20,27 +23,57 @@ _NAMES = {
 }
 
 
+# Settings by name, those of results on record too that are measured no more.
+KINDS: dict[str, dict[str, Any]] = {
+    **QUEST,
+    **MORE,
+    "quest-int8": {"summary": "minmax_int8"},
+    "quest-sketch": {"summary": "sketch"},
+    "quest-meanstd": {"summary": "meanstd"},
+}
+
+
 def label(method: str) -> str:
     """How a table calls ``method``, such as ``quest-int8_2048`` or ``dense_decode@avx2``."""
     name, _, level = method.partition("@")
     text = _NAMES.get(name, name)
-    if quest := re.fullmatch(r"quest(?:-([\w-]+?))?_(\d+)(?:_page(\d+))?", name):
+    if quest := re.fullmatch(r"(quest(?:-[\w-]+?)?)_(\d+)(?:_page(\d+))?", name):
         kind, budget, page = quest.groups()
         text = f"Quest, budget {budget}"
-        if kind:
-            text += f', `summary="{"minmax_int8" if kind == "int8" else kind}"`'
+        if settings := settings_of(kind):
+            text += f", `{settings}`"
         if page:
             text += f", page {page}"
     return f"{text}, {level}" if level else text
+
+
+def settings_of(kind: str) -> str:
+    """Of Quest by the name of the setting, as Python has them: ``preset="paper"``; none for the
+    defaults, those of the commit that measured."""
+    settings = KINDS.get(kind, {})
+    return ", ".join(
+        f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in settings.items()
+    )
 
 
 def is_quest(method: str) -> bool:
     return method.startswith("quest")
 
 
-def is_gone(method: str) -> bool:
-    """Was it measured with a setting that was taken out (docs/selection.md)?"""
-    return any(setting in method for setting in ("select_every", "meanstd", "int8"))
+def today(result: Result) -> Result | None:
+    """By the name that its settings have now; None where one of them was taken out.
+
+    Before results named their group_reduce, "quest" was min/max with group_reduce="sum", and
+    sketches were not rotated.
+    """
+    facts = result.metadata
+    if any(setting in result.method for setting in ("select_every", "meanstd", "int8")):
+        return None
+    if "summary" not in facts or "group_reduce" in facts:
+        return result
+    if facts["summary"] == "sketch":
+        return None
+    return dataclasses.replace(result, method=result.method.replace("quest_", "quest-minmax_"))
 
 
 def methods_of(results: Iterable[Result]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def too_many_bars(results: Sequence[Result]) -> list[str]:
 
 def _short(result: Result, facts: Sequence[str]) -> str:
     """Such as ``budget 2048, sketch, 2 threads, 32K tokens``."""
-    name = label(result.method).removeprefix("Quest, ").replace('`summary="', "").replace('"`', "")
+    name = label(result.method).removeprefix("Quest, ")
+    name = re.sub(r'`\w+="(\w+)"`', r"\1", name).replace("`", "")
     return ", ".join([name, *(_said(fact, result.metadata[fact]) for fact in facts)])
 
 

@@ -23,7 +23,8 @@ def select(results: Sequence[Result], **facts: Any) -> list[Result]:
 
 def whole(results: Sequence[Result]) -> list[Result]:
     """Without the stages of Quest and the costs of tiny calls."""
-    return [r for r in results if "context" in r.metadata and not r.workload.endswith(STAGES)]
+    parts = ("update", *STAGES)
+    return [r for r in results if "context" in r.metadata and not r.workload.endswith(parts)]
 
 
 def values_of(results: Sequence[Result], name: str) -> list[Any]:

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/dispatch.h"
+#include "numbers.h"
 
 namespace quest {
 namespace {
@@ -94,8 +95,7 @@ void attend_tokens(const Attention& a, const Work& work, int64_t split, const in
   p.num_tokens = static_cast<int32_t>(num_tokens);
   p.is_first = is_first;
   p.is_last = is_last;
-  constexpr float kLog2E = 1.44269504088896341f;
-  p.scale_log2 = a.scale * kLog2E;
+  p.scale_log2 = a.scale * kLog2e<float>;
   p.maxima = work.partials.maxima + split * unit.num_heads;
   p.sums = work.partials.sums + split * unit.num_heads;
   p.values_stride = partial_stride(a);

@@ -18,48 +18,55 @@ int64_t choose_task_pages(int64_t num_heads, int64_t num_pages) {
 }  // namespace
 
 Tensor score_pages(Tensor query, Tensor page_summary, Tensor seq_lens,
-                   std::optional<Tensor> channel_scale, int64_t page_size,
-                   StringHandle group_reduce, StringHandle summary, int64_t sketch_bits,
-                   std::optional<Tensor> attn_mask, std::optional<double> scale) {
-  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
+                   std::optional<Tensor> attn_mask, GroupReduce group_reduce,
+                   std::optional<double> scale, SummaryFormat format) {
   const ScoreArguments arguments =
-      check_score(query, page_summary, seq_lens, channel_scale, check_group_reduce(group_reduce),
-                  format, attn_mask, scale);
+      check_score(query, page_summary, seq_lens, attn_mask, group_reduce, scale, format);
   const int64_t batch = arguments.batch, num_kv_heads = arguments.num_kv_heads;
-  const int64_t num_pages = arguments.num_pages;
+  const int64_t num_pages = arguments.num_pages, num_groups = batch * num_kv_heads;
   Scratch& scratch = call_scratch();
   scratch.reset();
   int64_t* lengths = scratch.take<int64_t>(batch);
   read_seq_lens(seq_lens, batch, arguments.max_seq_len, lengths);
+  const Scoring& scoring = arguments;
+  const auto num_complete = [&](int64_t group) {
+    return lengths[group / num_kv_heads] / format.page_size;
+  };
 
-  const Scoring scoring = {
-      arguments.dtype,        arguments.group_reduce, arguments.query,    1,
-      arguments.page_summary, arguments.group_size,   arguments.head_dim, arguments.scale};
-  const int64_t heads_out = scoring.group_reduce == GroupReduce::kNone ? scoring.group_size : 1;
-  Tensor scores =
+  const int64_t heads_out = scoring.heads_selecting(), heads_scored = scoring.heads_scored();
+  Tensor result =
       new_tensor(query, {batch, num_kv_heads * heads_out, num_pages}, ScalarType::Float);
-  float* out = static_cast<float*>(scores.mutable_data_ptr());
-  LiveTokens* live = scratch.take<LiveTokens>(batch * num_kv_heads);
-  for (int64_t i = 0; i < batch * num_kv_heads; ++i) {
-    const int64_t row = i / num_kv_heads, end = lengths[row] / page_size * page_size;
-    live[i] = find_live_tokens(scoring, arguments.mask, row, i % num_kv_heads, end, scratch);
+  float* out = static_cast<float*>(result.mutable_data_ptr());
+  const bool is_joined = group_reduce == GroupReduce::kSoftmax;
+  float* scores = is_joined ? scratch.take<float>(num_groups * heads_scored * num_pages) : out;
+  LiveTokens* live = scratch.take<LiveTokens>(num_groups);
+  for (int64_t i = 0; i < num_groups; ++i) {
+    live[i] = find_live_tokens(scoring, arguments.mask, i / num_kv_heads, i % num_kv_heads,
+                               num_complete(i) * format.page_size, scratch);
   }
-  const int64_t task_pages = choose_task_pages(batch * num_kv_heads, num_pages);
+  const int64_t task_pages = choose_task_pages(num_groups, num_pages);
   const int64_t parts = ceil_div(num_pages, task_pages);
-  const int64_t bytes = batch * num_kv_heads * summary_bytes(scoring, num_pages);
-  run_tasks(batch * num_kv_heads * parts, bytes, [&](int64_t i) {
-    const int64_t head = i / parts, row = head / num_kv_heads;
-    const int64_t first = i % parts * task_pages, last = std::min(first + task_pages, num_pages);
-    const int64_t end = std::clamp(lengths[row] / page_size, first, last);
-    float* head_scores = out + head * heads_out * num_pages;
-    score_page_range(scoring, row, head % num_kv_heads, live[head], first, end, head_scores,
-                     num_pages);
+  run_tasks(num_groups * parts, num_groups * summary_bytes(scoring, num_pages), [&](int64_t i) {
+    const int64_t group = i / parts, first = i % parts * task_pages;
+    score_page_range(scoring, group / num_kv_heads, group % num_kv_heads, live[group], first,
+                     std::min(first + task_pages, num_complete(group)),
+                     scores + group * heads_scored * num_pages, num_pages);
+  });
+  const int64_t score_bytes = num_groups * heads_scored * num_pages * 4;
+  run_tasks(num_groups, is_joined ? score_bytes : 0, [&](int64_t i) {
+    Scratch& mine = task_scratch();
+    mine.reset();
+    float* of_group = out + i * heads_out * num_pages;
+    if (is_joined) {
+      join_scores(scoring, arguments.mask, i / num_kv_heads, i % num_kv_heads, num_complete(i),
+                  scores + i * heads_scored * num_pages, num_pages, of_group, mine);
+    }
     for (int64_t h = 0; h < heads_out; ++h) {
-      std::fill(head_scores + h * num_pages + end, head_scores + h * num_pages + last,
+      std::fill(of_group + h * num_pages + num_complete(i), of_group + (h + 1) * num_pages,
                 -std::numeric_limits<float>::infinity());
     }
   });
-  return scores;
+  return result;
 }
 
 }  // namespace quest

@@ -7,13 +7,9 @@
 namespace quest {
 
 Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_mask,
-                    int64_t page_budget, int64_t page_size, int64_t num_sink_pages,
-                    int64_t num_recent_pages, double budget_fraction, double top_p,
-                    double score_scale) {
-  const SelectArguments arguments =
-      check_select(scores, seq_lens, attn_mask,
-                   {page_budget, page_size, num_sink_pages, num_recent_pages, budget_fraction,
-                    top_p, log2_scale(score_scale)});
+                    Selection selection) {
+  const SelectArguments arguments = check_select(scores, seq_lens, attn_mask, selection);
+  const int64_t page_budget = selection.page_budget, page_size = selection.page_size;
   const int64_t batch = arguments.batch, num_heads = arguments.num_heads;
   const int64_t num_pages = arguments.num_pages, group_size = arguments.group_size;
   const Mask& mask = arguments.mask;
@@ -37,8 +33,7 @@ Tensor select_pages(Tensor scores, Tensor seq_lens, std::optional<Tensor> attn_m
       live = mine.take<uint8_t>(ceil_div(lengths[row], page_size));
       find_live_pages(mask, 1, row, head * group_size, group_size, page_size, lengths[row], live);
     }
-    const int64_t count =
-        choose_pages(arguments.choice, lengths[row], row_scores, live, chosen, mine);
+    const int64_t count = choose_pages(selection, lengths[row], row_scores, live, chosen, mine);
     std::fill(chosen + count, chosen + page_budget, -1);
   });
   return page_indices;

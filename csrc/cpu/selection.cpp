@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "cpu/dispatch.h"
 
@@ -44,21 +45,21 @@ LiveTokens find_live_tokens(const Scoring& scoring, const Mask& mask, int64_t ro
   if (scoring.page_summary.format.kind != SummaryKind::kSketch || !mask.data || end == 0) {
     return {nullptr, 0};
   }
-  const int64_t first_head = kv_head * scoring.group_size;
-  if (!mask.head_stride && mask.token_stride == 1) {
-    const uint8_t* data = mask_of(mask, scoring.q_len, row, first_head);
-    return {std::memchr(data, 0, end) ? data : nullptr, 0};
-  }
-  const bool is_own = mask.head_stride && scoring.group_reduce == GroupReduce::kNone;
   const int64_t num_heads = mask.head_stride ? scoring.group_size : 1;
-  uint8_t* live = scratch.take<uint8_t>((is_own ? num_heads : 1) * end);
-  std::memset(live, 0, (is_own ? num_heads : 1) * end);
-  for (int64_t h = 0; h < num_heads; ++h) {
-    const uint8_t* positions = mask_of(mask, scoring.q_len, row, first_head + h);
-    uint8_t* out = live + (is_own ? h * end : 0);
-    for (int64_t t = 0; t < end; ++t) out[t] |= positions[t * mask.token_stride];
+  LiveTokens live = {mask_of(mask, scoring.q_len, row, kv_head * scoring.group_size),
+                     mask.head_stride};
+  if (mask.token_stride != 1) {
+    uint8_t* copy = scratch.take<uint8_t>(num_heads * end);
+    for (int64_t h = 0; h < num_heads; ++h) {
+      const uint8_t* positions = live.data + h * live.head_stride;
+      for (int64_t t = 0; t < end; ++t) copy[h * end + t] = positions[t * mask.token_stride];
+    }
+    live = {copy, mask.head_stride ? end : 0};
   }
-  return {live, is_own ? end : 0};
+  for (int64_t h = 0; h < num_heads; ++h) {
+    if (std::memchr(live.data + h * live.head_stride, 0, end)) return live;
+  }
+  return {nullptr, 0};
 }
 
 void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, LiveTokens live,
@@ -81,7 +82,6 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, Live
   p.live = live.data;
   p.live_stride = live.head_stride;
   p.page_summary = row_of(summary, batch_row, kv_head);
-  p.channel_scale = channel_scale_of(summary, batch_row, kv_head);
   p.summary_stride = summary.page_stride;
   p.first_page = first_page;
   p.last_page = last_page;
@@ -90,19 +90,48 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, Live
   kernels().score_pages(p);
 }
 
-int64_t choose_pages(const Choice& choice, int64_t seq_len, const float* scores,
+void join_scores(const Scoring& scoring, const Mask& mask, int64_t row, int64_t kv_head,
+                 int64_t num_pages, float* scores, int64_t scores_stride, float* shares,
+                 Scratch& scratch) {
+  const SummaryFormat& format = scoring.page_summary.format;
+  if (format.kind == SummaryKind::kMinMax && mask.data) {
+    uint8_t* live = scratch.take<uint8_t>(num_pages);
+    for (int64_t h = 0; h < scoring.group_size; ++h) {
+      const int64_t head = kv_head * scoring.group_size + h;
+      if (h == 0 || mask.head_stride) {
+        find_live_pages(mask, scoring.q_len, row, head, 1, format.page_size,
+                        num_pages * format.page_size, live);
+      }
+      for (int64_t page = 0; page < num_pages; ++page) {
+        float& score = scores[h * scores_stride + page];
+        score = live[page] ? score : -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+  ShareParams p;
+  p.group_size = static_cast<int32_t>(scoring.group_size);
+  p.num_pages = num_pages;
+  p.scores = scores;
+  p.scores_stride = scores_stride;
+  p.log2_scale = scoring.log2_scale;
+  p.shares = shares;
+  kernels().share_scores(p);
+}
+
+int64_t choose_pages(const Selection& selection, int64_t seq_len, const float* scores,
                      const uint8_t* live, int32_t* page_indices, Scratch& scratch) {
-  const int64_t num_pages = ceil_div(seq_len, choice.page_size);
+  const int64_t num_pages = ceil_div(seq_len, selection.page_size);
   SelectParams p;
   p.scores = scores;
   p.live = live;
   p.num_pages = static_cast<int32_t>(num_pages);
-  p.page_budget = static_cast<int32_t>(page_budget_of(choice, seq_len));
-  p.num_sink_pages = static_cast<int32_t>(choice.num_sink_pages);
-  p.num_recent_pages = static_cast<int32_t>(choice.num_recent_pages);
-  p.top_p = choice.top_p;
-  p.log2_scale = choice.log2_scale;
-  p.weights = choice.top_p < 1 ? scratch.take<int32_t>(num_pages) : nullptr;
+  p.page_budget = static_cast<int32_t>(page_budget_of(selection, num_pages));
+  p.num_sink_pages = static_cast<int32_t>(selection.num_sink_pages);
+  p.num_recent_pages = static_cast<int32_t>(selection.num_recent_pages);
+  p.top_p = selection.top_p;
+  p.scores_are_shares = selection.group_reduce == GroupReduce::kSoftmax;
+  p.log2_scale = selection.log2_scale;
+  p.weights = selection.top_p < 1 ? scratch.take<int32_t>(num_pages) : nullptr;
   p.keys = scratch.take<int32_t>(num_pages + kKeyPadding);
   p.page_indices = page_indices;
   return kernels().select_pages(p);

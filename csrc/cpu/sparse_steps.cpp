@@ -48,7 +48,9 @@ class Runner {
   }
   void add_dense();
 
-  int64_t num_complete(const Group& group) const { return group.seq_len / call_.choice.page_size; }
+  int64_t num_complete(const Group& group) const {
+    return group.seq_len / call_.selection.page_size;
+  }
   void score(const Group& group, int64_t first, int64_t last) const;
   void select(Select& select, Scratch& scratch) const;
   Work plan(const Select& select, int64_t i) const;
@@ -76,16 +78,23 @@ void Runner::select(Select& select, Scratch& scratch) const {
   const Group& group = call_.groups[select.group];
   const int64_t place = (&select - call_.selects) % call_.selects_per_group;
   float* scores = group.scores + place * call_.max_pages;
+  if (call_.selection.group_reduce == GroupReduce::kSoftmax) {
+    float* shares = scratch.take<float>(call_.max_pages);
+    join_scores(call_.scoring, call_.a.mask, group.row, group.kv_head, num_complete(group), scores,
+                call_.max_pages, shares, scratch);
+    scores = shares;
+  }
   std::fill(scores + num_complete(group), scores + call_.max_pages,
             -std::numeric_limits<float>::infinity());
   const uint8_t* live = group.live;
   if (call_.a.mask.head_stride) {
-    uint8_t* own = scratch.take<uint8_t>(ceil_div(group.seq_len, call_.choice.page_size));
+    uint8_t* own = scratch.take<uint8_t>(ceil_div(group.seq_len, call_.selection.page_size));
     find_live_pages(call_.a.mask, call_.q_len(), group.row, select.first_head,
-                    call_.heads_per_select, call_.choice.page_size, group.seq_len, own);
+                    call_.heads_per_select, call_.selection.page_size, group.seq_len, own);
     live = own;
   }
-  select.num_pages = choose_pages(call_.choice, group.seq_len, scores, live, select.pages, scratch);
+  select.num_pages =
+      choose_pages(call_.selection, group.seq_len, scores, live, select.pages, scratch);
 }
 
 // Work i of a select.
@@ -93,12 +102,12 @@ Work Runner::plan(const Select& select, int64_t i) const {
   const Group& group = call_.groups[select.group];
   const int64_t num_heads = heads_per_unit(call_.a, call_.heads_per_select);
   const Unit unit = make_unit(call_.a, group.row, select.first_head + i * num_heads, num_heads);
-  return plan_pages(unit, group.seq_len, select.pages, select.num_pages, call_.choice.page_size);
+  return plan_pages(unit, group.seq_len, select.pages, select.num_pages, call_.selection.page_size);
 }
 
 void Runner::run_whole(int64_t index, Scratch& scratch) const {
   Group& group = call_.groups[index];
-  group.scores = scratch.take<float>(call_.selects_per_group * call_.max_pages);
+  group.scores = scratch.take<float>(call_.scoring.heads_scored() * call_.max_pages);
   score(group, 0, num_complete(group));
   for (int64_t s = 0; s < call_.selects_per_group; ++s) {
     Select& each = call_.selects[index * call_.selects_per_group + s];
@@ -165,7 +174,7 @@ void Runner::plan(int64_t num_whole) {
   const int64_t num_selects = call_.num_selects();
   const int64_t max_parts = ceil_div(call_.max_pages, kScoreTaskPages);
   const int64_t splits =
-      std::max<int64_t>(1, max_page_splits(call_.choice.page_budget, call_.choice.page_size));
+      std::max<int64_t>(1, max_page_splits(call_.selection.page_budget, call_.selection.page_size));
   take_tasks(call_.num_groups * max_parts + num_selects + call_.num_works * splits);
   for (int64_t i = 0, count; i < num_whole; i += count) {
     count = count_queries(call_, i);
@@ -177,7 +186,7 @@ void Runner::plan(int64_t num_whole) {
   pending_selects_ = scratch_.take<Countdown>(num_selects);
   for (int64_t i = num_whole; i < call_.num_groups; ++i) {
     Group& group = call_.groups[i];
-    group.scores = scratch_.take<float>(call_.selects_per_group * call_.max_pages);
+    group.scores = scratch_.take<float>(call_.scoring.heads_scored() * call_.max_pages);
     const int64_t parts = ceil_div(num_complete(group), kScoreTaskPages);
     new (&pending_scores_[i]) Countdown(static_cast<int32_t>(parts));
     add(Step::kScore, i, 1, parts);

@@ -15,10 +15,10 @@ struct Group {
   int64_t seq_len;
   const uint8_t* live;  // [pages in use], nullptr: all live, or every head has its own mask
   LiveTokens tokens;    // for sketches
-  float* scores;        // [selects, max_pages], scratch
+  float* scores;        // [heads_scored, max_pages], scratch
 };
 
-// A choice of pages: of a whole group, or with group_reduce "none" of one query head.
+// A selection of pages: of a whole group, or with group_reduce "none" of one query head.
 struct Select {
   int64_t group;
   int64_t first_head;
@@ -31,7 +31,7 @@ struct SparseCall {
 
   const Attention a;
   Scoring scoring{};
-  Choice choice{};
+  Selection selection{};
   Output out{};
   int64_t selects_per_group = 0;
   int64_t heads_per_select = 0;

@@ -12,12 +12,6 @@ namespace {
 constexpr int64_t kTaskPages = 256;
 constexpr int64_t kSamples = 4;
 
-int64_t floor_to_power_of_two(int64_t x) {
-  int64_t power = x > 0;
-  while (power > 0 && power <= x / 2) power *= 2;
-  return power;
-}
-
 struct Written {
   int64_t first;  // smallest position
   int64_t end;    // largest position + 1
@@ -87,14 +81,6 @@ void update(const UpdateArguments& u) {
     if (next >= 0 && written.first != next) start = 0;
     if (next >= 0) next = written.end;
   }
-  // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
-  // how they came in: again whenever one of them is written, or their number doubles.
-  const int64_t num_scaled = floor_to_power_of_two(end);
-  const bool has_scales = format.kind != SummaryKind::kMinMax;
-  if (has_scales && (start < num_scaled || floor_to_power_of_two(*sealed) != num_scaled)) {
-    start = 0;
-  }
-
   const int64_t num_heads = u.batch * num_kv_heads;
   const int64_t page_bytes = page_size * head_dim * element_size(dtype);
   Scratch& scratch = call_scratch();
@@ -113,7 +99,6 @@ void update(const UpdateArguments& u) {
     p.key_stride = u.key_cache.token_stride;
     p.page_summary = row_of(summary, row, kv_head);
     p.summary_stride = summary.page_stride;
-    p.channel_scale = channel_scale_of(summary, row, kv_head);
     p.first_page = first_page;
     p.last_page = last_page;
     return p;
@@ -129,13 +114,6 @@ void update(const UpdateArguments& u) {
 
   const int64_t num_stale = std::count(is_stale, is_stale + num_heads, true);
   const int64_t num_pages = num_heads * (end - start) + num_stale * start;
-  if (has_scales && end > 0 && (start == 0 || num_stale > 0)) {
-    run_tasks(num_heads, num_heads * std::min(num_scaled, kScalePages) * page_bytes,
-              [&](int64_t head) {
-                if (start == 0 || is_stale[head])
-                  kernels().scale_channels(params(head, 0, num_scaled));
-              });
-  }
   const int64_t parts = ceil_div(end, kTaskPages);
   run_tasks(num_pages > 0 ? num_heads * parts : 0, num_pages * page_bytes, [&](int64_t i) {
     const int64_t head = i / parts, first = i % parts * kTaskPages;
@@ -151,10 +129,8 @@ void update(const UpdateArguments& u) {
 }
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
-                         Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
-                         StringHandle summary, int64_t sketch_bits) {
-  update(check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale,
-                      check_summary_format(summary, sketch_bits, page_size)));
+                         Tensor num_sealed, SummaryFormat format) {
+  update(check_update(key_cache, cache_position, page_summary, num_sealed, format));
 }
 
 }  // namespace quest

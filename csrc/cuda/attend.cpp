@@ -1,6 +1,6 @@
 #include "counters.h"
-#include "cuda/ops.h"
 #include "cuda/plan.h"
+#include "operators.h"
 
 namespace quest {
 namespace cuda {
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> attend_pages(Tensor query, Tensor key_cache, Tensor v
   const OnDevice on(query);
   AttendCall call = make_attend(a, seq_lens, out);
   call.attended = Attended::kListed;
-  call.choice.page_size = static_cast<int32_t>(page_size);
+  call.selection.page_size = page_size;
   call.heads_per_select = static_cast<int32_t>(heads_per_list);
   call.selects_per_group = static_cast<int32_t>(a.shape.group_size / heads_per_list);
   call.page_indices = static_cast<const int32_t*>(page_indices.const_data_ptr());

@@ -50,13 +50,13 @@ class Attender {
     values_ = cache_of<T>(p_.value_cache, batch_row, work_.kv_head);
   }
 
-  // Finds the tokens of the work and this CTA's share of their units. `order`: what the pages are
-  // chosen by, a function of their number and of shared memory [kMaxSharedOrder]. kHasTopP: as in
-  // PageSelector.
-  template <bool kHasTopP, class Order>
-  QUEST_DEVICE void find_share(int len, const Order& order) {
-    const ListMemory memory = {shared_.select, list_, reinterpret_cast<int32_t*>(stages_)};
-    tokens_ = find_tokens<kHasTopP>(p_, work_, len, memory, order);
+  // Finds the tokens of the work and this CTA's share of their units.
+  QUEST_DEVICE void find_share(int len) {
+    // Nothing is attended yet.
+    const int order_size = maximum<int>(p_.num_stages * stage_bytes<Warp>() / 4, kMaxSharedOrder);
+    const ListMemory memory = {
+        shared_.select, list_, {reinterpret_cast<int32_t*>(stages_), order_size}};
+    tokens_ = find_tokens(p_, work_, len, memory);
     units_.size = unit_size(tokens_.num_slots);
     units_.num_units = maximum(1, (tokens_.num_slots + units_.size - 1) / units_.size);
     units_.share = (units_.num_units + p_.num_splits - 1) / p_.num_splits;

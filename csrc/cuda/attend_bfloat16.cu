@@ -3,9 +3,8 @@
 namespace quest {
 namespace cuda {
 
-int launch_attend_bfloat16(const AttendCall& p, int64_t num_works, void* stream) {
-  return BFloat16Instances::launch(p, num_works, stream);
-}
+template int AttendInstances<BFloat16>::launch(const AttendCall& p, int64_t num_works,
+                                               void* stream);
 
 }  // namespace cuda
 }  // namespace quest

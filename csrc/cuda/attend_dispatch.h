@@ -7,16 +7,21 @@
 namespace quest {
 namespace cuda {
 
-template <class T, template <int> class Warp>
+// What attends rows of up to kDim values.
+template <class T, int kDim>
+struct WarpOf {
+  using Type = MatrixWarp<T, kDim>;
+};
+template <int kDim>
+struct WarpOf<float, kDim> {
+  using Type = ScalarWarp<kDim>;
+};
+
+template <class T>
 struct AttendInstances {
-  // Calls f with a value of the smallest Warp that holds the rows.
-  template <class F>
-  static auto visit(const AttendCall& p, const F& f) {
-    const int dim = p.rows.head_dim > p.rows.value_dim ? p.rows.head_dim : p.rows.value_dim;
-    if (dim <= 64) return f(static_cast<Warp<64>*>(nullptr));
-    if (dim <= 128) return f(static_cast<Warp<128>*>(nullptr));
-    return f(static_cast<Warp<256>*>(nullptr));
-  }
+  static constexpr int kHeads = WarpOf<T, 64>::Type::kHeads;
+
+  static int launch(const AttendCall& p, int64_t num_works, void* stream);
 
   static int64_t bytes(const AttendCall& p) {
     return visit(p, [&](auto* warp) -> int64_t {
@@ -30,27 +35,30 @@ struct AttendInstances {
     });
   }
 
-  static int launch(const AttendCall& p, int64_t num_works, void* stream) {
-    return visit(p, [&](auto* warp) -> int {
-      using W = std::remove_pointer_t<decltype(warp)>;
-      return cuda::launch(attend_kernel<T, W>, num_works, p.num_splits, kThreads,
-                          attend_shared_bytes<W>(p), p, stream, p.is_next);
-    });
+ private:
+  // Calls f with a pointer to the smallest Warp that holds the rows.
+  template <class F>
+  static auto visit(const AttendCall& p, const F& f) {
+    const int dim = p.rows.head_dim > p.rows.value_dim ? p.rows.head_dim : p.rows.value_dim;
+    if (dim <= 64) return f(static_cast<typename WarpOf<T, 64>::Type*>(nullptr));
+    if (dim <= 128) return f(static_cast<typename WarpOf<T, 128>::Type*>(nullptr));
+    return f(static_cast<typename WarpOf<T, 256>::Type*>(nullptr));
   }
 };
 
-template <int kDim>
-using BFloat16Warp = MatrixWarp<BFloat16, kDim>;
-template <int kDim>
-using Float16Warp = MatrixWarp<Float16, kDim>;
+// One file per dtype instantiates it.
+template <class T>
+int AttendInstances<T>::launch(const AttendCall& p, int64_t num_works, void* stream) {
+  return visit(p, [&](auto* warp) -> int {
+    using Warp = std::remove_pointer_t<decltype(warp)>;
+    return cuda::launch(attend_kernel<T, Warp>, num_works, p.num_splits, kThreads,
+                        attend_shared_bytes<Warp>(p), p, stream, p.is_next);
+  });
+}
 
-using Float32Instances = AttendInstances<float, ScalarWarp>;
-using BFloat16Instances = AttendInstances<BFloat16, BFloat16Warp>;
-using Float16Instances = AttendInstances<Float16, Float16Warp>;
-
-int launch_attend_float32(const AttendCall& p, int64_t num_works, void* stream);
-int launch_attend_bfloat16(const AttendCall& p, int64_t num_works, void* stream);
-int launch_attend_float16(const AttendCall& p, int64_t num_works, void* stream);
+extern template int AttendInstances<float>::launch(const AttendCall&, int64_t, void*);
+extern template int AttendInstances<BFloat16>::launch(const AttendCall&, int64_t, void*);
+extern template int AttendInstances<Float16>::launch(const AttendCall&, int64_t, void*);
 
 }  // namespace cuda
 }  // namespace quest

@@ -3,9 +3,7 @@
 namespace quest {
 namespace cuda {
 
-int launch_attend_float16(const AttendCall& p, int64_t num_works, void* stream) {
-  return Float16Instances::launch(p, num_works, stream);
-}
+template int AttendInstances<Float16>::launch(const AttendCall& p, int64_t num_works, void* stream);
 
 }  // namespace cuda
 }  // namespace quest

@@ -3,9 +3,7 @@
 namespace quest {
 namespace cuda {
 
-int launch_attend_float32(const AttendCall& p, int64_t num_works, void* stream) {
-  return Float32Instances::launch(p, num_works, stream);
-}
+template int AttendInstances<float>::launch(const AttendCall& p, int64_t num_works, void* stream);
 
 }  // namespace cuda
 }  // namespace quest

@@ -16,13 +16,9 @@ attend_kernel(QUEST_PARAM AttendCall p) {
   const Work work = work_of(p, cta_x(), cta_y());
   Attender<T, Warp> attender(p, work, shared, memory);
   attender.load_query();
-  const int num_selects = p.rows.num_kv_heads * p.selects_per_group;
   const int len = row_len(p.rows, work.row, shared.select.values);
   wait_for_previous();
-  attender.template find_share<true>(len, [&](int num_pages, int32_t* copy) {
-    const int64_t select = static_cast<int64_t>(work.row) * num_selects + work.select_head;
-    return copy_order(p.order + select * p.num_pages, num_pages, copy);
-  });
+  attender.find_share(len);
   if (attender.has_share()) {
     attender.attend(p.partials, static_cast<int64_t>(work.index) * p.max_units);
     attender.finish();

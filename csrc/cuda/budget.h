@@ -1,4 +1,4 @@
-// How many pages a row selects: shares of the pages in use, and of the softmax over their scores.
+// How many pages a row selects: shares of the pages in use, and of the weights of their scores.
 // Integers but for single products, so that every device gives the same pages.
 #pragma once
 
@@ -8,29 +8,31 @@
 namespace quest {
 namespace cuda {
 
-// Pages that a row with so many in use attends at most.
-QUEST_DEVICE int row_budget(const Choice& choice, int num_pages) {
-  if (choice.budget_fraction == 1) return choice.page_budget;
-  const int share = static_cast<int>(round_up(choice.budget_fraction * num_pages));
-  const int smallest = choice.num_sink_pages + choice.num_recent_pages + 1;
-  return minimum(choice.page_budget, maximum(smallest, share));
+QUEST_DEVICE int row_pages(const Selection& selection, int len) {
+  const int page_size = static_cast<int>(selection.page_size);
+  return (len + page_size - 1) / page_size;
+}
+
+QUEST_DEVICE int row_budget(const Selection& selection, int num_pages) {
+  return static_cast<int>(page_budget_of(selection, num_pages));
 }
 
 // Then every page is attended.
-QUEST_DEVICE bool fits_budget(const Choice& choice, int len) {
-  const int num_pages = (len + choice.page_size - 1) / choice.page_size;
-  return num_pages <= row_budget(choice, num_pages);
+QUEST_DEVICE bool row_fits(const Selection& selection, int len) {
+  const int num_pages = row_pages(selection, len);
+  return num_pages <= row_budget(selection, num_pages);
 }
 
-// The share of the softmax that is wanted of a sum of weights: what a sum has to reach.
+// The share that is wanted of a sum of weights: what a sum has to reach.
 QUEST_DEVICE int64_t share_of(double top_p, int64_t total) {
   return static_cast<int64_t>(round_up(top_p * static_cast<double>(total)));
 }
 
 // Of a page of this order, `best` being the highest one that is a number's. NaN weighs as much.
-QUEST_DEVICE int32_t weight_of(int32_t order, int32_t best, float log2_scale) {
+QUEST_DEVICE int32_t weight_of(const Selection& selection, int32_t order, int32_t best) {
+  if (selection.group_reduce == GroupReduce::kSoftmax) return share_weight(score_of(order));
   const bool is_best = order == best || order == kNaNOrder;
-  return softmax_weight(is_best ? 0 : (score_of(best) - score_of(order)) * log2_scale);
+  return softmax_weight(is_best ? 0 : (score_of(best) - score_of(order)) * selection.log2_scale);
 }
 
 }  // namespace cuda

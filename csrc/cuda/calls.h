@@ -37,10 +37,9 @@ struct Update {
   bool has_aligned_keys;  // rows of keys are whole vectors of 16 bytes
   int64_t max_seq_len;
   // [batch, num_kv_heads], out: 0, or the number of leading pages among which somebody else's write
-  // was found. Sampled pages and scales of such heads are written by the kernel that comes next.
+  // was found. Sampled pages of such heads are written by the kernel that comes next.
   int32_t* stale_starts;
-  char* late_rows;     // [batch, num_kv_heads, kNumSamples, row]
-  float* late_scales;  // [batch, num_kv_heads, scale_size]
+  char* late_rows;  // [batch, num_kv_heads, kNumSamples, row]
 };
 
 struct Summaries {
@@ -54,17 +53,6 @@ struct Summaries {
   int32_t num_kv_heads;
 };
 
-// Pages that a query chooses (operator_arguments.h).
-struct Choice {
-  int32_t page_budget;
-  int32_t page_size;
-  int32_t num_sink_pages;
-  int32_t num_recent_pages;
-  double budget_fraction;
-  double top_p;
-  float log2_scale;
-};
-
 // Kernel 1: brings page summaries up to date and scores pages. One CTA: a share of the pages of one
 // (row, KV head); with no query, of one (batch row, KV head).
 struct ScoreCall {
@@ -72,13 +60,13 @@ struct ScoreCall {
   Update update;
   Rows rows;
   GroupReduce group_reduce;
-  Query query;             // data nullptr: no scores are wanted
-  Choice choice;           // rows that fit the budget are not scored
-  float scale;             // of query.key, for sketches
-  int32_t num_stages;      // steps of pages that a warp has under way
-  int32_t pages_per_step;  // of sketches
-  // One of the two or both, [rows, num_select_heads, num_pages]: scores of all pages, -inf where
-  // there is none, and what select_pages orders pages by (order_of) of the pages in use.
+  Query query;          // data nullptr: no scores are wanted
+  Selection selection;  // rows that fit the budget are not scored
+  float scale;          // of query.key
+  int32_t num_stages;   // steps of pages that a warp has under way
+  int32_t pages_per_step;
+  // One of the two, [rows, num_kv_heads, 1 with kSum or else group_size, num_pages]: scores of all
+  // pages, -inf where there is none, or what pages are ordered by (order_of) of the pages in use.
   float* scores;
   int32_t* order;
   int32_t* arrivals;  // [rows * num_q_heads], out: zero; may be nullptr
@@ -91,10 +79,19 @@ struct FinishCall {
   Update update;
 };
 
+// Scores of the heads of a group to shares (shares.h): one CTA, one (row, KV head).
+struct ShareCall {
+  Rows rows;
+  int32_t page_size;
+  int32_t num_pages;
+  const int32_t* order;  // [rows, num_kv_heads, group_size, num_pages]
+  float* scores;         // [rows, num_kv_heads, num_pages], out
+};
+
 // Chooses pages: one CTA, one (row, select head).
 struct SelectCall {
   Rows rows;  // num_q_heads of the mask; q_len is 1
-  Choice choice;
+  Selection selection;
   int32_t num_select_heads;
   int32_t num_pages;
   const float* scores;
@@ -117,16 +114,20 @@ struct AttendCall {
   Cache value_cache;
   bool has_aligned_caches;
   float scale_log2;  // softmax scale * log2(e)
-  Choice choice;
+  Selection selection;
   int32_t selects_per_group;
   int32_t heads_per_select;
   int32_t heads_per_tile;
   int32_t tiles_per_select;
-  int32_t num_splits;    // CTAs of a work
-  int32_t max_units;     // of a work
-  int32_t num_stages;    // tiles that a warp has under way
-  const int32_t* order;  // kSelected: [rows, num_kv_heads * selects_per_group, num_pages]
+  int32_t num_splits;  // CTAs of a work
+  int32_t max_units;   // of a work
+  int32_t num_stages;  // tiles that a warp has under way
+  // kSelected: [rows, num_kv_heads * selects_per_group, num_pages]; with kSoftmax of each query
+  // head.
+  const int32_t* order;
   int32_t num_pages;
+  int32_t*
+      shared_order;  // kSoftmax: [rows, num_kv_heads, num_pages], scratch of long rows, or nullptr
   const int32_t* page_indices;  // kListed: [batch, num_kv_heads * selects_per_group, num_slots]
   int64_t indices_strides[3];
   int32_t num_slots;
@@ -143,6 +144,8 @@ struct AttendCall {
 constexpr int32_t kMaxSharedList = 2048;
 // So do the orders of so many pages.
 constexpr int32_t kMaxSharedOrder = 9216;
+// Query heads of a KV head whose scores can become shares (shares.h).
+constexpr int32_t kMaxSharingHeads = 128;
 
 constexpr int32_t kThreads = 256;
 constexpr int32_t kWarps = kThreads / 32;

@@ -38,7 +38,7 @@ QUEST_DEVICE void wait_for_oldest(int num_stages) {
 QUEST_DEVICE int lane_index() { return thread_index() % 32; }
 QUEST_DEVICE int warp_index() { return thread_index() / 32; }
 
-// Per warp, what cta_sum_before and the like exchange.
+// Per warp, what sum_before and the like exchange.
 struct WarpValues {
   int32_t values[kWarps];
 };

@@ -1,7 +1,7 @@
 // What kernel 1 leaves to the kernel that comes next.
 #pragma once
 
-#include "cuda/summarise.h"
+#include "cuda/summary_rows.h"
 
 namespace quest {
 namespace cuda {
@@ -10,20 +10,14 @@ namespace cuda {
 QUEST_DEVICE void finish_head(const Summaries& s, const Update& u, int batch_row, int kv_head,
                               WarpValues& values) {
   const int64_t head = static_cast<int64_t>(batch_row) * s.num_kv_heads + kv_head;
-  const int64_t start = u.stale_starts[head];
+  const int start = u.stale_starts[head];
   if (start == 0) return;
   const Span span = read_positions(u, s, values);
-#pragma unroll 1
-  for (int d = thread_index(); d < s.rows.scale_size; d += kThreads) {
-    channel_scale_of(s, batch_row, kv_head)[d] = u.late_scales[head * s.rows.scale_size + d];
-  }
   if (warp_index() >= kNumSamples) return;
-  const int64_t page = sample_of(span, start, warp_index());
+  const int page = sample_of(span, start, warp_index());
   if (sample_index(span, start, page) < warp_index()) return;
   const char* row = late_row(s, u, head, warp_index());
-  char* stored = row_of(s, batch_row, kv_head, page);
-#pragma unroll 1
-  for (int64_t i = lane_index(); i < s.rows.row_bytes; i += 32) stored[i] = row[i];
+  store_row(s, row, row_of(s, batch_row, kv_head, page));
 }
 
 // Of the whole update, by one CTA.

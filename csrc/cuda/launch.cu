@@ -26,51 +26,60 @@ int clear(void* memory, int64_t bytes, void* stream) {
 }
 #endif
 
+namespace {
+
+// Calls f with a pointer to the type of the numbers.
+template <class F>
+auto visit_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(static_cast<float*>(nullptr));
+    case DType::kBFloat16:
+      return f(static_cast<BFloat16*>(nullptr));
+    default:
+      return f(static_cast<Float16*>(nullptr));
+  }
+}
+
+template <class T>
+ScoreInstances<T> score_instances(T*) {
+  return {};
+}
+template <class T>
+AttendInstances<T> attend_instances(T*) {
+  return {};
+}
+
+}  // namespace
+
 int launch_score(const ScoreCall& call, void* stream) {
-  switch (call.summaries.dtype) {
-    case DType::kFloat32:
-      return launch_score_float32(call, stream);
-    case DType::kBFloat16:
-      return launch_score_bfloat16(call, stream);
-    default:
-      return launch_score_float16(call, stream);
-  }
-}
-
-int launch_attend(const AttendCall& call, int64_t num_works, void* stream) {
-  switch (call.dtype) {
-    case DType::kFloat32:
-      return launch_attend_float32(call, num_works, stream);
-    case DType::kBFloat16:
-      return launch_attend_bfloat16(call, num_works, stream);
-    default:
-      return launch_attend_float16(call, num_works, stream);
-  }
-}
-
-int64_t attend_bytes(const AttendCall& call) {
-  switch (call.dtype) {
-    case DType::kFloat32:
-      return Float32Instances::bytes(call);
-    case DType::kBFloat16:
-      return BFloat16Instances::bytes(call);
-    default:
-      return Float16Instances::bytes(call);
-  }
-}
-
-int attend_step(const AttendCall& call) {
-  return call.dtype == DType::kFloat32 ? Float32Instances::step(call)
-                                       : BFloat16Instances::step(call);
-}
-
-int max_heads(DType dtype) {
-  return dtype == DType::kFloat32 ? ScalarWarp<64>::kHeads : MatrixWarp<BFloat16, 64>::kHeads;
+  return visit_dtype(call.summaries.dtype,
+                     [&](auto* t) { return score_instances(t).launch(call, stream); });
 }
 
 int64_t score_bytes(const ScoreCall& call) {
-  return call.summaries.rows.format.kind == SummaryKind::kSketch ? sketch_scorer_bytes(call)
-                                                                 : page_scorer_bytes(call);
+  return visit_dtype(call.summaries.dtype, [&](auto* t) { return score_instances(t).bytes(call); });
+}
+
+int pages_per_step(const Summaries& s) {
+  return visit_dtype(s.dtype, [&](auto* t) { return score_instances(t).pages_per_step(s); });
+}
+
+int launch_attend(const AttendCall& call, int64_t num_works, void* stream) {
+  return visit_dtype(call.dtype,
+                     [&](auto* t) { return attend_instances(t).launch(call, num_works, stream); });
+}
+
+int64_t attend_bytes(const AttendCall& call) {
+  return visit_dtype(call.dtype, [&](auto* t) { return attend_instances(t).bytes(call); });
+}
+
+int attend_step(const AttendCall& call) {
+  return visit_dtype(call.dtype, [&](auto* t) { return attend_instances(t).step(call); });
+}
+
+int max_heads(DType dtype) {
+  return visit_dtype(dtype, [](auto* t) { return int{decltype(attend_instances(t))::kHeads}; });
 }
 
 }  // namespace cuda

@@ -19,6 +19,7 @@ const char* error_text(int error);
 
 int launch_score(const ScoreCall& call, void* stream);
 int launch_finish(const FinishCall& call, void* stream);
+int launch_shares(const ShareCall& call, void* stream);
 int launch_select(const SelectCall& call, void* stream);
 int launch_attend(const AttendCall& call, int64_t num_works, void* stream);
 // Of zeros.
@@ -29,7 +30,9 @@ int64_t attend_bytes(const AttendCall& call);
 // Tokens that its warps attend at a time.
 int attend_step(const AttendCall& call);
 int max_heads(DType dtype);
+// Of launch_score: shared memory of a CTA, and pages that a warp scores at a time.
 int64_t score_bytes(const ScoreCall& call);
+int pages_per_step(const Summaries& summaries);
 
 }  // namespace cuda
 }  // namespace quest

@@ -8,6 +8,7 @@ namespace quest {
 namespace cuda {
 
 constexpr int32_t kNaNOrder = 0x7ffffffe;
+constexpr int32_t kMinusInfinityOrder = -0x7f800001;
 constexpr int32_t kDeadOrder = -0x7fffffff - 1;
 
 QUEST_DEVICE int32_t order_of(float score, bool is_live) {
@@ -22,7 +23,7 @@ QUEST_DEVICE float score_of(int32_t order) {
 }
 
 // Orders of pages [first, last) from their scores, both by page, for query heads
-// [first_head, first_head + num_heads) that share a choice; by a whole CTA.
+// [first_head, first_head + num_heads) that share a selection; by a whole CTA.
 QUEST_DEVICE void order_pages(const Rows& rows, int row, int first_head, int num_heads,
                               int page_size, int len, int64_t first, int64_t last,
                               const float* scores, int32_t* order) {

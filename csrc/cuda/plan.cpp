@@ -2,18 +2,16 @@
 
 #include <algorithm>
 
+#include "numbers.h"
+
 namespace quest {
 namespace cuda {
 namespace {
 
 constexpr int32_t kMaxStages = 3;
-// Of kernel 1 with sketches: what is left of an SM is cache for keys.
-constexpr int64_t kSketchBytes = 112 << 10;
-// Of other rows: enough to be under way that no SM waits, and room for two CTAs.
+// Rows of kernel 1 that are under way: enough that no SM waits, and room for two CTAs.
 constexpr int64_t kScoreBytes = 112 << 10;
 constexpr int32_t kMaxScoreStages = 4;
-// Pages of a step and stages, the best first.
-constexpr int32_t kSketchSteps[][2] = {{8, 3}, {8, 2}, {2, 3}, {2, 2}, {1, 2}, {1, 1}};
 
 bool is_multiple(int64_t x, int64_t unit) { return x % unit == 0; }
 
@@ -29,9 +27,9 @@ int64_t max_tokens(const AttendCall& call) {
     case Attended::kAll:
       return call.rows.max_seq_len;
     case Attended::kListed:
-      return static_cast<int64_t>(call.num_slots) * call.choice.page_size;
+      return static_cast<int64_t>(call.num_slots) * call.selection.page_size;
     default:
-      return static_cast<int64_t>(call.choice.page_budget) * call.choice.page_size;
+      return call.selection.page_budget * call.selection.page_size;
   }
 }
 
@@ -59,16 +57,6 @@ void set_lens(Rows& rows, const Tensor& seq_lens) {
   rows.has_long_lens = seq_lens.scalar_type() == ScalarType::Long;
 }
 
-Choice make_choice(const quest::Choice& choice) {
-  return {static_cast<int32_t>(choice.page_budget),
-          static_cast<int32_t>(choice.page_size),
-          static_cast<int32_t>(choice.num_sink_pages),
-          static_cast<int32_t>(choice.num_recent_pages),
-          choice.budget_fraction,
-          choice.top_p,
-          choice.log2_scale};
-}
-
 Rows make_rows(const Attention& a, const Tensor& seq_lens) {
   Rows rows = {};
   set_lens(rows, seq_lens);
@@ -84,23 +72,25 @@ Rows make_rows(const Attention& a, const Tensor& seq_lens) {
   return rows;
 }
 
-Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size, int64_t num_pages,
-                         int64_t head_dim, int64_t batch) {
+Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t batch, int64_t num_kv_heads,
+                         int64_t num_pages, int64_t head_dim) {
   Summaries s = {};
   s.dtype = dtype;
   s.rows = rows;
-  // Rows of bytes are read 8 of them at a time.
-  const int64_t bytes = rows.format.kind == SummaryKind::kMinMax ? 16 : 8;
-  const int64_t unit = bytes / rows.element_size;
-  s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), bytes) &&
+  const int64_t unit = 16 / rows.element_size;
+  s.has_aligned_rows = is_multiple(reinterpret_cast<intptr_t>(rows.data), 16) &&
                        is_multiple(rows.batch_stride, unit) &&
                        is_multiple(rows.head_stride, unit) && is_multiple(rows.page_stride, unit);
-  s.page_size = static_cast<int32_t>(page_size);
+  s.page_size = static_cast<int32_t>(rows.format.page_size);
   s.num_pages = static_cast<int32_t>(num_pages);
   s.head_dim = static_cast<int32_t>(head_dim);
   s.batch = static_cast<int32_t>(batch);
-  s.num_kv_heads = static_cast<int32_t>(rows.num_kv_heads);
+  s.num_kv_heads = static_cast<int32_t>(num_kv_heads);
   return s;
+}
+
+float score_scale(GroupReduce group_reduce, SummaryKind kind, float scale) {
+  return kind == SummaryKind::kSketch || group_reduce == GroupReduce::kSoftmax ? scale : 1;
 }
 
 Update make_update(const UpdateArguments& u) {
@@ -126,9 +116,8 @@ AttendCall make_attend(const Attention& a, const Tensor& seq_lens, const Tensor&
   call.value_cache = a.value_cache;
   const int64_t size = element_size(a.dtype);
   call.has_aligned_caches = is_aligned(a.key_cache, size) && is_aligned(a.value_cache, size);
-  constexpr float kLog2E = 1.44269504088896341f;
-  call.scale_log2 = a.scale * kLog2E;
-  call.choice.page_size = 1;
+  call.scale_log2 = a.scale * kLog2e<float>;
+  call.selection.page_size = 1;
   call.selects_per_group = 1;
   call.heads_per_select = static_cast<int32_t>(a.shape.group_size);
   call.out = out.mutable_data_ptr();
@@ -168,20 +157,16 @@ int64_t plan_attend(AttendCall& call, const Device& device) {
   return num_works;
 }
 
-// As many rows at a time as the shared memory allows.
+// As many pages at a time as the shared memory allows; of min/max rows, whose number is fixed, as
+// many steps.
 void choose_steps(ScoreCall& call, const Device& device) {
-  if (call.summaries.rows.format.kind != SummaryKind::kSketch) {
-    const int64_t most = std::min(device.shared_bytes, kScoreBytes);
-    call.num_stages = call.query.data ? kMaxScoreStages : 0;
+  const bool is_sketch = call.summaries.rows.format.kind == SummaryKind::kSketch;
+  const int64_t most = std::min(device.shared_bytes, kScoreBytes);
+  call.pages_per_step = call.query.data ? pages_per_step(call.summaries) : 1;
+  for (;; call.pages_per_step /= 2) {
+    call.num_stages = call.query.data ? kMaxScoreStages : 1;
     while (call.num_stages > 1 && score_bytes(call) > most) --call.num_stages;
-    return;
-  }
-  const int64_t most = std::min(device.shared_bytes, kSketchBytes);
-  for (const auto& steps : kSketchSteps) {
-    call.pages_per_step = steps[0];
-    call.num_stages = steps[1];
-    if (!call.query.data && call.pages_per_step > 1) continue;
-    if (score_bytes(call) <= most) return;
+    if (call.num_stages > 1 || call.pages_per_step == 1 || !is_sketch) return;
   }
 }
 
@@ -190,6 +175,10 @@ void plan_score(ScoreCall& call, const Device& device) {
   QUEST_CHECK(score_bytes(call) <= device.shared_bytes, "query: the weights of ",
               call.rows.group_size,
               " heads that share a KV head do not fit the shared memory of the GPU");
+  QUEST_CHECK(
+      call.group_reduce != GroupReduce::kSoftmax || call.rows.group_size <= kMaxSharingHeads,
+      "group_reduce: 'softmax' takes up to ", kMaxSharingHeads, " heads that share a KV head, got ",
+      call.rows.group_size);
   const int64_t heads =
       static_cast<int64_t>(call.rows.batch) * call.rows.q_len * call.summaries.num_kv_heads;
   // Scores of 32 pages are about the least that is worth one.
@@ -203,13 +192,12 @@ void take_scratch(Update& update, const Summaries& summaries, Workspace& workspa
   const int64_t num_heads = static_cast<int64_t>(summaries.batch) * summaries.num_kv_heads;
   update.stale_starts = workspace.take<int32_t>(num_heads);
   update.late_rows = workspace.take<char>(num_heads * kNumSamples * summaries.rows.row_bytes);
-  update.late_scales = workspace.take<float>(num_heads * summaries.rows.scale_size);
 }
 
 void take_scratch(AttendCall& call, int64_t num_works, Workspace& workspace) {
   const int64_t list = call.attended == Attended::kAll      ? 0
                        : call.attended == Attended::kListed ? call.num_slots
-                                                            : call.choice.page_budget;
+                                                            : call.selection.page_budget;
   if (list > kMaxSharedList) call.lists = workspace.take<int32_t>(num_works * list);
   if (call.num_splits == 1) return;
   call.partials = workspace.take<float>(num_works * call.max_units * call.heads_per_tile *

@@ -8,11 +8,12 @@
 namespace quest {
 namespace cuda {
 
-Choice make_choice(const quest::Choice& choice);
 Rows make_rows(const Attention& a, const Tensor& seq_lens);
 void set_lens(Rows& rows, const Tensor& seq_lens);
-Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t page_size, int64_t num_pages,
-                         int64_t head_dim, int64_t batch);
+Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t batch, int64_t num_kv_heads,
+                         int64_t num_pages, int64_t head_dim);
+// What a bound or an estimate is multiplied with to be a score.
+float score_scale(GroupReduce group_reduce, SummaryKind kind, float scale);
 // Without scratch.
 Update make_update(const UpdateArguments& u);
 

@@ -3,9 +3,7 @@
 namespace quest {
 namespace cuda {
 
-int launch_score_bfloat16(const ScoreCall& p, void* stream) {
-  return launch_score_of<BFloat16>(p, stream);
-}
+template int ScoreInstances<BFloat16>::launch(const ScoreCall& p, void* stream);
 
 }  // namespace cuda
 }  // namespace quest

@@ -3,9 +3,7 @@
 namespace quest {
 namespace cuda {
 
-int launch_score_float16(const ScoreCall& p, void* stream) {
-  return launch_score_of<Float16>(p, stream);
-}
+template int ScoreInstances<Float16>::launch(const ScoreCall& p, void* stream);
 
 }  // namespace cuda
 }  // namespace quest

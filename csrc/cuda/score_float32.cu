@@ -3,9 +3,7 @@
 namespace quest {
 namespace cuda {
 
-int launch_score_float32(const ScoreCall& p, void* stream) {
-  return launch_score_of<float>(p, stream);
-}
+template int ScoreInstances<float>::launch(const ScoreCall& p, void* stream);
 
 }  // namespace cuda
 }  // namespace quest

@@ -18,17 +18,18 @@ select_kernel(QUEST_PARAM SelectCall p) {
   const int row = cta_x() / p.num_select_heads, head = cta_x() % p.num_select_heads;
   const int num_heads = p.rows.num_q_heads / p.num_select_heads;
   const int len = row_len(p.rows, row, select.values);
-  const int num_pages = (len + p.choice.page_size - 1) / p.choice.page_size;
+  const int page_size = static_cast<int>(p.selection.page_size);
+  const int num_pages = row_pages(p.selection, len);
   const float* scores = p.scores + row * p.batch_stride + head * p.head_stride;
   int32_t* order = p.order + static_cast<int64_t>(cta_x()) * p.num_pages;
-  order_pages(p.rows, row, head * num_heads, num_heads, p.choice.page_size, len, 0, num_pages,
-              scores, order);
+  order_pages(p.rows, row, head * num_heads, num_heads, page_size, len, 0, num_pages, scores,
+              order);
   sync_cta();
-  int32_t* page_indices = p.page_indices + static_cast<int64_t>(cta_x()) * p.choice.page_budget;
-  PageSelector<true> selector(p.choice, copy_order(order, num_pages, copy), num_pages, select,
-                              weights);
+  int32_t* page_indices = p.page_indices + static_cast<int64_t>(cta_x()) * p.selection.page_budget;
+  PageSelector selector(p.selection, copy_order(order, num_pages, {copy, kMaxSharedOrder}),
+                        num_pages, select, weights);
   const int count = selector.select(page_indices);
-  for (int i = count + thread_index(); i < p.choice.page_budget; i += kThreads) {
+  for (int i = count + thread_index(); i < p.selection.page_budget; i += kThreads) {
     page_indices[i] = -1;
   }
 }

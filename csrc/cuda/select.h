@@ -29,41 +29,56 @@ struct WeightMemory {
   int64_t values[kWarps];
 };
 
-// An order where it is read fast: in `copy` [kMaxSharedOrder], shared memory, if that holds it.
-QUEST_DEVICE const int32_t* copy_order(const int32_t* order, int num_pages, int32_t* copy) {
-  if (num_pages > kMaxSharedOrder) return order;
+// Shared memory for orders.
+struct OrderMemory {
+  int32_t* words;
+  int size;
+};
+
+// An order where it is read fast: in `memory`, if that holds it.
+QUEST_DEVICE const int32_t* copy_order(const int32_t* order, int num_pages,
+                                       const OrderMemory& memory) {
+  if (num_pages > memory.size) return order;
 #pragma unroll 8
-  for (int i = thread_index(); i < num_pages; i += kThreads) copy[i] = order[i];
-  return copy;
+  for (int i = thread_index(); i < num_pages; i += kThreads) memory.words[i] = order[i];
+  return memory.words;
 }
 
 // Thread i has pages [i * share, (i + 1) * share): what it counts is in their order.
-// kHasTopP: choice.top_p may be below 1.
-template <bool kHasTopP>
 class PageSelector {
  public:
   // order [num_pages], of the pages in use; may be what threads of the CTA have just written.
-  QUEST_DEVICE PageSelector(const Choice& choice, const int32_t* order, int num_pages,
+  QUEST_DEVICE PageSelector(const Selection& selection, const int32_t* order, int num_pages,
                             SelectMemory& memory, WeightMemory& weights)
-      : choice_(choice), order_(order), num_pages_(num_pages), memory_(memory), weights_(weights) {
+      : selection_(selection),
+        order_(order),
+        num_pages_(num_pages),
+        memory_(memory),
+        weights_(weights) {
     for (int i = 0; i < 4; ++i) memory_.counts[i][thread_index()] = 0;
     sync_cta();
     // Odd: then a warp that reads page i of all shares finds them in different banks.
     const int share = (num_pages + kThreads - 1) / kThreads | 1;
     begin_ = minimum(thread_index() * share, num_pages);
     end_ = minimum(begin_ + share, num_pages);
-    first_recent_ = num_pages - choice.num_recent_pages;
+    first_recent_ = num_pages - static_cast<int>(selection.num_recent_pages);
   }
 
   // Writes page_indices and returns how many there are.
   QUEST_DEVICE int select(int32_t* page_indices) {
     find_sinks();
     count_pages();
-    const int wanted = row_budget(choice_, num_pages_) - num_forced_;
+    const int wanted = row_budget(selection_, num_pages_) - num_forced_;
     // Chosen is what is forced, what has an order of lowest_ or above, and num_ties_ of those with
     // the order tie_, from the first on.
-    if (kHasTopP && choice_.top_p < 1 && num_others_ > 0) {
-      find_threshold<true>(wanted, share_of(choice_.top_p, weigh_pages()));
+    if (selection_.top_p < 1 && num_others_ > 0) {
+      const int64_t total = weigh_pages();
+      if (total > 0) {
+        find_threshold<true>(wanted, share_of(selection_.top_p, total));
+      } else {  // shares may all be too small to weigh: none of the others, and none is NaN
+        lowest_ = static_cast<uint64_t>(high_) + 1;
+        num_ties_ = 0;
+      }
     } else if (num_others_ <= wanted) {
       lowest_ = low_;
       num_ties_ = 0;
@@ -83,7 +98,7 @@ class PageSelector {
 
   // The pages before sinks_end_ that are live are the sinks.
   QUEST_DEVICE void find_sinks() {
-    const int num_sinks = choice_.num_sink_pages;
+    const int num_sinks = static_cast<int>(selection_.num_sink_pages);
     sinks_end_ = minimum(num_sinks, num_pages_);
     bool all_live = true;
 #pragma unroll 1
@@ -161,9 +176,7 @@ class PageSelector {
     sum_before(sum, weights_.values, total);
     return total;
   }
-  QUEST_DEVICE int32_t weight(int32_t order) const {
-    return weight_of(order, best_, choice_.log2_scale);
-  }
+  QUEST_DEVICE int32_t weight(int32_t order) const { return weight_of(selection_, order, best_); }
 
   // Of the `wanted` best of the others, which are more: the bits that all have in common are known,
   // the rest is found up to 8 at a time. kHasWeights: of the best that have less than wanted_weight
@@ -317,7 +330,7 @@ class PageSelector {
     return num_ties_ > 0 && rank(page) == tie_ ? Kind::kTied : Kind::kNot;
   }
 
-  const Choice& choice_;
+  const Selection& selection_;
   const int32_t* order_;
   int num_pages_;
   SelectMemory& memory_;

@@ -1,6 +1,6 @@
 #include "counters.h"
-#include "cuda/ops.h"
 #include "cuda/plan.h"
+#include "operators.h"
 
 namespace quest {
 namespace cuda {
@@ -9,10 +9,9 @@ namespace {
 // Kernel 1 and kernel 2. update nullptr: summaries are up to date.
 Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
               const Tensor& seq_lens) {
-  const Attention& a = arguments.attention;
+  const auto& [a, page_summary, selection] = arguments;
   const Shape& shape = a.shape;
-  const quest::Choice& choice = arguments.choice;
-  const bool selects = !fits_budget(choice, shape.max_seq_len);
+  const bool selects = !fits_budget(selection, shape.max_seq_len);
   count(selects ? Counter::kSparseCalls : Counter::kSparseCallsCovered, 1);
   if (update) count(Counter::kUpdateCalls, 1);
   Tensor out = new_output(a);
@@ -20,21 +19,21 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
   const OnDevice on(a.query_owner);
 
   AttendCall attend = make_attend(a, seq_lens, out);
-  attend.choice = make_choice(choice);
-  const int64_t num_pages = ceil_div(shape.max_seq_len, choice.page_size);
+  attend.selection = selection;
+  const int64_t num_pages = ceil_div(shape.max_seq_len, selection.page_size);
   ScoreCall score = {};
-  score.summaries = make_summaries(arguments.page_summary, a.dtype, choice.page_size, num_pages,
-                                   shape.head_dim, shape.batch);
+  score.summaries = make_summaries(page_summary, a.dtype, shape.batch, shape.num_kv_heads,
+                                   num_pages, shape.head_dim);
   score.rows = attend.rows;
-  score.group_reduce = arguments.group_reduce;
-  score.choice = attend.choice;
-  score.scale = a.scale;
+  score.group_reduce = selection.group_reduce;
+  score.selection = selection;
+  score.scale = score_scale(selection.group_reduce, page_summary.format.kind, a.scale);
   if (update) {
     score.update = make_update(*update);
     attend.finish = {score.summaries, score.update};
   }
   if (selects) {
-    const bool is_shared = arguments.group_reduce != GroupReduce::kNone;
+    const bool is_shared = selection.group_reduce != GroupReduce::kNone;
     attend.attended = Attended::kSelected;
     attend.selects_per_group = static_cast<int32_t>(is_shared ? 1 : shape.group_size);
     attend.heads_per_select = static_cast<int32_t>(is_shared ? shape.group_size : 1);
@@ -48,9 +47,13 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
     attend.finish.update = score.update;
   }
   if (selects) {
-    score.order = workspace.take<int32_t>(shape.num_rows() * shape.num_kv_heads *
-                                          attend.selects_per_group * num_pages);
+    const int64_t num_groups = shape.num_rows() * shape.num_kv_heads;
+    const int64_t per_group = selection.group_reduce == GroupReduce::kSum ? 1 : shape.group_size;
+    score.order = workspace.take<int32_t>(num_groups * per_group * num_pages);
     attend.order = score.order;
+    if (selection.group_reduce == GroupReduce::kSoftmax && num_pages > kMaxSharedOrder) {
+      attend.shared_order = workspace.take<int32_t>(num_groups * num_pages);
+    }
   }
   const bool has_first = selects || update;
   if (has_first) attend.arrivals = workspace.take<int32_t>(shape.num_rows() * shape.num_q_heads);
@@ -71,33 +74,19 @@ Tensor decode(const SparseArguments& arguments, const UpdateArguments* update,
 }  // namespace
 
 Tensor sparse_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary,
-                     Tensor seq_lens, std::optional<Tensor> attn_mask,
-                     std::optional<Tensor> channel_scale, int64_t budget, int64_t page_size,
-                     int64_t num_sink_pages, int64_t num_recent_pages, StringHandle group_reduce,
-                     StringHandle summary, int64_t sketch_bits, std::optional<double> scale,
-                     double budget_fraction, double top_p) {
-  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
-  const GroupReduce reduce = check_group_reduce(group_reduce);
-  return decode(check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask,
-                             channel_scale, budget, num_sink_pages, num_recent_pages, reduce,
-                             format, scale, budget_fraction, top_p),
-                nullptr, seq_lens);
+                     Tensor seq_lens, std::optional<Tensor> attn_mask, SparseSettings settings) {
+  return decode(
+      check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, settings),
+      nullptr, seq_lens);
 }
 
 Tensor sparse_decode_step(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position,
                           Tensor page_summary, Tensor num_sealed, Tensor seq_lens,
-                          std::optional<Tensor> attn_mask, std::optional<Tensor> channel_scale,
-                          int64_t budget, int64_t page_size, int64_t num_sink_pages,
-                          int64_t num_recent_pages, StringHandle group_reduce, StringHandle summary,
-                          int64_t sketch_bits, std::optional<double> scale, double budget_fraction,
-                          double top_p) {
-  const SummaryFormat format = check_summary_format(summary, sketch_bits, page_size);
-  const GroupReduce reduce = check_group_reduce(group_reduce);
-  const SparseArguments arguments = check_sparse(
-      query, key_cache, value_cache, page_summary, seq_lens, attn_mask, channel_scale, budget,
-      num_sink_pages, num_recent_pages, reduce, format, scale, budget_fraction, top_p);
+                          std::optional<Tensor> attn_mask, SparseSettings settings) {
+  const SparseArguments arguments =
+      check_sparse(query, key_cache, value_cache, page_summary, seq_lens, attn_mask, settings);
   const UpdateArguments update =
-      check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale, format);
+      check_update(key_cache, cache_position, page_summary, num_sealed, settings.format);
   return decode(arguments, &update, seq_lens);
 }
 

@@ -6,12 +6,6 @@
 namespace quest {
 namespace cuda {
 
-QUEST_DEVICE int64_t floor_to_power_of_two(int64_t x) {
-  int64_t power = x > 0;
-  while (power > 0 && power <= x / 2) power *= 2;
-  return power;
-}
-
 // What a write means for the pages.
 struct Span {
   int first;       // position written
@@ -58,12 +52,7 @@ QUEST_DEVICE State read_state(const Update& u) {
 QUEST_DEVICE int read_start(const State& state, const Summaries& s, const Span& span) {
   if (state.next_position >= 0 && state.next_position != span.first) return 0;
   const int64_t sealed = maximum<int64_t>(state.num_sealed, 0);
-  const int start = static_cast<int>(minimum<int64_t>(sealed, span.first / s.page_size));
-  // Scales of channels are taken from these pages, so that they depend on the keys alone and not on
-  // how they came in: again whenever one of them is written, or their number doubles.
-  const int64_t num_scaled = floor_to_power_of_two(span.num_sealed);
-  const bool is_scaled = start >= num_scaled && floor_to_power_of_two(sealed) == num_scaled;
-  return s.rows.scale_size > 0 && !is_scaled ? 0 : start;
+  return static_cast<int>(minimum<int64_t>(sealed, span.first / s.page_size));
 }
 
 QUEST_DEVICE void store_state(const Update& u, const Span& span) {
@@ -73,15 +62,14 @@ QUEST_DEVICE void store_state(const Update& u, const Span& span) {
 }
 
 // The pages that are looked at for changes made by others: sample i of those before `start`.
-QUEST_DEVICE int64_t sample_of(const Span& span, int64_t start, int i) {
+QUEST_DEVICE int sample_of(const Span& span, int start, int i) {
   if (i == 0) return start - 1;
-  const int64_t spread =
-      static_cast<int64_t>(static_cast<uint64_t>(span.first) * 2654435761u % (1ull << 32));
-  return (spread + (i - 1) * 40503) % start;
+  const uint32_t spread = static_cast<uint32_t>(span.first) * 2654435761u, n = start;
+  return static_cast<int>((spread % n + static_cast<uint32_t>(i - 1) * 40503) % n);
 }
 
 // The first sample that is this page; kNumSamples: none is.
-QUEST_DEVICE int sample_index(const Span& span, int64_t start, int64_t page) {
+QUEST_DEVICE int sample_index(const Span& span, int start, int page) {
   int i = 0;
   while (i < kNumSamples && sample_of(span, start, i) != page) ++i;
   return i;

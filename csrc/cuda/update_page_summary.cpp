@@ -1,24 +1,21 @@
 #include "counters.h"
-#include "cuda/ops.h"
 #include "cuda/plan.h"
+#include "operators.h"
 
 namespace quest {
 namespace cuda {
 
 void update_page_summary(Tensor key_cache, Tensor cache_position, Tensor page_summary,
-                         Tensor num_sealed, std::optional<Tensor> channel_scale, int64_t page_size,
-                         StringHandle summary, int64_t sketch_bits) {
+                         Tensor num_sealed, SummaryFormat format) {
   const UpdateArguments u =
-      check_update(key_cache, cache_position, page_summary, num_sealed, channel_scale,
-                   check_summary_format(summary, sketch_bits, page_size));
+      check_update(key_cache, cache_position, page_summary, num_sealed, format);
   count(Counter::kUpdateCalls, 1);
-  const int64_t num_heads = u.batch * u.num_kv_heads;
-  if (num_heads == 0) return;
+  if (u.batch * u.num_kv_heads == 0) return;
   const OnDevice on(key_cache);
   Workspace workspace(key_cache);
   ScoreCall call = {};
-  call.summaries = make_summaries(u.page_summary, u.dtype, page_size,
-                                  ceil_div(u.max_seq_len, page_size), u.head_dim, u.batch);
+  call.summaries = make_summaries(u.page_summary, u.dtype, u.batch, u.num_kv_heads,
+                                  ceil_div(u.max_seq_len, u.page_size), u.head_dim);
   call.update = make_update(u);
   take_scratch(call.update, call.summaries, workspace);
   call.rows.batch = static_cast<int32_t>(u.batch);

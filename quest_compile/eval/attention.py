@@ -111,9 +111,11 @@ class EvalAttention:
             h2o=self._h2o.get(layer),
             snap=self._snap.get(layer),
             config=self.config,
+            selection=self.config.selection(self.config.layer_budget(layer, key.shape[2])),
+            scale=scale,
             generator=self._generator,
         )
-        if seq_len > self.config.page_budget * self.config.page_size:
+        if not step.fits:
             keep = KEEP[self.method](step)
             self._count(step, keep)
             keep = keep.unflatten(1, (key.shape[1], -1))

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from quest_compile import ops
 from quest_compile.config import QuestConfig
-from quest_compile.ops import reference
+from quest_compile.ops import Selection, reference
 
 _NUM_SINKS = 4
 # SnapKV, arXiv 2404.14469: queries at the end of the context vote, neighbours are kept together.
@@ -28,7 +29,8 @@ class Step:
 
     ``query`` [1, Q, 1, D]; ``key`` [1, K, T, D]; ``weights`` [1, K, G, T] of dense attention,
     0 behind ``seq_len``; ``context_len``: positions that were prefilled; ``h2o`` [K, T], ``snap``
-    [K, G, T]: attention that the context gave its own positions, all queries or the last ones.
+    [K, G, T]: attention that the context gave its own positions, all queries or the last ones;
+    ``scale`` of query.key.
     """
 
     query: Tensor
@@ -39,12 +41,28 @@ class Step:
     h2o: Tensor | None
     snap: Tensor | None
     config: QuestConfig
+    selection: Selection
+    scale: float
     generator: torch.Generator
 
     @property
     def num_tokens(self) -> int:
         """Positions that a method may keep besides those of the newest page, or the new ones."""
-        return max(1, (self.config.page_budget - 1) * self.config.page_size)
+        return max(1, (self.page_budget - 1) * self.config.page_size)
+
+    @property
+    def page_budget(self) -> int:
+        return self.selection.budget // self.config.page_size
+
+    @property
+    def seq_lens(self) -> Tensor:
+        return torch.tensor([self.seq_len], device=self.key.device)
+
+    @property
+    def fits(self) -> bool:
+        """Does the budget hold all pages?"""
+        arguments = (self.key.shape[2], self.selection, self.config.page_size)
+        return bool(reference.fits_budget(self.seq_lens, *arguments))
 
 
 Keep = Callable[[Step], Tensor]
@@ -88,24 +106,14 @@ def snapkv(step: Step) -> Tensor:
 
 def quest_reference(step: Step) -> Tensor:
     """Quest in plain torch: what the operators have to agree with. [1, K or Q, T]"""
-    config, seq_lens = step.config, torch.tensor([step.seq_len], device=step.key.device)
-    num_pages = step.key.shape[2] // config.page_size
-    pages = step.key[:, :, : num_pages * config.page_size].unflatten(2, (num_pages, -1))
-    summary = torch.stack([pages.amin(3), pages.amax(3)], 3)
-    scores = reference.score_pages(
-        step.query, summary, seq_lens, page_size=config.page_size, group_reduce=config.group_reduce
-    )
-    chosen = reference.select_pages(
-        torch.nn.functional.pad(scores, (0, 1), value=-torch.inf),
-        seq_lens,
-        page_budget=config.page_budget,
-        page_size=config.page_size,
-        num_sink_pages=config.num_sink_pages,
-        num_recent_pages=config.num_recent_pages,
-    ).long()
-    keep = torch.zeros(*chosen.shape[:2], num_pages + 2, dtype=torch.bool, device=chosen.device)
-    keep.scatter_(-1, torch.where(chosen < 0, num_pages + 1, chosen), True)
-    return _positions(keep[..., : num_pages + 1], step)
+    seq_lens, page_format = step.seq_lens, step.config.page_format
+    rows = ops.build_page_summary(step.key, seq_lens, **page_format.as_kwargs())
+    arguments = (step.query, rows, seq_lens, None, step.selection, page_format, step.scale)
+    _, chosen = reference.score_and_select(*arguments)
+    chosen, num_pages = chosen.long(), rows.shape[2]
+    keep = torch.zeros(*chosen.shape[:2], num_pages + 1, dtype=torch.bool, device=chosen.device)
+    keep.scatter_(-1, torch.where(chosen < 0, num_pages, chosen), True)
+    return _positions(keep[..., :num_pages], step)
 
 
 KEEP: dict[str, Keep] = {
@@ -124,7 +132,7 @@ def keep_best_pages(step: Step, scores: Tensor) -> Tensor:
     scores = scores.float().clone()
     scores[..., newest + 1 :] = -torch.inf
     scores[..., newest] = torch.inf
-    chosen = scores.topk(min(step.config.page_budget, newest + 1), -1).indices
+    chosen = scores.topk(min(step.page_budget, newest + 1), -1).indices
     return _positions(torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True), step)
 
 

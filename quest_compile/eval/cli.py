@@ -7,22 +7,20 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from quest_compile import recall
-from quest_compile.bench.identity import identity
-from quest_compile.bench.options import INTERRUPTED
+from quest_compile.cli import INTERRUPTED
 from quest_compile.config import QuestConfig
 from quest_compile.eval import plots
 from quest_compile.eval.copy_tasks import COPY_TASKS, copy_group, text_of
 from quest_compile.eval.encode import Encoder
 from quest_compile.eval.markdown import markdown
 from quest_compile.eval.methods import parse_method
-from quest_compile.eval.options import RECALL_MODEL, add_arguments, fill_in
+from quest_compile.eval.options import RECALL_MODEL, fill_in
 from quest_compile.eval.recall_tasks import RECALL, recall_agreement, recall_group
 from quest_compile.eval.records import Records
 from quest_compile.eval.results import Row, rows_of
@@ -35,14 +33,8 @@ from quest_compile.eval.tasks import (
     jsonl_groups,
     text_group,
 )
+from quest_compile.identity import identity
 from quest_compile.real_model import resolve_model
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m quest_compile.bench eval MODEL``."""
-    parser = argparse.ArgumentParser(prog="quest-compile eval", description=__doc__)
-    add_arguments(parser)
-    return evaluate(parser.parse_args(argv))
 
 
 def evaluate(args: argparse.Namespace) -> int:

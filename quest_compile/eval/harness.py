@@ -17,6 +17,7 @@ from typing_extensions import Never
 
 from quest_compile import ops
 from quest_compile.backend import backend
+from quest_compile.budgets import DEFAULT_BUDGET
 from quest_compile.eval.protocol import Session
 
 try:
@@ -41,7 +42,7 @@ class QuestLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     Args:
         pretrained: a transformers model, or its folder or name; further options of HFLM by name.
         num_decoded_prompt_tokens: of the end of each prompt. 0 leaves only the answer to Quest.
-        quest: settings of ``quest_compile.backend`` such as ``{"group_reduce": "max"}``.
+        quest: settings of ``quest_compile.backend`` such as ``{"preset": "paper"}``.
         budget: tokens.
 
     ``activity`` counts, over all samples: steps, those with a sparse attention call, and samples.
@@ -56,7 +57,7 @@ class QuestLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self,
         pretrained: Any,
         *,
-        budget: int = 2048,
+        budget: int = DEFAULT_BUDGET,
         num_decoded_prompt_tokens: int = 128,
         quest: dict[str, Any] | None = None,
         **options: Any,

@@ -17,10 +17,11 @@ from quest_compile.eval.attention import NAME, EvalAttention
 from quest_compile.eval.audited_mass import AuditedMass
 from quest_compile.eval.baselines import KEEP
 
-DENSE, QUEST = "dense", "quest"
+DENSE, QUEST, REFERENCE = "dense", "quest", "quest-reference"
 # The others know neither sink nor recent pages: no budget has to hold them.
 _NO_FORCED_PAGES = (("num_sink_pages", 0), ("num_recent_pages", 1))
-_OF_REFERENCE = {"group_reduce", "num_sink_pages", "num_recent_pages", "page_size"}
+# Settings of what is compiled, and how.
+_NOT_OF_REFERENCE = {"audit", "inductor_options", "max_q_len", "strict"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Method:
 
 
 def parse_method(name: str, config: QuestConfig) -> Method:
-    """``"dense"``, ``"quest"``, ``"quest:group_reduce=max,num_sink_pages=0"`` or a baseline.
+    """``"dense"``, ``"quest"``, ``"quest:preset=paper,num_sink_pages=1"`` or a baseline.
 
     A budget of its own is a share of the context (``budget=0.05``), or layers have their own:
     ``budget=2:64/3:0.05/default:128``.
@@ -58,14 +59,14 @@ def parse_method(name: str, config: QuestConfig) -> Method:
         ValueError: an unknown name, or settings that Quest does not take.
     """
     kind, _, rest = name.partition(":")
-    if kind not in (DENSE, QUEST, *KEEP) or (rest and kind not in (QUEST, "quest-reference")):
+    if kind not in (DENSE, QUEST, *KEEP) or (rest and kind not in (QUEST, REFERENCE)):
         known = ", ".join((DENSE, QUEST, *KEEP))
         raise ValueError(f"method must be one of {known}, or quest:setting=value,...; got {name!r}")
     settings = tuple(_parse_setting(name, part) for part in rest.split(",") if part)
-    if kind not in (QUEST, "quest-reference"):
+    if kind not in (QUEST, REFERENCE):
         settings = _NO_FORCED_PAGES
-    if kind == "quest-reference" and (unknown := set(dict(settings)) - _OF_REFERENCE):
-        raise ValueError(f"method {name}: quest-reference does not know {min(unknown)}")
+    if kind == REFERENCE and (unknown := set(dict(settings)) & _NOT_OF_REFERENCE):
+        raise ValueError(f"method {name}: {REFERENCE} does not know {min(unknown)}")
     config.replace(dict(settings))
     return Method(name, kind, settings)
 

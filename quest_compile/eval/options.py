@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=None,
-        help="quest, quest:group_reduce=max,..., quest:budget=0.05 (a share of the context), "
-        "quest:budget=2:64/3:128 (of layers), quest-reference, oracle, streaming, random, h2o, "
-        "snapkv; dense is always measured; default quest",
+        help="quest, quest:group_reduce=none,..., quest:preset=paper, quest:budget=0.05 (a share "
+        "of the context), quest:budget=2:64/3:128 (of layers), quest-reference with the same, "
+        "oracle, streaming, random, h2o, snapkv; dense is always measured; default quest",
     )
     parser.add_argument("--page-size", type=int, default=QuestConfig.page_size)
     parser.add_argument("--num-dense-layers", type=int, default=QuestConfig.num_dense_layers)

@@ -17,7 +17,6 @@ from quest_compile.eval.methods import DENSE, Decoder, Method
 from quest_compile.eval.protocol import Measurement, Session
 from quest_compile.eval.records import Cell, Records
 from quest_compile.eval.samples import AGREEMENT, Context, Group, NotActiveError
-from quest_compile.ops.limits import num_pages_of
 
 
 def run(
@@ -149,6 +148,6 @@ def _covers(config: QuestConfig, model: Any, seq_len: int) -> bool:
     """Is every layer that could be sparse dense for so many tokens, by its budget?"""
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     layers = range(config.num_dense_layers, num_layers)
-    num_pages = num_pages_of(seq_len, config.page_size)
+    num_pages = config.page_format.num_pages(seq_len)
     covered = [config.layer_budget(layer, seq_len).covers(num_pages) for layer in layers]
     return bool(covered) and all(covered)

@@ -11,15 +11,16 @@ from quest_compile.ops.counters import counters, reset_counters
 from quest_compile.ops.cuda_providers import cuda_kernels, provider_of
 from quest_compile.ops.cuda_providers import register as _register_cuda_kernels
 from quest_compile.ops.dense_decode import dense_decode
-from quest_compile.ops.limits import num_pages_of
 from quest_compile.ops.native import (
     NativeLibraryWarning,
     NativeStatus,
     native_status,
     warn_if_missing,
 )
+from quest_compile.ops.operator import OPERATORS
 from quest_compile.ops.score_pages import score_pages
 from quest_compile.ops.select_pages import select_pages
+from quest_compile.ops.settings import Selection, SummaryFormat
 from quest_compile.ops.share_mask import share_mask
 from quest_compile.ops.sparse_decode import sparse_decode
 from quest_compile.ops.sparse_decode_step import sparse_decode_step
@@ -29,9 +30,12 @@ native_status()
 _register_cuda_kernels()
 
 __all__ = [
+    "OPERATORS",
     "Audit",
     "NativeLibraryWarning",
     "NativeStatus",
+    "Selection",
+    "SummaryFormat",
     "attend_pages",
     "build_page_summary",
     "counters",
@@ -40,7 +44,6 @@ __all__ = [
     "empty_page_summary",
     "native_status",
     "new_audit_totals",
-    "num_pages_of",
     "provider_of",
     "read_audit",
     "reset_counters",

@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quest_compile.ops import checks, reference, registration, require
-from quest_compile.ops.checked_call import checked_call
-from quest_compile.ops.native import announce_reference
-
-registration.define(
-    "attend_pages",
-    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_indices, Tensor seq_lens, "
-    "Tensor? attn_mask=None, *, int page_size=16, float? scale=None) -> (Tensor, Tensor)",
-)
+from quest_compile.ops import checks, reference, require
+from quest_compile.ops.operator import empty_attention, operator
+from quest_compile.ops.settings import SummaryFormat
 
 
 def _check(
-    query, key_cache, value_cache, page_indices, seq_lens, attn_mask, *, page_size=16, scale=None
+    query,
+    key_cache,
+    value_cache,
+    page_indices,
+    seq_lens,
+    attn_mask=None,
+    *,
+    page_size=16,
+    scale=None,
 ):
     require.tensors(page_indices=page_indices)
-    checks.page_size(page_size)
+    SummaryFormat(page_size=page_size)
     tensors = (query, key_cache, value_cache, seq_lens, attn_mask)
     checks.attention(*tensors, scale, takes_several=False)
     layout = "[batch, num_kv_heads or num_q_heads, page_budget]"
@@ -33,27 +35,19 @@ def _check(
     require.shape("page_indices", page_indices, expected, layout)
 
 
-@registration.reference("attend_pages")
-def _attend_pages_reference(
-    query, key_cache, value_cache, page_indices, seq_lens, attn_mask=None, **settings
-):
-    arguments = (query, key_cache, value_cache, page_indices, seq_lens, attn_mask)
-    _check(*arguments, **settings)
-    announce_reference(query)
-    return reference.attend_pages(*arguments, **settings)
+def _fake(query, key_cache, value_cache, page_indices, seq_lens, attn_mask, **settings):
+    lse = query.new_empty(*query.shape[:2], 1, dtype=torch.float32)
+    return empty_attention(query, value_cache), lse
 
 
-@registration.fake("attend_pages")
-def _attend_pages_fake(
-    query, key_cache, value_cache, page_indices, seq_lens, attn_mask=None, **settings
-):
-    _check(query, key_cache, value_cache, page_indices, seq_lens, attn_mask, **settings)
-    batch, num_q_heads = query.shape[:2]
-    out = query.new_empty(batch, 1, num_q_heads, value_cache.shape[3]).transpose(1, 2)
-    return out, query.new_empty(batch, num_q_heads, 1, dtype=torch.float32)
-
-
-_attend_pages = torch.ops.quest.attend_pages.default
+_OPERATOR = operator(
+    "attend_pages",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_indices, Tensor seq_lens, "
+    "Tensor? attn_mask=None, *, int page_size=16, float? scale=None) -> (Tensor, Tensor)",
+    check=_check,
+    reference=reference.attend_pages,
+    fake=_fake,
+)
 
 
 def attend_pages(
@@ -89,6 +83,5 @@ def attend_pages(
     Raises:
         ValueError, TypeError: an argument is not as described.
     """
-    arguments = (query, key_cache, value_cache, page_indices, seq_lens, attn_mask)
-    settings = {"page_size": page_size, "scale": scale}
-    return checked_call(_attend_pages, _check, arguments, settings)
+    tensors = (query, key_cache, value_cache, page_indices, seq_lens, attn_mask)
+    return _OPERATOR(*tensors, page_size=page_size, scale=scale)

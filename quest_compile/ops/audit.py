@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quest_compile.ops import reference, registration, require
+from quest_compile.ops import reference, require
 from quest_compile.ops.audit_totals import TOTALS
-from quest_compile.ops.reference_selection import score_scale_of
-
-registration.define(
-    "audit",
-    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
-    "Tensor? attn_mask, Tensor? channel_scale, Tensor out, Tensor(a!) totals, "
-    "*, int every, int budget, int page_size=16, int num_sink_pages=1, "
-    'int num_recent_pages=2, str group_reduce="sum", str summary="minmax", int sketch_bits=1, '
-    "float? scale=None, float budget_fraction=1.0, float top_p=1.0) -> ()",
-)
+from quest_compile.ops.operator import operator
+from quest_compile.ops.settings import take_sparse
+from quest_compile.ops.sparse_decode import SETTINGS_SCHEMA
 
 
 def new_audit_totals(device: torch.device) -> Tensor:
@@ -24,21 +17,20 @@ def new_audit_totals(device: torch.device) -> Tensor:
     return torch.zeros(len(TOTALS), dtype=torch.float64, device=device)
 
 
-def _check(totals, every):
+def _check(*tensors, every, **settings):
+    totals = tensors[-1]
     require.integer("every", every, 1)
     require.shape("totals", totals, (len(TOTALS),), "[8]")
     require.dtype("totals", totals, torch.float64)
 
 
-@registration.reference("audit")
-def _audit_reference(
+def _audit(
     query,
     key_cache,
     value_cache,
     page_summary,
     seq_lens,
     attn_mask,
-    channel_scale,
     out,
     totals,
     *,
@@ -48,7 +40,7 @@ def _audit_reference(
 ):
     """Every ``every``-th call from the first on. The CPU returns early from the others; other
     devices, which are not waited for, do the same work and count nothing."""
-    _check(totals, every)
+    selection, page_format = take_sparse(settings)
     is_due = totals[0] % every == 0
     totals[0] += 1
     if is_due.is_cpu and not is_due:
@@ -56,10 +48,8 @@ def _audit_reference(
     totals[1] += is_due
     queries = reference.each_query(query, seq_lens, attn_mask)
     for i, (query_i, seq_lens_i, mask_i) in enumerate(queries):
-        caches = (key_cache, value_cache, page_summary, channel_scale)
-        call = (query_i, *caches, seq_lens_i, mask_i, out[:, :, i], scale)
-        losses = _losses(*call, **settings)
-        _add(totals, is_due, *losses)
+        call = (query_i, key_cache, value_cache, page_summary, seq_lens_i, mask_i)
+        _add(totals, is_due, *_losses(*call, out[:, :, i], scale, selection, page_format))
 
 
 def _losses(
@@ -67,52 +57,20 @@ def _losses(
     key_cache,
     value_cache,
     page_summary,
-    channel_scale,
     seq_lens,
     attn_mask,
     out,
     scale,
-    *,
-    budget,
-    page_size=16,
-    group_reduce="sum",
-    summary="minmax",
-    sketch_bits=1,
-    top_p=1.0,
-    **limits,
+    selection,
+    page_format,
 ):
     """Of one query: is it counted, kept mass, output error, page recall; all [batch, num_q_heads].
 
     The selection is made again, by the operators that sparse_decode consists of.
     """
-    page_budget, max_seq_len = budget // page_size, key_cache.shape[2]
-    of_tokens = {"attn_mask": attn_mask, "scale": scale} if summary == "sketch" else {}
-    scores = torch.ops.quest.score_pages(
-        query,
-        page_summary,
-        seq_lens,
-        channel_scale,
-        page_size=page_size,
-        group_reduce=group_reduce,
-        summary=summary,
-        sketch_bits=sketch_bits,
-        **of_tokens,
-    )
-    pages = torch.ops.quest.select_pages(
-        scores,
-        seq_lens,
-        attn_mask,
-        page_budget=page_budget,
-        page_size=page_size,
-        top_p=top_p,
-        score_scale=score_scale_of(
-            query.shape[1] // key_cache.shape[1],
-            query.shape[3],
-            group_reduce=group_reduce,
-            summary=summary,
-            scale=scale,
-        ),
-        **limits,
+    page_size, max_seq_len = page_format.page_size, key_cache.shape[2]
+    scores, pages = reference.score_and_select(
+        query, page_summary, seq_lens, attn_mask, selection, page_format, scale, torch.ops.quest
     )
     full, mass_BQT = reference.full_attention(
         query, key_cache, value_cache, seq_lens, attn_mask, scale=scale
@@ -138,8 +96,7 @@ def _losses(
     norm_BQ = torch.linalg.vector_norm(full, dim=-1)
     error_BQ = torch.linalg.vector_norm(out.float() - full, dim=-1)
     error_BQ = error_BQ / norm_BQ.clamp(min=torch.finfo(norm_BQ.dtype).tiny)
-    limits |= {"budget": budget, "page_size": page_size}
-    fits = reference.fits_budget(seq_lens, max_seq_len, **limits)
+    fits = reference.fits_budget(seq_lens, max_seq_len, selection, page_size)
     is_sparse = seq_lens.new_zeros(1, dtype=torch.bool) if fits is True else ~fits.reshape(-1)
     is_sparse_B1 = is_sparse.expand(len(query))[:, None]
     is_counted = is_sparse_B1 & (mass_BQT.sum(-1) != 0)
@@ -154,6 +111,13 @@ def _add(totals, is_due, is_counted, kept_mass, output_error, page_recall):
     totals[6:8] = torch.maximum(totals[6:8], torch.stack(largest))
 
 
-@registration.fake("audit")
-def _audit_fake(*arguments, every, **settings):
-    _check(arguments[8], every)
+operator(
+    "audit",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_summary, Tensor seq_lens, "
+    "Tensor? attn_mask, Tensor out, Tensor(a!) totals, "
+    f"*, int every, {SETTINGS_SCHEMA}) -> ()",
+    check=_check,
+    reference=_audit,
+    fake=lambda *tensors, **settings: None,
+    has_kernels=False,
+)

@@ -8,46 +8,8 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops import limits, require
-
-
-def page_size(value: int) -> None:
-    sizes = limits.PAGE_SIZES
-    require.integer("page_size", value, 1)
-    for condition in (value >= sizes.start, value < sizes.stop, value % sizes.step == 0):
-        require.that(
-            condition,
-            lambda: (
-                f"page_size: expected a multiple of {sizes.step} from {sizes.start} to "
-                f"{sizes.stop - 1}, got {value}"
-            ),
-        )
-
-
-def page_budget(name: str, value: int, num_sink_pages: int, num_recent_pages: int) -> None:
-    """``value`` pages, which follow from the argument ``name``."""
-    require.integer("num_sink_pages", num_sink_pages, 0)
-    require.integer("num_recent_pages", num_recent_pages, 1)
-    require.that(
-        value >= num_sink_pages + num_recent_pages,
-        lambda: (
-            f"{name}: expected room for {num_sink_pages} sink and {num_recent_pages} recent pages, "
-            f"got {value} pages"
-        ),
-    )
-
-
-def share(name: str, value: float) -> None:
-    """Above 0 and up to 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: expected above 0 and up to 1, got {value}")
-
-
-def group_reduce(value: str) -> None:
-    if value not in limits.GROUP_REDUCTIONS:
-        expected = ", ".join(map(repr, limits.GROUP_REDUCTIONS))
-        raise ValueError(f"group_reduce: expected one of {expected}, got {value!r}")
+from quest_compile.ops.settings import SummaryFormat
+from quest_compile.ops.summaries import SUMMARIES
 
 
 def head_dim(name: str, tensor: Tensor) -> None:
@@ -151,3 +113,25 @@ def scale_of_products(value: float | None) -> None:
 def finite(name: str, value: float) -> None:
     for condition in (value > -math.inf, value < math.inf):
         require.that(condition, lambda: f"{name}: expected a finite number, got {value}")
+
+
+def page_summary(
+    tensor: Tensor, page_format: SummaryFormat, like: Tensor, sizes: tuple[int, int, int, int]
+) -> None:
+    """``like``: for dtype and device; ``sizes``: batch, num_kv_heads, num_pages, head_dim."""
+    require.tensors(page_summary=tensor)
+    if tensor.dtype == torch.uint8 and page_format.summary != "sketch":
+        raise ValueError("page_summary: got uint8 rows, which need summary='sketch'")
+    row = SUMMARIES[page_format.summary].row(sizes[3], like.dtype, page_format)
+    layout = f"[batch, num_kv_heads, num_pages, {row.layout}]"
+    require.shape("page_summary", tensor, (*sizes[:3], *row.shape), layout)
+    require.dtype("page_summary", tensor, row.dtype)
+    require.contiguous("page_summary", tensor, len(row.shape))
+    require.device("page_summary", tensor, like)
+
+
+def page_summary_of(tensor: Tensor, page_format: SummaryFormat, keys: Tensor) -> None:
+    """A page summary of the cache ``keys``."""
+    batch, num_kv_heads, max_seq_len, last = keys.shape
+    sizes = (batch, num_kv_heads, page_format.num_pages(max_seq_len), last)
+    page_summary(tensor, page_format, keys, sizes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quest_compile.ops.native import native_status
+from quest_compile.ops.settings import SummaryFormat
 
 # The order is that of quest::native_counters.
 _NAMES = (
@@ -105,7 +106,7 @@ def count_cuda_call(name: str, arguments: tuple, settings: dict) -> None:
     if name == "dense_decode":
         _add(dense_calls=1)
     if name in ("sparse_decode", "sparse_decode_step"):
-        page_size = settings.get("page_size", 16)
+        page_size = settings.get("page_size", SummaryFormat.page_size)
         is_covered = arguments[1].shape[2] <= settings["budget"] // page_size * page_size
         _add(**{"sparse_calls_covered" if is_covered else "sparse_calls": 1})
 

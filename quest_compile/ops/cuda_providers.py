@@ -1,4 +1,4 @@
-"""Which kernels serve CUDA tensors: native, Triton, FlashInfer where asked for, or plain torch."""
+"""Which kernels serve CUDA tensors: native, Triton, or plain torch."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from quest_compile.ops import checks, flashinfer_attention
 from quest_compile.ops.counters import count_cuda_call
-from quest_compile.ops.native import announce_refused, announce_slow, native_status
+from quest_compile.ops.native import announce_slow, native_status
+from quest_compile.ops.operator import OPERATORS
 
 KERNELS_VARIABLE = "QUEST_COMPILE_CUDA_KERNELS"
-_CHOICES = ("native", "triton", "torch", "flashinfer")
-# Operators with kernels of their own for CUDA tensors.
-NAMES = (
-    "update_page_summary",
-    "score_pages",
-    "select_pages",
-    "attend_pages",
-    "dense_decode",
-    "sparse_decode",
-    "sparse_decode_step",
-)
+_CHOICES = ("native", "triton", "torch")
 _providers: dict[str, str] = {}
 _libraries: list[torch.library.Library] = []
 
@@ -42,17 +31,20 @@ def register() -> None:
     if wanted not in ("", *_CHOICES):
         names = ", ".join(_CHOICES)
         raise ValueError(f"{KERNELS_VARIABLE}: expected one of {names}, got {wanted!r}")
-    for name in NAMES:
+    for name, operator in OPERATORS.items():
+        if not operator.has_kernels:
+            continue
         has_native = native_status().loaded and _has_native(name)
         _providers[name] = provider = _choose(name, wanted, has_native)
         if provider != "native" and (provider != "torch" or has_native):
             library = torch.library.Library("quest", "IMPL", "CUDA")
-            library.impl(name, _OPERATORS[provider](name))
+            served = triton_operator(name) if provider == "triton" else operator.serve
+            library.impl(name, served)
             _libraries.append(library)
 
 
 def provider_of(name: str) -> str:
-    """What serves this operator on CUDA: "native", "triton", "flashinfer" or "torch"."""
+    """What serves this operator on CUDA: "native", "triton" or "torch"."""
     return _providers.get(name, "torch")
 
 
@@ -66,7 +58,6 @@ def cuda_kernels() -> str:
         text = {
             "triton": f"triton {_triton_version()}",
             "torch": f"torch reference, slow{_why()}",
-            "flashinfer": _flashinfer_version(),
         }
         only = "" if len(found) == 1 else f" ({', '.join(names)})"
         texts.append(text.get(provider, provider) + only)
@@ -74,8 +65,6 @@ def cuda_kernels() -> str:
 
 
 def _choose(name: str, wanted: str, has_native: bool) -> str:
-    if wanted == "flashinfer" and name in flashinfer_attention.NAMES:
-        return "flashinfer"
     if wanted == "torch":
         return "torch"
     if has_native and wanted != "triton":
@@ -100,15 +89,6 @@ def _triton_version() -> str:
     return "of unknown version"
 
 
-def _flashinfer_version() -> str:
-    if not flashinfer_attention.is_installed():
-        return "flashinfer (not installed: pip install 'quest_compile[flashinfer]')"
-    try:
-        return f"flashinfer {importlib.metadata.version('flashinfer-python')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "flashinfer of unknown version"
-
-
 def _why() -> str:
     wanted = os.environ.get(KERNELS_VARIABLE)
     if wanted in ("native", "triton", "torch"):
@@ -119,72 +99,20 @@ def _why() -> str:
 def triton_operator(name: str) -> Callable[..., Any]:
     """The operator on Triton kernels; where they do not load plain torch serves, and is said."""
 
-    def call(*arguments: Any, **settings: Any) -> Any:
+    operator = OPERATORS[name]
+
+    def call(*tensors: Any, **settings: Any) -> Any:
         kernels, why = _import_triton_kernels()
         if why:
             subject = f"cuda {name} {why}"
             announce_slow(subject, f"no kernel for quest::{name} on CUDA takes this: {why}.")
-            return _reference(name)(*arguments, **settings)
-        arguments = _in_full(name, arguments)
-        _check_of(name)(*arguments, **settings)
-        count_cuda_call(name, arguments, settings)
-        return getattr(kernels, name)(*arguments, **settings)
+            return operator.serve(*tensors, **settings)
+        tensors = operator.in_full(tensors)
+        operator.check(*tensors, **settings)
+        count_cuda_call(name, tensors, settings)
+        return getattr(kernels, name)(*tensors, **settings)
 
     return call
-
-
-def flashinfer_operator(name: str) -> Callable[..., Any]:
-    """The operator on FlashInfer; what it does not take goes to Triton's, and is said."""
-    otherwise = triton_operator(name)
-
-    def call(*arguments: Any, **settings: Any) -> Any:
-        arguments = _in_full(name, arguments)
-        _check_of(name)(*arguments, **settings)
-        query, keys, values, *_, seq_lens, mask = arguments
-        page_size = settings.get("page_size", 16)
-        if name == "dense_decode":
-            page_size = flashinfer_attention.page_size_of(keys)
-        why = flashinfer_attention.why_not(query, keys, values, seq_lens, mask, page_size)
-        if why:
-            announce_refused(f"flashinfer {name} {why}", f"FlashInfer does not take this: {why}.")
-            return otherwise(*arguments, **settings)
-        count_cuda_call(name, arguments, settings)
-        return getattr(flashinfer_attention, name)(*arguments, **settings)
-
-    return call
-
-
-def _in_full(name: str, arguments: tuple) -> tuple:
-    """The dispatcher leaves out what has its default, which is None for tensors."""
-    return (*arguments, *[None] * (_num_positional(name) - len(arguments)))
-
-
-@functools.cache
-def _num_positional(name: str) -> int:
-    schema = getattr(torch.ops.quest, name).default._schema
-    return sum(not argument.kwarg_only for argument in schema.arguments)
-
-
-def _reference(name: str) -> Callable[..., Any]:
-    """The plain-torch operator, checks and counters included."""
-    return getattr(sys.modules[f"quest_compile.ops.{name}"], f"_{name}_reference")
-
-
-def _check_of(name: str) -> Callable[..., None]:
-    if name == "dense_decode":
-        return _check_dense_decode
-    return sys.modules[f"quest_compile.ops.{name}"]._check
-
-
-def _check_dense_decode(query, keys, values, seq_lens, attn_mask=None, *, scale=None):
-    checks.attention(query, keys, values, seq_lens, attn_mask, scale)
-
-
-_OPERATORS = {
-    "triton": triton_operator,
-    "flashinfer": flashinfer_operator,
-    "torch": _reference,
-}
 
 
 @functools.cache

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from quest_compile.ops import checks, reference, registration
-from quest_compile.ops.checked_call import checked_call
+from quest_compile.ops import checks, reference
 from quest_compile.ops.counters import count_dense_call
-from quest_compile.ops.native import announce_reference
-
-registration.define(
-    "dense_decode",
-    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens, "
-    "Tensor? attn_mask=None, *, float? scale=None) -> Tensor",
-)
+from quest_compile.ops.operator import empty_attention, operator
 
 
-def _check(query, key_cache, value_cache, seq_lens, attn_mask, *, scale=None):
+def _check(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
     checks.attention(query, key_cache, value_cache, seq_lens, attn_mask, scale)
 
 
-@registration.reference("dense_decode")
-def _dense_decode_reference(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
-    _check(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
-    announce_reference(query)
+def _reference(query, key_cache, value_cache, seq_lens, attn_mask, *, scale=None):
     count_dense_call(key_cache, value_cache, seq_lens)
     return reference.dense_decode(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
 
 
-@registration.fake("dense_decode")
-def _dense_decode_fake(query, key_cache, value_cache, seq_lens, attn_mask=None, *, scale=None):
-    _check(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)
-    batch, num_q_heads, q_len, _ = query.shape
-    out = query.new_empty(batch, q_len, num_q_heads, value_cache.shape[3])
-    return out.transpose(1, 2)
+def _fake(query, key_cache, value_cache, seq_lens, attn_mask, **settings):
+    return empty_attention(query, value_cache)
 
 
-_dense_decode = torch.ops.quest.dense_decode.default
+_OPERATOR = operator(
+    "dense_decode",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens, "
+    "Tensor? attn_mask=None, *, float? scale=None) -> Tensor",
+    check=_check,
+    reference=_reference,
+    fake=_fake,
+)
 
 
 def dense_decode(
@@ -68,5 +60,4 @@ def dense_decode(
     Raises:
         ValueError, TypeError: an argument is not as described.
     """
-    arguments = (query, key_cache, value_cache, seq_lens, attn_mask)
-    return checked_call(_dense_decode, _check, arguments, {"scale": scale})
+    return _OPERATOR(query, key_cache, value_cache, seq_lens, attn_mask, scale=scale)

@@ -68,17 +68,14 @@ def announce_slow(subject: str, message: str) -> None:
     _announce(subject, message)
 
 
-def announce_refused(subject: str, message: str) -> None:
-    """Announce once per subject that other kernels serve a call than those asked for, and why."""
-    _announce(subject, message, "Other kernels serve instead.")
-
-
-def _announce(
-    subject: str, message: str, instead: str = "Plain torch serves instead: right, but slow."
-) -> None:
+def _announce(subject: str, message: str) -> None:
     if subject not in _announced:
         _announced.add(subject)
-        warnings.warn(f"{message} {instead}", NativeLibraryWarning, stacklevel=4)
+        warnings.warn(
+            f"{message} Plain torch serves instead: right, but slow.",
+            NativeLibraryWarning,
+            stacklevel=4,
+        )
 
 
 def _load() -> NativeStatus:

@@ -32,6 +32,20 @@ def integer(name: str, value: int, lowest: int) -> None:
     that(value >= lowest, lambda: f"{name}: expected {lowest} or more, got {value}")
 
 
+def choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if isinstance(value, bool) or value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
+
+
+def share(name: str, value: float) -> None:
+    """Above 0 and up to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: expected above 0 and up to 1, got {value}")
+
+
 def dtype(name: str, tensor: Tensor, *expected: torch.dtype) -> None:
     if tensor.dtype not in expected:
         names = " or ".join(str(x).removeprefix("torch.") for x in expected)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quest_compile.ops import reference, registration, require
-
-registration.define("share_mask", "(Tensor attn_mask) -> Tensor")
+from quest_compile.ops import reference, require
+from quest_compile.ops.operator import operator
 
 
 def _check(attn_mask):
@@ -15,19 +14,18 @@ def _check(attn_mask):
     require.dtype("attn_mask", attn_mask, torch.bool)
 
 
-@registration.reference("share_mask")
-def _share_mask_reference(attn_mask):
-    _check(attn_mask)
-    return reference.share_mask(attn_mask)
-
-
-@registration.fake("share_mask")
-def _share_mask_fake(attn_mask):
-    _check(attn_mask)
+def _fake(attn_mask):
     return torch.empty_like(attn_mask, memory_format=torch.contiguous_format)
 
 
-_share_mask = torch.ops.quest.share_mask.default
+_OPERATOR = operator(
+    "share_mask",
+    "(Tensor attn_mask) -> Tensor",
+    check=_check,
+    reference=reference.share_mask,
+    fake=_fake,
+    has_kernels=False,
+)
 
 
 def share_mask(attn_mask: Tensor) -> Tensor:
@@ -36,5 +34,4 @@ def share_mask(attn_mask: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: attn_mask is not a bool tensor.
     """
-    _check(attn_mask)
-    return _share_mask(attn_mask)
+    return _OPERATOR(attn_mask)

@@ -6,7 +6,7 @@ import pytest
 
 from quest_compile.bench import bench_report
 from quest_compile.bench.__main__ import main as bench_main
-from quest_compile.bench.report.accuracy import load_answers, setting_of
+from quest_compile.bench.report.accuracy import kind_of, load_answers
 from quest_compile.bench.results import Result, write_results
 
 FACTS = {"benchmark": "ops", "cpu_count": 2, "cpu_model_name": "x", "kernels": "cpu:avx2"}
@@ -27,16 +27,15 @@ def row(method, budget, value):
 @pytest.fixture
 def folder(tmp_path):
     found = [Result("s", "dense_decode", [6e-3], FACTS)]
-    for summary, budget, seconds in (("minmax", 2048, 1e-3), ("sketch", 256, 5e-4)):
-        facts = FACTS | {"summary": summary, "budget": budget}
-        found.append(Result("s", f"quest-{summary}_{budget}", [seconds], facts))
+    for method, seconds in (("quest_2048", 1e-3), ("quest-paper_256", 5e-4)):
+        found.append(Result("s", method, [seconds], FACTS | {"budget": 256}))
     write_results(tmp_path, found)
     return tmp_path
 
 
 def test_answers_are_drawn_against_budgets_and_against_the_times_of_the_same_settings(folder):
     pytest.importorskip("matplotlib")
-    rows = [row("dense", 0, 0.98), row("quest", 2048, 0.97), row("quest:summary=sketch", 256, 0.96)]
+    rows = [row("dense", 0, 0.98), row("quest", 2048, 0.97), row("quest:preset=paper", 256, 0.96)]
     rows.append(row("oracle", 256, 0.98))
     answers = folder / "eval" / "results.json"
     answers.parent.mkdir()
@@ -46,22 +45,24 @@ def test_answers_are_drawn_against_budgets_and_against_the_times_of_the_same_set
     for name in ("accuracy_recall-64_4096", "accuracy_time_recall-64_4096_bfloat16"):
         assert f"]({name}.svg)" in report
     drawn = (folder / "accuracy_time_recall-64_4096_bfloat16.svg").read_text()
-    for text in ("minmax, 32K tokens", "sketch, 32K tokens", "dense, 32K tokens"):
+    for text in ("quest, 32K tokens", "quest-paper, 32K tokens", "dense, 32K tokens"):
         assert text in drawn
     assert "oracle" not in drawn
 
 
 @pytest.mark.parametrize(
-    ("method", "setting"),
+    ("method", "kind"),
     [
-        ("quest", ("minmax", 128)),
-        ("quest:num_sink_pages=0,num_recent_pages=1,summary=sketch", ("sketch", 128)),
+        ("quest", "quest"),
+        ("quest:num_sink_pages=0,num_recent_pages=1,summary=sketch", "quest-sketch"),
+        ("quest:summary=minmax,group_reduce=sum", "quest-minmax"),
+        ("quest:sketch_bits=1", "quest-sketch1"),
         ("quest:group_reduce=none", None),
         ("oracle", None),
     ],
 )
-def test_only_rows_of_what_was_timed_have_a_time(method, setting):
-    assert setting_of(row(method, 128, 0.5)) == setting
+def test_only_rows_of_what_was_timed_have_a_time(method, kind):
+    assert kind_of(row(method, 128, 0.5)) == kind
 
 
 def test_other_files_are_refused(folder, tmp_path, capsys):

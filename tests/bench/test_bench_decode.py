@@ -13,7 +13,7 @@ from quest_compile.bench.shapes import SHAPES
 from quest_compile.decoding import step_inputs
 
 TINY = ["--model-shape", "tiny", "--contexts", "240", "--budgets", "64", "--dtype", "float32"]
-FAST = ["--rounds", "3", "--max-load", "99", "--no-llama-cpp", "--summaries", "minmax"]
+FAST = ["--rounds", "3", "--max-load", "99", "--no-llama-cpp", "--settings", "quest"]
 
 pytestmark = [
     pytest.mark.usefixtures("eager_decoding"),

@@ -8,7 +8,7 @@ from quest_compile.bench.decode.decoder import Decoder
 from quest_compile.bench.results import load_results
 
 ARGUMENTS = ["--model-shape", "tiny", "--contexts", "240", "--budgets", "64", "--dtype", "float32"]
-ARGUMENTS += ["--rounds", "32", "--summaries", "minmax", "--max-load", "99"]
+ARGUMENTS += ["--rounds", "32", "--settings", "quest", "--max-load", "99"]
 
 pytestmark = [
     pytest.mark.usefixtures("eager_decoding"),

@@ -1,21 +1,23 @@
 """``bench ops`` on a tiny shape: what it measures, and what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from quest_compile import ops
 from quest_compile.bench import bench_ops
-from quest_compile.bench.ops import checks, methods, overhead
-from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
+from quest_compile.bench.ops import checks, methods, overhead, prove
+from quest_compile.bench.ops.inputs import Workload, make_steps
 from quest_compile.bench.results import RefusedError, Result, load_results
 from quest_compile.bench.run import run
+from quest_compile.bench.settings import MORE, QUEST, Setting
 from quest_compile.bench.shapes import Layer
 
 TINY = ["--model-shape", "tiny", "--contexts", "256", "--budgets", "64", "--dtype", "float32"]
 FAST = ["--rounds", "2", "--max-load", "99", "--no-llama-cpp"]
-SETTINGS = [Setting("minmax", 64), Setting("sketch", 64)]
+SETTINGS = [Setting(kind, 64) for kind in QUEST | MORE]
 
 pytestmark = pytest.mark.skipif(
     not ops.native_status().loaded, reason="bench refuses to time plain torch"
@@ -31,13 +33,13 @@ def _threads():
 
 @pytest.fixture
 def steps(monkeypatch):
-    monkeypatch.setattr("quest_compile.bench.ops.inputs._ROTATED_BYTES", 1)
+    monkeypatch.setattr("quest_compile.bench.ops.inputs.ROTATED_BYTES", 1)
     workload = Workload("tiny", Layer(4, 2, 16), 250, torch.float32)
     return workload, make_steps(workload, SETTINGS)
 
 
 def test_a_run_measures_every_method_under_the_same_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("quest_compile.bench.ops.inputs._ROTATED_BYTES", 1)
+    monkeypatch.setattr("quest_compile.bench.ops.inputs.ROTATED_BYTES", 1)
     monkeypatch.setattr(methods, "inner_compiler", lambda *_: "eager")
     path = run(["ops", *TINY, *FAST, "--output", str(tmp_path)])
     results = load_results(tmp_path)
@@ -46,14 +48,16 @@ def test_a_run_measures_every_method_under_the_same_names(tmp_path, monkeypatch)
         "read_loop",
         "dense_decode",
         "quest_64",
-        "quest-sketch_64",
+        "quest-paper_64",
+        "quest-minmax_64",
+        "quest-sketch1_64",
         "sdpa_group_as_q_len",
         "sdpa_enable_gqa",
         "sdpa_transformers",
     }
     assert len({r.workload for r in whole}) == 1
     stages = {r.workload.rpartition("/")[2] for r in results if r.method == "quest_64"}
-    assert stages >= {"score", "select", "attend"}
+    assert stages >= {"update", "score", "select", "attend"}
     (quest,) = [r for r in whole if r.method == "quest_64"]
     assert quest.metadata["sparse_calls"] == 1
     assert quest.metadata["tokens_per_query"] == 64
@@ -83,13 +87,30 @@ def test_resume_measures_the_cost_of_a_call_again_only_where_it_is_missing(tmp_p
 
 def test_a_context_within_the_budget_is_dense_and_has_no_stages(steps, monkeypatch):
     workload, made = steps
-    setting = Setting("minmax", 256)
-    found = methods.methods_of(workload, made, [], ["quest_256"])
-    assert [m.name for m in found] == ["read_loop"]
-    covered = make_steps(workload, [setting])
-    method = methods.Method("quest_256", methods.sparse_decode(setting), 1, setting)
-    facts = checks.check_method(method, covered[0])
-    assert facts["sparse_calls"] == 0
+    found = methods.methods_of(workload, made, [Setting(budget=256)], ["quest_256"])
+    assert [m.key for m in found] == ["read_loop", "quest_256"]
+    assert prove.check_method(found[1], made[0])["sparse_calls"] == 0
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_and_its_stages_are_right(steps, setting):
+    workload, made = steps
+    found = methods.quest_methods(setting, made, workload)
+    assert [m.stage for m in found] == ["", "update", "score", "select", "attend"]
+    whole, *stages = found
+    facts = prove.check_method(whole, made[0])
+    assert 48 < facts["tokens_per_query"] <= 64 and facts["error"] <= 1e-5
+    assert whole.bytes_moved == stages[1].bytes_moved + stages[3].bytes_moved
+    for method in stages:
+        prove.check_method(method, made[0])
+
+
+def test_an_update_that_does_nothing_is_refused(steps):
+    workload, made = steps
+    _, update, *_ = methods.quest_methods(SETTINGS[0], made, workload)
+    update.call = lambda step: None
+    with pytest.raises(RefusedError, match="quest_64/update: makes another row"):
+        prove.check_method(update, made[0])
 
 
 def methods_by_key(steps):
@@ -105,39 +126,43 @@ def test_a_wrong_result_is_refused(steps):
     right = method.call
     method.call = lambda s: right(s) + 1e-3
     with pytest.raises(RefusedError, match="quest_64: wrong, error"):
-        checks.check_method(method, step)
+        prove.check_method(method, step)
 
 
 def test_forms_of_torch_may_round_as_they_like_but_not_be_wrong(steps):
     found, step = methods_by_key(steps)
     ours, torchs = found["dense_decode"], found["sdpa_enable_gqa"]
-    error = checks.check_method(torchs, step)["error_of_torch"]
+    error = prove.check_method(torchs, step)["error_of_torch"]
     right, dense = torchs.call, ours.call
     torchs.call = lambda s: right(s) + 10 * error
-    checks.check_method(torchs, step)
+    prove.check_method(torchs, step)
     ours.call = lambda s: dense(s) + 10 * error
     with pytest.raises(RefusedError, match="dense_decode: wrong, error"):
-        checks.check_method(ours, step)
+        prove.check_method(ours, step)
     torchs.call = lambda s: right(s) + 1e-3
     with pytest.raises(RefusedError, match="sdpa_enable_gqa: wrong, error"):
-        checks.check_method(torchs, step)
+        prove.check_method(torchs, step)
 
 
 def test_a_dense_call_under_the_name_of_quest_is_refused(steps):
     found, step = methods_by_key(steps)
     found["quest_64"].call = methods.dense_decode
     with pytest.raises(RefusedError, match="quest_64: expected sparse_calls, counted"):
-        checks.check_method(found["quest_64"], step)
+        prove.check_method(found["quest_64"], step)
 
 
-def test_other_pages_than_the_best_are_refused():
-    exact = torch.arange(10.0).view(1, 1, 10)
-    right = torch.tensor([[[0, 6, 7, 8, 9]]])
-    checks.check_selection("quest", right, exact)
-    with pytest.raises(RefusedError, match="selects other pages"):
-        checks.check_selection("quest", torch.tensor([[[0, 5, 7, 8, 9]]]), exact)
-    with pytest.raises(RefusedError, match="selects other pages"):
-        checks.check_selection("quest", torch.tensor([[[5, 6, 7, 8, 9]]]), exact)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_other_scores_and_pages_than_those_of_the_reference_are_refused(steps, setting):
+    workload, made = steps
+    others = {
+        "score_pages": lambda *a, **s: methods.SERVED.score_pages(*a, **s).roll(1, -1),
+        "select_pages": lambda *a, **s: methods.SERVED.select_pages(*a, **s).flip(-1),
+    }
+    for name, wrong in others.items():
+        served = SimpleNamespace(**vars(methods.SERVED) | {name: wrong})
+        why = "scores differ" if name == "score_pages" else "selects other pages"
+        with pytest.raises(RefusedError, match=f"{setting.name}: {why}"):
+            methods.quest_methods(setting, made, workload, served)
 
 
 def test_kernels_of_another_level_are_refused(monkeypatch):
@@ -158,7 +183,7 @@ def test_list_measures_nothing(capsys, monkeypatch):
     assert bench_ops.main(["--list", *TINY, "--contexts", "4K", "--threads", "1,2"]) == 0
     out = capsys.readouterr().out
     assert "tiny/float32/batch1/context4096/threads2" in out
-    assert "quest-sketch_64" in out
+    assert "quest-sketch1_64" in out
 
 
 @pytest.mark.parametrize(

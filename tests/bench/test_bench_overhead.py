@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from quest_compile.bench import bench_overhead, identity
+from quest_compile.bench import bench_overhead, records
 from quest_compile.bench.results import RefusedError, load_results
 
 
@@ -17,14 +17,14 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_overhead, "ROUNDS", 2)
     state_seconds = bench_overhead.state_seconds
     monkeypatch.setattr(bench_overhead, "state_seconds", lambda n: state_seconds(n, steps=2))
-    monkeypatch.setattr(identity, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     return tmp_path
 
 
 def test_record_names_its_folder_by_date_machine_and_commit(small):
     assert bench_overhead.main(["--record", "--max-load", "99"]) == 0
     (folder,) = small.iterdir()
-    commit = identity.commit().replace("+", "-")
+    commit = records.commit().replace("+", "-")
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d_.+_{re.escape(commit)}_overhead", folder.name)
     found = {r.workload.removeprefix("overhead/4 layers/"): r for r in load_results(folder)}
     assert set(found) == {"passes", "a step with nothing", "a step with state"}
@@ -32,7 +32,7 @@ def test_record_names_its_folder_by_date_machine_and_commit(small):
     assert (passes["layers"], passes["replaced_layers"], passes["sparse_layers"]) == (4, 4, 2)
     assert state["layers_with_state"] == 4
     for facts in (passes, state):
-        assert facts["threads"] == torch.get_num_threads() and facts["commit"] == identity.commit()
+        assert facts["threads"] == torch.get_num_threads() and facts["commit"] == records.commit()
         assert facts["other_load"] >= 0 and facts["torch"] == torch.__version__
     assert all(len(r.values) == 2 and min(r.values) > 0 for r in found.values())
 

@@ -99,9 +99,11 @@ def test_labels_of_bars_name_what_varies():
         "budget 2048, sketch, 32K tokens",
         "budget 2048, 32K tokens",
     ]
-    assert [name for name, _ in stage_bars(staged([{}]))] == [
-        "budget 2048, sketch",
-        "budget 2048",
+    kinds = ("quest-paper_64", "quest-minmax_64", "quest_64")
+    assert [name for name, _ in stage_bars(staged([{}], kinds))] == [
+        'budget 64, summary="minmax", group_reduce="sum"',
+        "budget 64, paper",
+        "budget 64",
     ]
 
 
@@ -159,6 +161,9 @@ def test_report_writes_markdown_and_plots(results, tmp_path, capsys):
         ("quest_2048", "Quest, budget 2048"),
         ("quest-int8_1024", 'Quest, budget 1024, `summary="minmax_int8"`'),
         ("quest-sketch_512_page32", 'Quest, budget 512, `summary="sketch"`, page 32'),
+        ("quest-paper_512", 'Quest, budget 512, `preset="paper"`'),
+        ("quest-minmax_512", 'Quest, budget 512, `summary="minmax", group_reduce="sum"`'),
+        ("quest-sketch1_512@avx2", "Quest, budget 512, `sketch_bits=1`, avx2"),
         ("dense_decode@avx2", "`dense_decode`, all tokens, avx2"),
         ("some_new_thing", "some_new_thing"),
     ],

@@ -114,7 +114,7 @@ def test_a_file_that_is_not_of_pyperf_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--summaries", "nosuch"], "--summaries must be of minmax"),
+        (["--settings", "nosuch"], "--settings must be of quest, quest-paper, "),
         (["--model-shape", "tiny", "--layers", "99"], "--layers must be from 1 to"),
         (["--batch", "x"], "expected positive numbers, got 'x'"),
     ],

@@ -46,9 +46,7 @@ def test_without_a_folder_it_is_that_of_torchbench(measured, tmp_path, monkeypat
     assert path.parts[:2] == (".userbenchmark", "quest_compile-decode")
 
 
-@pytest.mark.parametrize(
-    "args", [[], ["--quick"], ["nosuch"], ["eval", "recall"], ["sketch-accuracy"], ["report"]]
-)
+@pytest.mark.parametrize("args", [[], ["--quick"], ["nosuch"], ["gpu-check"], ["report"]])
 def test_what_cannot_be_driven_is_refused_with_what_can(args):
     with pytest.raises(ValueError, match=f"args must begin with one of {', '.join(DRIVEN)}, got"):
         run(args)

@@ -14,20 +14,27 @@ import torch
 from quest_compile import ops
 from quest_compile.bench import bench_gpu_check
 from quest_compile.bench.gpu_check import attention, checks, end_to_end, flashinfer_peer
-from quest_compile.bench.gpu_check.attention import methods_of, own_parts, run_attention
-from quest_compile.bench.gpu_check.attention_checks import expected_of
+from quest_compile.bench.gpu_check.attention import own_parts, run_attention
 from quest_compile.bench.gpu_check.end_to_end import Decoding, run_end_to_end
-from quest_compile.bench.gpu_check.inputs import Workload, make_inputs
 from quest_compile.bench.gpu_check.kernels import figures_in
 from quest_compile.bench.gpu_check.peers import peers_of
 from quest_compile.bench.gpu_check.record import Record, Step, StepFailedError
-from quest_compile.bench.gpu_check.steps import steps_of
+from quest_compile.bench.gpu_check.steps import settings_of, steps_of
+from quest_compile.bench.ops import inputs
+from quest_compile.bench.ops.inputs import Workload, make_steps
+from quest_compile.bench.ops.methods import SERVED, quest_methods
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import SHAPES, Layer
-from quest_compile.ops import flashinfer_attention
 
 ROOT = Path(__file__).parents[2]
-GPU_FILES = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "selection", "sketches")]
-SUMMARIES = ("", ", sketch")
+GPU_FILES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/gpu/test_gpu_*.py"))
+SETTINGS = settings_of(64, 0.5)
+TINY = [Workload.of_shape("tiny", 256, batch, "cpu", torch.float32) for batch in (1, 2)]
+
+
+@pytest.fixture(autouse=True)
+def _few_copies(monkeypatch):
+    monkeypatch.setattr(inputs, "ROTATED_BYTES", 1)
 
 
 def run(folder, *arguments):
@@ -39,7 +46,7 @@ def test_measuring_steps_run_on_tiny_shapes(tmp_path):
     code, found = run(
         tmp_path,
         "--only",
-        "environment,results,attention,kernels,ways,sanitizer,profile,flashinfer",
+        "environment,results,attention,kernels,sanitizer,profile,flashinfer",
     )
     assert code == 0
     steps = {step["name"]: step for step in found["steps"]}
@@ -48,23 +55,23 @@ def test_measuring_steps_run_on_tiny_shapes(tmp_path):
         "results": "ok",
         "attention": "ok",
         "kernels": "ok",
-        "ways": "ok",
         "sanitizer": "skipped",
         "profile": "skipped",
         "flashinfer": "skipped",
     }
     assert all(row["ok"] for row in steps["results"]["rows"])
     calls = {row["method"]: row for row in steps["kernels"]["rows"]}
-    assert calls.keys() == {"sparse_decode_step", "dense_decode"}
+    assert calls.keys() == {"quest_64", "dense_decode"}
     assert all(row["us"] > 0 and row["host_us"] > 0 for row in calls.values())
     timed = [row for row in steps["attention"]["rows"] if "us" in row]
     methods = {row["method"] for row in timed}
-    for stem in ("sparse_decode_step", "update_page_summary", "score_pages"):
-        assert {f"{stem}{summary}" for summary in SUMMARIES} <= methods
-    assert {"dense_decode", "select_pages", "attend_pages"} <= methods
+    for setting in SETTINGS:
+        stages = [f"/{stage}" for stage in ("update", "score", "select", "attend")]
+        assert {f"{setting.name}{stage}" for stage in ("", *stages)} <= methods
+    assert "dense_decode" in methods
     assert not [row for row in steps["attention"]["rows"] if "refused" in row]
     markdown = (tmp_path / "gpu-check.md").read_text("utf-8")
-    assert "| sparse_decode_step |" in markdown and found["identity"]["commit"] in markdown
+    assert "| quest_64 |" in markdown and found["identity"]["commit"] in markdown
 
 
 DETAILS = """\
@@ -115,99 +122,79 @@ def test_a_method_is_tried_while_there_is_time_for_the_slowest_so_far(tmp_path, 
 
 
 def test_wrong_results_fail_the_step_and_are_not_timed(tmp_path, monkeypatch):
-    right = ops.dense_decode
-    monkeypatch.setattr(ops, "dense_decode", lambda *args: right(*args) + 1)
+    right = SERVED.dense_decode
+    monkeypatch.setattr(SERVED, "dense_decode", lambda *args: right(*args) + 1)
     code, found = run(tmp_path, "--only", "attention")
     (step,) = found["steps"]
     assert code == 1 and step["status"] == "failed" and "dense_decode" in step["why"]
     (row,) = [row for row in step["rows"] if row.get("method") == "dense_decode"]
-    assert "differs" in row["refused"] and "us" not in row
+    assert "wrong, error" in row["refused"] and "us" not in row
 
 
-@pytest.mark.parametrize("summary", SUMMARIES)
-def test_an_update_that_does_nothing_is_not_timed(tmp_path, monkeypatch, summary):
-    monkeypatch.setattr(ops, "update_page_summary", lambda *args, **kind: None)
+def test_an_update_that_does_nothing_is_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(SERVED, "update_page_summary", lambda *args, **kind: None)
     _, found = run(tmp_path, "--only", "attention")
     rows = {row.get("method"): row for row in found["steps"][0]["rows"]}
-    assert rows[f"update_page_summary{summary}"]["refused"] == "another row"
-    assert "us" in rows[f"sparse_decode_step{summary}"]
+    for setting in SETTINGS:
+        assert "makes another row" in rows[f"{setting.name}/update"]["refused"]
+        assert "us" in rows[setting.name]
 
 
 def test_timed_steps_make_one_row_at_most():
-    """None of them takes new channel scales, which makes all rows anew."""
-    workload = Workload("tiny", 256, 1, 64, torch.float32)
-    (x, *_) = make_inputs(workload, "cpu", 2**27)
-    first, later = own_parts("cpu")
-    for part in first + later:
-        for name, _, call in methods_of(part, workload):
+    steps = make_steps(TINY[0], SETTINGS)
+    for setting in SETTINGS:
+        for method in quest_methods(setting, steps, TINY[0]):
             ops.reset_counters()
-            call(x)
-            assert ops.counters()["pages_sealed"] <= workload.layer.num_kv_heads, name
+            method.call(steps[0])
+            assert ops.counters()["pages_sealed"] <= TINY[0].layer.num_kv_heads, method.key
 
 
 def test_peers_and_the_default_come_first_of_all_workloads(tmp_path):
     record = Record(tmp_path, 600.0, {})
-    workloads = [Workload("tiny", 256, batch, 64, torch.float32) for batch in (1, 2)]
 
     def measure(record):
-        run_attention(record, "cpu", workloads, peers_of)
+        run_attention(record, "cpu", TINY, SETTINGS[:2], peers_of)
 
     record.run(Step("attention", "Attention", 1, measure))
     rows = [row for row in record.steps[0]["rows"] if "us" in row]
-    order = [
-        (row["workload"], "," in row["method"] and "sdpa" not in row["method"]) for row in rows
-    ]
+    order = [(row["workload"], row["method"].startswith("quest-")) for row in rows]
     assert list(dict.fromkeys(order)) == [
-        ("tiny 256 x1", False), ("tiny 256 x2", False), ("tiny 256 x1", True), ("tiny 256 x2", True)
-    ]  # fmt: skip
+        (workload.name, is_later) for is_later in (False, True) for workload in TINY
+    ]
     assert rows[0]["method"].startswith("sdpa")
 
 
 @pytest.mark.parametrize("served", ["native", "triton", "torch"])
 def test_triton_is_measured_with_its_default_unless_it_serves(served, monkeypatch):
     monkeypatch.setattr(attention.ops, "provider_of", lambda name: served)
-    first, later = ([(x.kernels, x.summaries) for x in parts] for parts in own_parts("cuda"))
-    assert first == [(served, ("minmax",))]
-    rest = (served, ("sketch",))
-    assert later == [rest, ("triton", ("minmax",))] if served == "native" else [rest]
-
-
-def test_a_step_is_compared_with_the_pages_of_its_own_scores():
-    """Other kernels may put near ones in another order."""
-
-    class Reversed:
-        def score_pages(self, *arguments, **settings):
-            return -ops.score_pages(*arguments, **settings)
-
-    workload = Workload("tiny", 256, 1, 64, torch.float32)
-    (x, *_) = make_inputs(workload, "cpu", 2**27)
-    ours, theirs = (
-        expected_of(x, workload, f, ("minmax",))["sparse_decode_step"] for f in (ops, Reversed())
+    first, later = (
+        [(x.kernels, x.settings) for x in parts] for parts in own_parts("cuda", SETTINGS)
     )
-    assert not torch.allclose(ours, theirs, atol=0.1)
+    default, rest = tuple(SETTINGS[:1]), (served, tuple(SETTINGS[1:]))
+    assert first == [(served, default)]
+    assert later == [rest, ("triton", default)] if served == "native" else [rest]
 
 
 @pytest.mark.parametrize(
-    ("way", "setting", "value"),
-    [
-        ("top_p", "top_p", 0.3),
-        ("budget_fraction", "budget_fraction", 0.5),
-    ],
+    ("setting", "name", "value"),
+    [(Setting("quest-top_p", 192), "top_p", 0.3), (Setting(budget=0.5), "budget_fraction", 0.3)],
 )
 def test_a_way_to_select_that_is_not_heeded_is_not_timed(
-    tmp_path, monkeypatch, way, setting, value
+    tmp_path, monkeypatch, setting, name, value
 ):
-    right = ops.sparse_decode_step
+    right = SERVED.sparse_decode
+    monkeypatch.setattr(
+        SERVED, "sparse_decode", lambda *x, **settings: right(*x, **settings | {name: value})
+    )
+    record = Record(tmp_path, 600.0, {})
 
-    def deaf(*arguments, **settings):
-        return right(*arguments, **settings | ({setting: value} if setting in settings else {}))
+    def measure(record):
+        run_attention(record, "cpu", TINY[:1], [setting], lambda *_: [])
 
-    monkeypatch.setattr(ops, "sparse_decode_step", deaf)
-    code, found = run(tmp_path, "--only", "ways")
-    (step,) = found["steps"]
-    assert code == 1 and step["status"] == "failed" and way in step["why"]
-    for row in step["rows"]:
-        assert ("refused" in row) == (row["way"] == way) != ("us" in row)
+    record.run(Step("attention", "Attention", 1, measure))
+    rows = {row.get("method"): row for row in record.steps[0]["rows"]}
+    assert record.has_failures and "wrong, error" in rows[setting.name]["refused"]
+    assert "us" in rows[f"{setting.name}/attend"]
 
 
 def test_steps_are_skipped_when_time_is_short_and_failures_stop_nothing(tmp_path):
@@ -246,7 +233,7 @@ def test_decoding_comes_first_of_the_gpu_tests_and_none_is_left_out():
     files = [line.split("::")[0] for line in listed.splitlines() if "::" in line]
     order = list(dict.fromkeys(files))
     assert order[:3] == ["tests/test_cuda.py", "tests/test_cuda_decode.py", GPU_FILES[0]]
-    assert len(GPU_FILES) == 3 and set(GPU_FILES) <= set(order)
+    assert GPU_FILES and set(GPU_FILES) <= set(order)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -275,20 +262,16 @@ def test_the_plan_for_a_gpu_fits_its_time_and_its_list_runs_nothing(capsys):
 def test_rows_of_flashinfer_are_right(monkeypatch, tmp_path):
     """With the plain-torch stand-in for FlashInfer, of head_dim 64."""
     monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer.module())
-    for module in (flashinfer_attention, flashinfer_peer):
-        monkeypatch.setattr(module, "_WORKSPACE_BYTES", 1024)
-    monkeypatch.setattr(flashinfer_attention, "_wrappers", {})
+    monkeypatch.setattr(flashinfer_peer, "_WORKSPACE_BYTES", 1024)
     shape = dataclasses.replace(SHAPES["tiny"], layer=Layer(8, 2, 64))
     monkeypatch.setitem(SHAPES, "tiny", shape)
-    workload = Workload("tiny", 256, 2, 64, torch.bfloat16)
+    workload = Workload.of_shape("tiny", 256, 2, "cpu")
 
     def measure(record):
-        methods = flashinfer_peer.methods()
-        run_attention(record, "cpu", [workload], lambda x: methods, has_own=False)
+        peers = flashinfer_peer.peers_of
+        run_attention(record, "cpu", [workload], [Setting()], peers, has_own=False)
 
     record = Record(tmp_path, 600.0, {})
     record.run(Step("flashinfer", "FlashInfer", 1, measure))
-    rows = record.steps[-1]["rows"]
-    assert [row["method"] for row in rows if "us" in row] == [
-        method for method, _, _ in flashinfer_peer.methods()
-    ]
+    timed = [row["method"] for row in record.steps[-1]["rows"] if "us" in row]
+    assert timed == ["flashinfer", "flashinfer, pages"]

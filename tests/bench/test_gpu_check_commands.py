@@ -82,7 +82,7 @@ def test_sanitizer_runs_side_by_side_on_our_kernels(tmp_path, monkeypatch):
         ("memcheck", "exit 0"), ("racecheck", "exit 77"), ("synccheck", "exit 0")
     ]  # fmt: skip
     log = (tmp_path / "memcheck.log").read_text("utf-8")
-    for name in ("score", "attend", "finish", "select"):
+    for name in ("score", "share", "select", "attend", "finish"):
         assert f"--kernel-regex kns={name}_kernel" in log
     assert "quest_compile.bench.gpu_check.smoke cuda native" in log
 

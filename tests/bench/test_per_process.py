@@ -17,14 +17,15 @@ from quest_compile.bench.decode import fresh_start
 from quest_compile.bench.decode.fresh_start import Found, Probe, measure_fresh
 from quest_compile.bench.decode.models import random_model
 from quest_compile.bench.decode.probe import facts_of
-from quest_compile.bench.ops.inputs import Setting
 from quest_compile.bench.results import RefusedError, Result, load_results
+from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import SHAPES
+from quest_compile.ops.summaries.sketch import row_bytes
 
-TINY = ["--contexts", "240", "--budgets", "64", "--dtype", "float32", "--summaries", "minmax"]
+TINY = ["--contexts", "240", "--budgets", "64", "--dtype", "float32", "--settings", "quest"]
 TINY += ["--max-load", "99", "--rounds", "1"]
 SHAPE = ["--model-shape", "tiny"]
-PROBE = Probe("quest_64", "tiny", "float32", None, 240, 1, 1, "cpu", (Setting("minmax", 64),))
+PROBE = Probe("quest_64", "tiny", "float32", None, 240, 1, 1, "cpu", (Setting("quest", 64),))
 
 pytestmark = pytest.mark.skipif(
     not ops.native_status().loaded, reason="bench refuses to time plain torch"
@@ -97,7 +98,8 @@ def test_memory_of_a_model_of_ones_own_and_resume(llama, tmp_path, monkeypatch, 
     assert {kind for kind, method in found if method == "quest_64"} == kinds | {"page_summaries"}
     # Three layers of 2 heads of 8 channels, float32, room for 250 tokens: 16 pages, and counters.
     assert found["cache", "quest_64"].median == 3 * 2 * 2 * 250 * 8 * 4
-    assert found["page_summaries", "quest_64"].median == 1 * (2 * 16 * 2 * 8 * 4 + 16)
+    page = 2 * row_bytes(head_dim=8, page_size=16, sketch_bits=2)
+    assert found["page_summaries", "quest_64"].median == 1 * (16 * page + 16)
     assert all(r.unit == "byte" for r in results)
     quest = found["peak", "quest_64"].metadata
     check_facts(quest)
@@ -197,7 +199,7 @@ def test_wrong_logits_are_refused(method, monkeypatch):
         return compilation_of(name, other, *settings)
 
     monkeypatch.setattr(fresh_start, "compilation_of", of_other_weights)
-    settings = (Setting("minmax", 512),)
+    settings = (Setting("quest", 512),)
     torch._dynamo.reset()
     with pytest.raises(RefusedError, match="logits are wrong"):
         measure_fresh(dataclasses.replace(PROBE, method=method, settings=settings, inner="eager"))

@@ -8,17 +8,17 @@ from quest_compile import ops
 from quest_compile.backend import QuestBackend
 from quest_compile.bench import bench_decode
 from quest_compile.bench.decode import counts
-from quest_compile.bench.ops import checks
+from quest_compile.bench.decode.counts import reads_of
+from quest_compile.bench.ops import checks, prove
 from quest_compile.bench.ops import methods as ops_methods
-from quest_compile.bench.ops.inputs import Setting, Workload, make_steps
-from quest_compile.bench.ops.reads import reads_of
+from quest_compile.bench.ops.inputs import Workload, make_steps
 from quest_compile.bench.results import RefusedError, load_results
+from quest_compile.bench.settings import QUEST, Setting
 from quest_compile.bench.shapes import Layer
-from quest_compile.ops.limits import SUMMARIES
 from quest_compile.report import Report
 
 ARGUMENTS = ["--model-shape", "tiny", "--contexts", "62", "--budgets", "64", "--dtype", "float32"]
-ARGUMENTS += ["--methods", "dense_decode,quest_64", "--summaries", "minmax", "--no-llama-cpp"]
+ARGUMENTS += ["--methods", "dense_decode,quest_64", "--settings", "quest", "--no-llama-cpp"]
 ARGUMENTS += ["--rounds", "3", "--max-load", "99"]
 READ = ["sparse_calls_per_step", "dense_calls_per_step", "tokens_read_per_query"]
 READ += ["kv_bytes_per_step", "bytes_moved"]
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _one_copy(monkeypatch):
-    monkeypatch.setattr("quest_compile.bench.ops.inputs._ROTATED_BYTES", 1)
+    monkeypatch.setattr("quest_compile.bench.ops.inputs.ROTATED_BYTES", 1)
 
 
 @pytest.fixture
@@ -46,16 +46,16 @@ def replayed(monkeypatch):
     return apply
 
 
-@pytest.mark.parametrize("summary", SUMMARIES)
+@pytest.mark.parametrize("kind", QUEST)
 @pytest.mark.parametrize("seq_len", [63, 64, 65, 79, 80, 81])
-def test_the_setting_says_what_the_counters_count(seq_len, summary):
-    setting = Setting(summary, 64)
+def test_the_setting_says_what_the_counters_count(seq_len, kind):
+    setting = Setting(kind, 64)
     workload = Workload("tiny", Layer(4, 2, 16), seq_len, torch.bfloat16, batch=2)
     step = make_steps(workload, [setting])[0]
     ops.reset_counters()
-    ops_methods.sparse_decode(setting)(step)
+    ops_methods.sparse_decode(setting, seq_len)(step)
     counted = ops.counters()
-    reads = reads_of(step.key_cache, step.value_cache, seq_len, setting)
+    reads = reads_of(step.key_cache, step.value_cache, 4, seq_len, setting.config)
     assert reads.num_bytes == counted["bytes_read"]
     if seq_len > 64:
         assert reads.tokens == counted["tokens_attended"] / counted["sparse_rows"]
@@ -63,7 +63,7 @@ def test_the_setting_says_what_the_counters_count(seq_len, summary):
         assert counted["sparse_rows"] == 0 and reads.tokens == seq_len
     ops.reset_counters()
     ops_methods.dense_decode(step)
-    dense = reads_of(step.key_cache, step.value_cache, seq_len, None)
+    dense = reads_of(step.key_cache, step.value_cache, 4, seq_len, None)
     assert dense.num_bytes == ops.counters()["bytes_read"]
 
 
@@ -94,16 +94,16 @@ def test_a_report_without_sparse_layers_is_refused(tmp_path, replayed, monkeypat
 
 @pytest.mark.parametrize("name", ["quest_64", "dense_decode"])
 def test_ops_take_bytes_from_the_setting_where_values_are_not_counted(name, monkeypatch):
-    setting = Setting("minmax", 64)
+    setting = Setting("quest", 64)
     workload = Workload("tiny", Layer(4, 2, 16), 250, torch.float32)
     steps = make_steps(workload, [setting])
     found = []
     for is_counted in (True, False):
-        monkeypatch.setattr(checks, "are_values_counted", lambda step, is_=is_counted: is_)
+        monkeypatch.setattr(prove, "are_values_counted", lambda step, is_=is_counted: is_)
         (method,) = (
             m for m in ops_methods.methods_of(workload, steps, [setting], [name]) if m.key == name
         )
-        facts = checks.check_method(method, steps[0])
+        facts = prove.check_method(method, steps[0])
         found.append((facts, method.bytes_moved))
     assert found[0] == found[1]
     assert (found[0][1] < workload.dense_bytes) == (name == "quest_64")

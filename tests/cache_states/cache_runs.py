@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import FEW_PAGES
 
 from quest_compile import ops, state
 from quest_compile.decoding import greedy_step, prefill, rewind
@@ -10,8 +11,8 @@ NUM_LAYERS = 2
 MAX_SEQ_LEN = 256
 LENGTH = 150
 STEPS = 20
-PAGE_SIZE = 16
-SETTINGS = {"budget": 64, "num_dense_layers": 0, "inner": "aot_eager"}
+PAGE_FORMAT = ops.SummaryFormat()
+SETTINGS = FEW_PAGES | {"budget": 64, "num_dense_layers": 0, "inner": "aot_eager"}
 
 grad_modes = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
@@ -45,21 +46,17 @@ def assert_sparse_calls_since_reset(steps):
     assert counted["sparse_calls_covered"] == 0
 
 
-def is_exact(caches, page_size=PAGE_SIZE):
+def is_exact(caches, page_format=PAGE_FORMAT):
     """Do all complete pages of all layers have the summary of their keys?"""
     for cache in caches:
         for layer in cache.layers:
             length = torch.tensor([int(layer.cumulative_length)])
-            found = summary_of(layer.keys, page_size)
-            expected = ops.build_page_summary(layer.keys, length, page_size=page_size)
-            num_complete = int(length) // page_size
+            found = getattr(layer.keys, state._ATTRIBUTE)[page_format].page_summary
+            expected = ops.build_page_summary(layer.keys, length, **page_format.as_kwargs())
+            num_complete = int(length) // page_format.page_size
             if not torch.equal(found[:, :, :num_complete], expected[:, :, :num_complete]):
                 return False
     return True
-
-
-def summary_of(key_cache, page_size=PAGE_SIZE):
-    return getattr(key_cache, state._ATTRIBUTE)[page_size, "minmax", 1].page_summary
 
 
 def decode_row(step, cache, tokens, row):

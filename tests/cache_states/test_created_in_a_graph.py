@@ -13,7 +13,7 @@ from cache_runs import (
     is_exact,
 )
 from functorch.compile import make_boxed_func
-from tiny_models import random_prompt
+from tiny_models import FEW_PAGES, random_prompt
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
 from transformers import StaticCache
@@ -89,7 +89,7 @@ def test_all_inputs_but_the_token_have_a_fixed_address(
     """What CUDA graphs need: Inductor skips them for a graph that writes any other input."""
     torch._dynamo.reset()
     monkeypatch.setattr(decide, "_STEP_DEVICES", frozenset(step_devices))
-    backend = quest_compile.backend(budget=64, num_dense_layers=1, inner="aot_eager")
+    backend = quest_compile.backend(**FEW_PAGES, budget=64, num_dense_layers=1, inner="aot_eager")
     step = torch.compile(model, backend=backend)
     prompt = random_prompt(1, LENGTH)
     with mode():

@@ -5,7 +5,15 @@ import weakref
 
 import pytest
 import torch
-from cache_runs import LENGTH, MAX_SEQ_LEN, NUM_LAYERS, SETTINGS, decode, grad_modes
+from cache_runs import (
+    LENGTH,
+    MAX_SEQ_LEN,
+    NUM_LAYERS,
+    PAGE_FORMAT,
+    SETTINGS,
+    decode,
+    grad_modes,
+)
 from tiny_models import random_prompt
 
 import quest_compile
@@ -23,7 +31,9 @@ def test_page_summaries_die_with_their_cache(model, step):
     with torch.no_grad():
         cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
         decode(step, cache, prompt[:, -1:], LENGTH - 1, steps=1)
-    summaries = [weakref.ref(state.state_of(x.keys, 16).page_summary) for x in cache.layers]
+    states = [state.state_of(layer.keys, PAGE_FORMAT) for layer in cache.layers]
+    summaries = [weakref.ref(state.page_summary) for state in states]
+    del states
     assert all(summary() is not None for summary in summaries)
     del cache
     gc.collect()

@@ -6,6 +6,7 @@ from cache_runs import (
     LENGTH,
     MAX_SEQ_LEN,
     NUM_LAYERS,
+    PAGE_FORMAT,
     STEPS,
     assert_sparse_calls_since_reset,
     decode,
@@ -13,7 +14,7 @@ from cache_runs import (
     grad_modes,
     is_exact,
 )
-from tiny_models import random_prompt, tiny_model
+from tiny_models import FEW_PAGES, SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
@@ -23,12 +24,17 @@ OTHERS = {
     "larger budget": {"budget": 96, "page_size": 16},
     "smaller pages": {"budget": 64, "page_size": 8},
     "covering budget": {"budget": 240, "page_size": 16},
+    "another summary": {"budget": 64, "preset": "paper"},
 }
 
 
+def other_backend(settings):
+    settings = FEW_PAGES | {"num_dense_layers": 0, "inner": "aot_eager"} | settings
+    return quest_compile.backend(**settings)
+
+
 def other_step(model, settings):
-    settings = {"num_dense_layers": 0, "inner": "aot_eager"} | settings
-    return torch.compile(model, backend=quest_compile.backend(**settings))
+    return torch.compile(model, backend=other_backend(settings))
 
 
 @grad_modes
@@ -70,6 +76,7 @@ def test_two_backends_on_caches_of_their_own(model, step, other):
 def test_two_backends_on_the_same_cache(model, step, mode, other):
     """The other backend writes keys behind the back of this one, and rewinds."""
     theirs = other_step(model, OTHERS[other])
+    formats = (PAGE_FORMAT, other_backend(OTHERS[other]).config.page_format)
     prompt = random_prompt(1, LENGTH)
     expected = [fresh_run(model, each, prompt) for each in (step, theirs)]
     with mode():
@@ -82,7 +89,7 @@ def test_two_backends_on_the_same_cache(model, step, mode, other):
             is_covered = each == 1 and other == "covering budget"
             counter = "sparse_calls_covered" if is_covered else "sparse_calls"
             assert ops.counters()[counter] == STEPS * NUM_LAYERS
-            assert is_exact([cache], OTHERS[other]["page_size"] if each else 16)
+            assert is_exact([cache], formats[each])
 
 
 def test_two_models_with_one_backend(model, step):
@@ -106,7 +113,7 @@ def test_two_models_with_one_backend(model, step):
 
 def test_caches_of_growing_length_share_a_dynamic_graph(model):
     torch._dynamo.reset()
-    backend = quest_compile.backend(budget=80, inner="aot_eager")
+    backend = quest_compile.backend(**SHORT, budget=80, inner="aot_eager")
     step = torch.compile(model, backend=backend)
     prompt = random_prompt(1, LENGTH)
     runs = []
@@ -122,7 +129,7 @@ def test_models_of_other_sizes_that_share_their_code_are_sparse_too():
     """A draft model beside its target: torch takes sizes that differ for symbols, head_dim too."""
     torch._dynamo.reset()
     ops.reset_counters()
-    backend = quest_compile.backend(budget=80, num_dense_layers=0, inner="aot_eager")
+    backend = other_backend({"budget": 80})
     for head_dim, num_kv_heads in ((16, 2), (24, 4), (40, 1)):
         sizes = {"head_dim": head_dim, "num_key_value_heads": num_kv_heads}
         other = tiny_model("llama", num_hidden_layers=2, **sizes)

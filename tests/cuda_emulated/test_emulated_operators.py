@@ -16,11 +16,24 @@ from test_dense_decode import (
     test_one_token_is_its_value,
     test_query_may_have_any_strides,
 )
+from test_group_softmax import (
+    test_a_page_that_is_nan_for_one_head_is_nan_and_takes_nothing_from_the_others,
+    test_a_page_that_one_head_wants_is_found,
+    test_far_below_the_best_is_zero_and_ties_share,
+    test_infinite_bounds_share_equally,
+    test_pages_that_count_for_no_head_are_minus_infinity_and_those_of_some_are_not,
+    test_shares_sum_to_the_number_of_heads_that_count,
+    test_top_p_keeps_the_smallest_set_with_that_part_of_the_shares,
+)
 from test_score_pages import (
-    test_is_the_score_of_the_paper,
-    test_nan_keys_score_nan,
+    test_a_page_with_a_key_that_is_nan_scores_nan,
+    test_a_query_that_is_nan_scores_nan,
+    test_any_finite_keys,
+    test_is_the_definition,
     test_one_seq_len_serves_all_rows,
+    test_scale_multiplies_the_products,
     test_scores_complete_pages_only,
+    test_strides_of_the_mask_do_not_matter,
 )
 from test_select_pages import (
     test_budget_beyond_the_cache,
@@ -39,13 +52,12 @@ from test_several_queries import (
 )
 from test_sparse_decode import (
     test_budget_that_holds_the_sequence_equals_dense_bit_for_bit,
-    test_equals_score_select_attend,
+    test_equals_score_select_attend_or_dense_bit_for_bit,
     test_is_attention_over_the_best_pages,
     test_no_page_beyond_the_budget_is_read,
     test_nothing_to_attend_is_zero,
     test_open_page_is_always_attended,
     test_row_that_fits_is_dense_beside_rows_that_do_not,
-    test_selects_as_the_reference_in_float64,
     test_the_key_that_matters_is_found,
 )
 from test_sparse_decode_step import (
@@ -62,4 +74,5 @@ from test_update_page_summary import (
     test_prefill_in_pieces,
     test_prefill_of_any_length,
     test_refill_of_the_same_length,
+    test_rows_have_the_bits_of_their_definition,
 )

@@ -12,14 +12,14 @@ FOLDER = Path(__file__).parent
 # Every kernel, memory that is not aligned, lengths outside of the cache.
 IN_CI = (
     "test_emulated_shapes.py",
-    "test_emulated_kernels.py::test_rows_at_any_address_give_the_same_bits[dtype1]",
+    "test_emulated_kernels.py::test_rows_at_any_address_give_the_same_bits",
     "test_emulated_kernels.py::test_lengths_and_positions_out_of_range_are_clamped",
 )
 # Little, but every dtype and layout: sanitized fibers are slow.
 CHOSEN = (
     "best_pages or step_is_update or bit_for_bit or foreign or clamped or any_address or "
-    "little_shared or selects_as_the_contract or score_of_the_paper or listed_pages or "
-    "changes_a_bit or masked_tokens_do_not or many_heads or spread_over"
+    "little_shared or selects_as_the_contract or is_the_definition or listed_pages or "
+    "changes_a_bit or more_heads"
 )
 PLANTED = """
 import emulated_library, os, planted_errors
@@ -81,5 +81,5 @@ def test_every_kernel_touches_its_own_memory_only(run):
 
 @pytest.mark.nightly
 def test_kernels_touch_no_memory_that_is_not_theirs(run):
-    names = ("operators", "kernels", "sketches", "selection")
+    names = ("operators", "kernels", "selection")
     assert_passes(run, *(f"test_emulated_{name}.py" for name in names), "-k", CHOSEN)

@@ -6,16 +6,12 @@ import dataclasses
 import pytest
 import torch
 from emulated_library import configure
-from hostile import CASES, Case, make_inputs
+from hostile import WAYS, Case, every_case, make_inputs
 from test_attend_pages import assert_attends, listed_positions
 from test_every_op import CASES as FEW_CASES
 from test_every_op import assert_same_bits
 from test_select_pages import INF, NAN
-from test_selection_shares import (
-    assert_selects_shares,
-    random_scores,
-    test_sketches_are_logits_already,
-)
+from test_selection_shares import assert_selects_shares, random_scores
 from test_several_queries import make_call, run, run_alone
 
 from quest_compile import ops
@@ -32,8 +28,8 @@ few_cases = pytest.mark.parametrize("case", FEW_CASES, ids=str)
 
 
 @each_share
-@pytest.mark.parametrize("kind", ["plain", "ties", "odd"])
-@pytest.mark.parametrize("score_scale", [0.125, 1.0, 0.0, -1.0])
+@pytest.mark.parametrize("kind", ["plain", "ties", "odd", "shares"])
+@pytest.mark.parametrize("score_scale", [0.125, 1.0, 0.0, -1.0, None])
 def test_selects_the_pages_of_the_reference(kind, score_scale, shares):
     num_pages, seq_lens = 50, torch.tensor([16 * 50 - 3, 16 * 30])
     scores = random_scores(kind, num_pages)
@@ -71,7 +67,7 @@ def test_nothing_but_sinks_and_recents_within_the_budget(sizes):
 
 
 @each_share
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_sparse_decode_attends_what_is_chosen(case, shares):
     """Dense where all pages in use fit."""
     case = dataclasses.replace(case, budget_pages=9, **shares)
@@ -81,7 +77,7 @@ def test_sparse_decode_attends_what_is_chosen(case, shares):
     scores = inputs.scores()
     pages = inputs.pages(scores)
     assert_selects_shares(inputs, scores, pages)
-    composed = inputs.attend(pages)
+    composed, _ = inputs.attend(pages)
     fits = inputs.fits()
     assert torch.equal(out[~fits], composed[~fits])
     assert torch.equal(out[fits], ops.dense_decode(*inputs.dense())[fits])
@@ -98,13 +94,13 @@ def test_no_gpu_and_no_order_changes_a_bit(case):
 
 
 def test_more_pages_than_shared_memory_holds():
-    case = Case(torch.bfloat16, 8, 8, 1, 1, 8, (80_000,), 80_000, budget_pages=2100)
+    case = Case(torch.bfloat16, 8, 8, 1, 1, 8, (80_000,), 80_000, budget_pages=2100, **WAYS[4])
     case = dataclasses.replace(case, top_p=0.95, budget_fraction=0.2)
     inputs = make_inputs(case)
     configure(132)
     out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     scores = inputs.scores()
-    settings = {"page_budget": 2100, "page_size": 8, "score_scale": 8**-0.5, **inputs.shares()}
+    settings = {"page_budget": 2100, "page_size": 8, "score_scale": None, **inputs.shares()}
     expected = reference.select_pages(scores, inputs.seq_lens, **settings)
     assert torch.equal(inputs.pages(scores), expected)
     assert_attends(inputs, listed_positions(inputs, expected), out)

@@ -14,15 +14,14 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("gpu", "ops"
 
 import test_gpu_kernels as kernels
 import test_gpu_selection as selection
-import test_gpu_sketches as sketches
-from hostile import CASES, Case, make_inputs
+from hostile import CASES, FORMATS, Case, make_inputs
 
 from quest_compile import ops
 from quest_compile.bench.gpu_check import smoke
-from quest_compile.bench.gpu_check.attention import Part, methods_of
-from quest_compile.bench.gpu_check.attention_checks import error_of, expected_of
-from quest_compile.bench.gpu_check.inputs import SUMMARIES, Workload
-from quest_compile.bench.gpu_check.inputs import make_inputs as make_workload
+from quest_compile.bench.ops.inputs import Workload, make_steps
+from quest_compile.bench.ops.methods import quest_methods
+from quest_compile.bench.ops.prove import check_method
+from quest_compile.bench.settings import QUEST, Setting
 
 FEW_CASES = kernels.FEW_CASES
 SHARES = selection.SHARES[2]
@@ -45,17 +44,15 @@ def emulated(library, monkeypatch):
     [
         (kernels.test_repeated_calls_give_the_same_bits, ("sparse_decode_step", FEW_CASES[0])),
         (kernels.test_rest_of_the_batch_changes_no_bit, ("sparse_decode", FEW_CASES[0])),
-        (kernels.test_summaries_have_the_bits_of_the_cpu, (CASES[1], "sketch")),
-        (kernels.test_a_repeated_step_gives_the_same_bits, (CASES[1], "minmax")),
+        (kernels.test_summaries_have_the_bits_of_the_cpu, (CASES[2],)),
+        (kernels.test_a_repeated_step_gives_the_same_bits, (CASES[2],)),
         (kernels.test_lengths_out_of_range_are_clamped, (-5,)),
-        (selection.test_selects_the_pages_of_the_cpu, (50, "odd", SHARES)),
-        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[1], SHARES)),
-        (sketches.test_rows_have_the_bits_of_the_reference, (torch.bfloat16, 1, 8, 8)),
-        (sketches.test_scores_agree_with_the_reference, (1, "sum", 8, 8)),
-        pytest.param(kernels.test_foreign_writes_are_repaired, ("minmax",), marks=nightly),
+        (selection.test_selects_the_pages_of_the_cpu, (50, "shares", SHARES)),
+        (selection.test_sparse_decode_attends_what_is_chosen, (CASES[2], SHARES)),
+        pytest.param(kernels.test_foreign_writes_are_repaired, (FORMATS[0],), marks=nightly),
         pytest.param(
             kernels.test_a_captured_step_follows_the_lengths_in_device_memory,
-            ("minmax",),
+            (FORMATS[0],),
             marks=nightly,
         ),
     ],
@@ -68,17 +65,15 @@ def test_gpu_test_runs(test, arguments):
 def test_smoke_runs_on_cuda_tensors(monkeypatch):
     monkeypatch.setattr(smoke, "_CASES", smoke._CASES[1:2])
     rows = smoke.smoke("cuda", {"native": ops})
-    assert len(rows) == 16 and all(row["ok"] for row in rows)
+    assert len(rows) == 28 and all(row["ok"] for row in rows)
 
 
-def test_attention_is_checked_on_cuda_tensors():
-    workload = Workload("tiny", 256, 2, 64, torch.bfloat16)
-    (x, *_) = make_workload(workload, "cpu", 2**27)
-    x = on_cuda(x)
-    part = Part("native", ops, SUMMARIES)
-    expected = expected_of(x, workload, ops, SUMMARIES)
-    for name, _, call in methods_of(part, workload):
-        assert error_of(name, call, x, expected) == "", name
+@pytest.mark.parametrize("kind", QUEST)
+def test_attention_is_checked_on_cuda_tensors(kind):
+    setting, workload = Setting(kind, 64), Workload.of_shape("tiny", 256, 2, "cpu")
+    step = on_cuda(make_steps(workload, [setting], 2**28)[0])
+    for method in quest_methods(setting, [step], workload):
+        check_method(method, step)
 
 
 def on_cuda(value):

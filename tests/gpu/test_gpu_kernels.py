@@ -1,11 +1,9 @@
 """The native CUDA kernels on a GPU: what the emulation cannot tell. Operator tests with the
 parameter ``device`` run there too."""
 
-import dataclasses
-
 import pytest
 import torch
-from hostile import CASES, Case, make_inputs
+from hostile import CASES, Case, every_case, every_format, make_inputs
 from test_every_op import CASES as FEW_CASES
 from test_every_op import assert_same_bits, call_of, results, rows_of
 from test_sparse_decode_step import assert_same_state, state_of, step, two_calls
@@ -21,7 +19,6 @@ LONG_CASES = (
     Case(torch.bfloat16, 128, 128, 2, 4, 16, (131_000,), 131_072, budget_pages=128),
 )
 few_cases = pytest.mark.parametrize("case", FEW_CASES, ids=str)
-each_summary = pytest.mark.parametrize("summary", ["minmax", "sketch"])
 
 
 @pytest.fixture(autouse=True)
@@ -50,18 +47,16 @@ def test_rest_of_the_batch_changes_no_bit(name, case):
         assert_same_bits(actual, [x[rows] for x in expected])
 
 
-@each_summary
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_summaries_have_the_bits_of_the_cpu(case, summary):
+@every_case
+def test_summaries_have_the_bits_of_the_cpu(case):
     states = []
     for device in ("cpu", "cuda"):
         inputs = make_inputs(case, device)
-        rows, num_sealed, scale = state_of(inputs, summary, 0, 0)
+        rows, num_sealed = state_of(inputs, 0, 0)
         position = torch.arange(min(case.lengths), device=device)
         keys = inputs.clean_keys.to(case.dtype)
-        arguments = (keys, position, rows, num_sealed, scale)
-        ops.update_page_summary(*arguments, page_size=case.page_size, summary=summary)
-        states.append([None if x is None else x.cpu() for x in (rows, num_sealed, scale)])
+        ops.update_page_summary(keys, position, rows, num_sealed, **case.page_format())
+        states.append([rows.cpu(), num_sealed.cpu()])
     assert_same_state(*states)
 
 
@@ -77,64 +72,62 @@ def kernels_of(call):
 
 
 def test_a_sparse_step_is_scores_and_attention_and_nothing_else():
-    case = Case(torch.bfloat16, 128, 128, 8, 4, lengths=(5000,), max_seq_len=8192)
+    case = Case(torch.bfloat16, 128, 128, 8, 4, lengths=(5000,), max_seq_len=8192, budget_pages=128)
     inputs = make_inputs(case, "cuda")
-    state = state_of(inputs, "minmax", 0, -1)
+    state = state_of(inputs, 0, -1)
     position = inputs.seq_lens - 1
-    names = kernels_of(lambda: step(inputs, position, state, budget=2048))
+    names = kernels_of(lambda: step(inputs, position, state))
     assert len(names) == 2, names
     assert "score_kernel" in names[0] and "attend_kernel" in names[1]
 
 
-@each_summary
 @pytest.mark.parametrize("case", [*CASES, *FEW_CASES, *LONG_CASES], ids=str)
-def test_a_repeated_step_gives_the_same_bits(case, summary):
+def test_a_repeated_step_gives_the_same_bits(case):
     """In whatever order its CTAs come."""
     inputs = make_inputs(case, "cuda")
     position = inputs.seq_lens.max()[None] - 1
-    expected_state = state_of(inputs, summary)
-    expected = step(inputs, position, expected_state, summary=summary)
+    expected_state = state_of(inputs)
+    expected = step(inputs, position, expected_state)
     for _ in range(5):
-        state = state_of(inputs, summary)
-        assert torch.equal(step(inputs, position, state, summary=summary), expected)
+        state = state_of(inputs)
+        assert torch.equal(step(inputs, position, state), expected)
         assert_same_state(state, expected_state)
 
 
-@each_summary
-def test_foreign_writes_are_repaired(summary):
-    case = Case(torch.bfloat16, 128, 128, 8, 4, lengths=(500,) * 20, max_seq_len=512)
-    inputs = make_inputs(case, "cuda")
+@every_format
+def test_foreign_writes_are_repaired(page_format):
+    sizes = {"lengths": (500,) * 20, "max_seq_len": 512}
+    inputs = make_inputs(Case(torch.bfloat16, 128, 128, 8, 4, **sizes, **page_format), "cuda")
     position = inputs.seq_lens[:1] - 1
-    state, expected = (state_of(inputs, summary, 0, -1) for _ in range(2))
-    step(inputs, position, state, summary=summary)
+    state, expected = (state_of(inputs, 0, -1) for _ in range(2))
+    step(inputs, position, state)
     inputs.key_cache[1, 0] *= -3
     inputs.key_cache[0, 1, 30 * 16 : 31 * 16] += 5
-    out = step(inputs, position + 1, state, summary=summary)
-    assert torch.equal(out, step(inputs, position + 1, expected, summary=summary))
+    out = step(inputs, position + 1, state)
+    assert torch.equal(out, step(inputs, position + 1, expected))
     assert state[1].tolist() == [31, -1]
     assert torch.equal(state[0][:, :, :31], expected[0][:, :, :31])
 
 
-@each_summary
-def test_a_captured_step_follows_the_lengths_in_device_memory(summary):
+@every_format
+def test_a_captured_step_follows_the_lengths_in_device_memory(page_format):
     """Decoding over page ends, the budget and a rollback, by replays of one graph."""
-    case = Case(torch.bfloat16, 128, 128, 2, 4, lengths=(300, 300), max_seq_len=2048)
-    inputs = make_inputs(dataclasses.replace(case, lengths=(2048, 2048)), "cuda")
-    settings = {"budget": 256, "summary": summary}
+    sizes = {"lengths": (2048, 2048), "max_seq_len": 2048, "budget_pages": 16}
+    inputs = make_inputs(Case(torch.bfloat16, 128, 128, 2, 4, **sizes, **page_format), "cuda")
     position = torch.tensor([199], device="cuda")
     inputs.seq_lens.fill_(200)
-    state = state_of(inputs, summary, 0, -1)
+    state = state_of(inputs, 0, -1)
     graph = torch.cuda.CUDAGraph()
-    step(inputs, position, state, **settings)  # kernels are loaded before the capture
+    step(inputs, position, state)  # kernels are loaded before the capture
     state[1].copy_(torch.tensor([0, -1]))
     with torch.cuda.graph(graph):
-        out = step(inputs, position, state, **settings)
-    expected = state_of(inputs, summary, 0, -1)
+        out = step(inputs, position, state)
+    expected = state_of(inputs, 0, -1)
     for length in (*range(240, 300), 1024, 1025, 290, 2048):
         position.fill_(length - 1)
         inputs.seq_lens.fill_(length)
         graph.replay()
-        assert torch.equal(out, two_calls(inputs, position, expected, **settings)), length
+        assert torch.equal(out, two_calls(inputs, position, expected)), length
         assert_same_state(state, expected)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hostile import CASES, make_inputs
+from hostile import every_case, make_inputs
 from test_every_op import assert_same_bits
 from test_selection_shares import assert_selects_shares, random_scores
 
@@ -23,27 +23,28 @@ def _native():
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)
-@pytest.mark.parametrize("kind", ["plain", "ties", "odd"])
+@pytest.mark.parametrize("kind", ["plain", "ties", "odd", "shares"])
 @pytest.mark.parametrize("num_pages", [50, 2048, 10_000])
 def test_selects_the_pages_of_the_cpu(num_pages, kind, shares):
     seq_lens = torch.tensor([16 * num_pages - 3, 16 * 30])
     scores = random_scores(kind, num_pages)
     for page_budget in (12, num_pages // 2):
-        settings = {"page_budget": page_budget, "score_scale": 0.3, **shares}
+        scale = None if kind == "shares" else 0.3
+        settings = {"page_budget": page_budget, "score_scale": scale, **shares}
         expected = ops.select_pages(scores, seq_lens, **settings)
         actual = ops.select_pages(scores.cuda(), seq_lens.cuda(), **settings)
         assert torch.equal(actual.cpu(), expected)
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_sparse_decode_attends_what_is_chosen(case, shares):
     case = dataclasses.replace(case, budget_pages=9, **shares)
     inputs = make_inputs(case, "cuda")
     scores = inputs.scores()
     pages = inputs.pages(scores)
     assert_selects_shares(inputs, scores, pages)
-    composed = inputs.attend(pages)
+    composed, _ = inputs.attend(pages)
     fits = inputs.fits()
     dense = ops.dense_decode(*inputs.dense())
     for _ in range(5):

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from hostile import CASES, NAN, Case, make_inputs
+from hostile import NAN, Case, every_case, every_dtype, make_inputs
 from test_attend_pages import assert_attends
 
 from quest_compile import ops
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_is_attention_over_all_live_positions(case, device):
     inputs = make_inputs(case, device)
     out = ops.dense_decode(*inputs.dense())
@@ -29,7 +29,7 @@ def test_room_behind_the_last_token_does_not_matter(length):
     assert torch.equal(ops.dense_decode(inputs.query, *caches, inputs.seq_lens), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every_dtype
 def test_masked_tokens_are_never_attended(dtype):
     """Not even by the other heads of the group when one of them attends a NaN."""
     inputs = make_inputs(Case(dtype, num_kv_heads=1, mask="per_head"))

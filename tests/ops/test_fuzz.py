@@ -10,10 +10,10 @@ import random
 
 import pytest
 import torch
+from exact_scores import assert_scores
 from hostile import make_inputs, random_case, wild_slots
 from test_attend_pages import assert_attends, listed_positions
 from test_bad_input import BAD, arguments_of
-from test_score_pages import assert_scores
 from test_select_pages import assert_selects_as_the_loop
 from test_selection_shares import assert_selects_shares
 from test_several_queries import MASKS as SEVERAL_MASKS
@@ -25,7 +25,7 @@ from quest_compile import ops
 NUM_CALLS = int(os.environ.get("QUEST_COMPILE_FUZZ", 300))
 NUM_NIGHTLY_CALLS = 20_000
 NUM_PARTS = 10
-GO_TOGETHER = ({"key_cache", "value_cache"}, {"page_summary", "channel_scale", "summary"})
+GO_TOGETHER = ({"key_cache", "value_cache"}, {"page_summary", "summary", "sketch_bits"})
 
 
 def slices(num_calls):
@@ -60,10 +60,7 @@ def check_valid_call(seed):
         assert_selects_as_the_loop(scores, inputs.seq_lens, inputs.live, pages, case.page_size)
 
     is_attended = listed_positions(inputs, pages)
-    caches = inputs.sparse()[:3]
-    out, lse = ops.attend_pages(
-        *caches, wild_slots(pages), inputs.seq_lens, inputs.attn_mask, page_size=case.page_size
-    )
+    out, lse = inputs.attend(wild_slots(pages))
     assert_attends(inputs, is_attended, out, lse)
     sparse = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     fits = inputs.fits()

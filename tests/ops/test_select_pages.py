@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hostile import CASES, Case, make_inputs
+from hostile import Case, every_case, make_inputs, other_memory
 
 from quest_compile import ops
 
@@ -43,7 +43,7 @@ def assert_selects_as_the_loop(scores, seq_lens, live, actual, page_size, sinks=
             assert actual[row, head].tolist() == expected + empty, (row, head)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_selects_as_the_contract_says(case, device):
     inputs = make_inputs(case, device)
     scores = inputs.scores()
@@ -144,15 +144,9 @@ def test_group_shares_pages_that_are_live_for_one_of_its_heads():
 
 
 def test_mask_strides_do_not_matter():
-    case = Case(lengths=(300, 200), max_seq_len=300, mask="random")
-    inputs = make_inputs(case)
+    inputs = make_inputs(Case(lengths=(300, 200), max_seq_len=300, mask="random"))
     scores = inputs.scores()
     expected = inputs.pages(scores)
-    for mask in (
-        inputs.attn_mask.contiguous(),
-        inputs.attn_mask.expand(2, 8, 1, 300),
-        inputs.attn_mask.repeat_interleave(2, -1)[..., ::2],
-        inputs.attn_mask.transpose(0, 3).contiguous().transpose(0, 3),
-    ):
+    for mask in other_memory(inputs.attn_mask):
         actual = ops.select_pages(scores, inputs.seq_lens, mask, page_budget=4)
         assert torch.equal(actual, expected)

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from hostile import CASES, NAN, Case, make_inputs
+from hostile import NAN, Case, every_case, every_way, make_inputs
 from oracle import exact_attention, in_float64
 from test_attend_pages import assert_attends, listed_positions
 
@@ -12,12 +12,10 @@ from quest_compile.ops import reference
 LONG = Case(torch.bfloat16, lengths=(500, 333, 64), max_seq_len=512)
 
 
-def fits(inputs):
-    case = inputs.case
-    return inputs.seq_lens <= case.budget_pages * case.page_size
+SHARES = ({}, {"top_p": 0.9}, {"budget_fraction": 0.3}, {"top_p": 0.5, "budget_fraction": 0.7})
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_is_attention_over_the_best_pages(case, device):
     inputs = make_inputs(case, device)
     out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
@@ -25,26 +23,21 @@ def test_is_attention_over_the_best_pages(case, device):
     assert_attends(inputs, listed_positions(inputs, pages), out)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_score_select_attend(case):
-    inputs = make_inputs(case)
-    out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
-    pages = inputs.pages(inputs.scores())
-    composed = inputs.attend(pages)
-    is_sparse = ~fits(inputs)
-    assert torch.equal(out[is_sparse], composed[is_sparse])
+@every_case
+def test_equals_score_select_attend_or_dense_bit_for_bit(case):
+    for shares in SHARES:
+        budget_pages = 9 if shares else case.budget_pages
+        inputs = make_inputs(dataclasses.replace(case, budget_pages=budget_pages, **shares))
+        out = ops.sparse_decode(*inputs.sparse(), **inputs.settings(), scale=0.3)
+        of_tokens = {"scale": 0.3} if case.scores_tokens else {}
+        scores = inputs.scores(**of_tokens)
+        composed, _ = inputs.attend(inputs.pages(scores, scale=0.3), scale=0.3)
+        dense, fits = ops.dense_decode(*inputs.dense(), scale=0.3), inputs.fits()
+        assert torch.equal(out[~fits], composed[~fits]), shares
+        assert torch.equal(out[fits], dense[fits]), shares
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_selects_as_the_reference_in_float64(case):
-    inputs = make_inputs(case)
-    _, ((_, pages, _),) = in_float64(reference.sparse_decode, *inputs.sparse(), **inputs.settings())
-    if pages is not None:
-        is_sparse = ~fits(inputs)
-        assert torch.equal(inputs.pages(inputs.scores())[is_sparse], pages[is_sparse])
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_reference_in_float64_is_exact(case):
     """The oracle itself, against attention over the pages that it selected."""
     inputs = make_inputs(case)
@@ -54,12 +47,12 @@ def test_reference_in_float64_is_exact(case):
     is_attended = inputs.live[:, :, None]
     if pages is not None:
         is_listed = listed_positions(inputs, pages)
-        is_attended = torch.where(fits(inputs)[:, None, None, None], is_attended, is_listed)
+        is_attended = torch.where(inputs.fits()[:, None, None, None], is_attended, is_listed)
     exact, _ = exact_attention(*inputs.clean(), is_attended)
     torch.testing.assert_close(out, exact, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_budget_that_holds_the_sequence_equals_dense_bit_for_bit(case, device):
     inputs = make_inputs(case, device)
     dense = ops.dense_decode(*inputs.dense())
@@ -85,9 +78,9 @@ def test_long_row_that_fits_is_dense_beside_rows_that_do_not():
     assert torch.equal(out[1:], ops.dense_decode(*inputs.dense())[1:])
 
 
-@pytest.mark.parametrize("group_reduce", ["sum", "max", "none"])
-def test_no_page_beyond_the_budget_is_read(group_reduce, device):
-    case = dataclasses.replace(LONG, group_reduce=group_reduce)
+@every_way
+def test_no_page_beyond_the_budget_is_read(way, device):
+    case = dataclasses.replace(LONG, **way)
     inputs = make_inputs(case, device)
     expected = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     pages = inputs.pages(inputs.scores()).unflatten(1, (2, -1)).flatten(2)
@@ -111,17 +104,18 @@ def test_never_attends_more_tokens_than_the_budget():
         assert 0 < ops.counters()["max_tokens_attended"] <= budget
 
 
-@pytest.mark.parametrize("group_reduce", ["sum", "max", "none"])
-def test_the_key_that_matters_is_found(group_reduce):
-    inputs = make_inputs(Case(lengths=(2000,), max_seq_len=2000, group_reduce=group_reduce))
+@every_way
+def test_the_key_that_matters_is_found(way):
+    case = Case(lengths=(2000,), max_seq_len=2000, keys="normal", **way)
+    inputs = make_inputs(case)
     position = 777
     # One direction for all heads of a group: they agree on what matters.
     inputs.query.copy_(
         inputs.query.unflatten(1, (2, 4))[:, :, :1].expand(-1, -1, 4, -1, -1).flatten(1, 2)
     )
-    inputs.key_cache[0, :, position] = 3 * inputs.query[0, ::4, 0]
-    inputs.page_summary = ops.build_page_summary(inputs.key_cache, inputs.seq_lens)
-    out = ops.sparse_decode(*inputs.sparse(), budget=64, group_reduce=group_reduce)
+    inputs.key_cache[0, :, position] = 8 * inputs.query[0, ::4, 0]
+    inputs.summarise()
+    out = ops.sparse_decode(*inputs.sparse(), **inputs.settings())
     expected = inputs.value_cache[0, :, position].repeat_interleave(4, 0)
     torch.testing.assert_close(out[0, :, 0], expected, atol=1e-3, rtol=1e-3)
 

@@ -1,24 +1,55 @@
 import pytest
 import torch
-from hostile import DTYPES, NAN, lay_out
+from hostile import (
+    DTYPES,
+    FORMATS,
+    NAN,
+    every_case,
+    every_dtype,
+    every_format,
+    fill_with_nan,
+    lay_out,
+    make_inputs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from key_distributions import DISTRIBUTIONS, make_keys
 
 from quest_compile import ops
+from quest_compile.ops.summaries import SUMMARIES
 
 BATCH, NUM_KV_HEADS, MAX_SEQ_LEN, HEAD_DIM = 2, 3, 203, 16
 STALE_ROW, STALE_HEAD = 1, 2
 
 
+def rows_of(keys, num_pages, page_size=16, **kind):
+    """The first rows of a page summary: min and max by definition, sketches of the reference."""
+    pages = keys[:, :, : num_pages * page_size].cpu().unflatten(2, (num_pages, page_size))
+    if kind["summary"] == "minmax":
+        return torch.stack([pages.amin(3), pages.amax(3)], 3) + 0.0
+    page_format = ops.SummaryFormat(page_size, **kind)
+    return SUMMARIES[page_format.summary].build(pages, page_format)
+
+
+def assert_rows(page_summary, expected):
+    num_pages = expected.shape[2]
+    actual = page_summary[:, :, :num_pages].cpu().contiguous()
+    assert torch.equal(actual.view(torch.uint8), expected.contiguous().view(torch.uint8))
+
+
 class Cache:
     """A key cache, what is known about it, and writes as a model makes them."""
 
-    def __init__(self, dtype=torch.float32, page_size=16, layout="plain", device="cpu"):
+    def __init__(
+        self, dtype=torch.float32, page_size=16, layout="plain", device="cpu", **page_format
+    ):
         shape = (BATCH, NUM_KV_HEADS, MAX_SEQ_LEN, HEAD_DIM)
         self.keys = lay_out(torch.full(shape, NAN, dtype=dtype, device=device), layout)
-        self.page_size = page_size
-        self.summary, _ = ops.empty_page_summary(self.keys, page_size)
-        self.summary.fill_(NAN)
+        self.page_format = {"page_size": page_size, **(page_format or FORMATS[0])}
+        self.summary = ops.empty_page_summary(self.keys, **self.page_format)
+        for row in self.summary:
+            fill_with_nan(row)
+        self.unwritten = self.summary.clone()
         self.num_sealed = torch.zeros(1, dtype=torch.int64, device=device)
         self.length = 0
 
@@ -32,27 +63,65 @@ class Cache:
 
     def update(self, positions):
         state = (self.summary, self.num_sealed)
-        ops.update_page_summary(self.keys, positions, *state, page_size=self.page_size)
+        ops.update_page_summary(self.keys, positions, *state, **self.page_format)
 
-    def fresh(self):
-        """min and max by definition, of the complete pages."""
-        num_complete = self.length // self.page_size
-        keys = self.keys[:, :, : num_complete * self.page_size]
-        pages = keys.unflatten(2, (num_complete, self.page_size))
-        return torch.stack([pages.amin(3), pages.amax(3)], 3)
+    def assert_complete_pages(self):
+        num_complete = self.length // self.page_format["page_size"]
+        assert int(self.num_sealed[0]) == num_complete
+        assert_rows(self.summary, rows_of(self.keys, num_complete, **self.page_format))
 
     def assert_up_to_date(self):
-        fresh = self.fresh()
-        assert int(self.num_sealed[0]) == fresh.shape[2]
-        assert torch.equal(self.summary[:, :, : fresh.shape[2]], fresh)
-        assert self.summary[:, :, fresh.shape[2] :].isnan().all()
+        """And nothing else was written."""
+        self.assert_complete_pages()
+        rest = slice(self.length // self.page_format["page_size"], None)
+        after, before = (x[:, :, rest].view(torch.uint8) for x in (self.summary, self.unwritten))
+        assert torch.equal(after, before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("page_size", [8, 16, 24, 64, 128])
-@pytest.mark.parametrize("layout", ["plain", "tokens_first", "gaps"])
-def test_prefill_and_decode(dtype, page_size, layout, device):
-    cache = Cache(dtype, page_size, layout, device)
+@every_format
+@every_dtype
+@pytest.mark.parametrize(("head_dim", "page_size"), [(8, 8), (80, 24), (64, 16), (128, 128)])
+def test_rows_have_the_bits_of_their_definition(page_format, dtype, head_dim, page_size, device):
+    for name in DISTRIBUTIONS:
+        keys = make_keys(name, (1, 2, 333, head_dim), dtype).to(device)
+        lengths = torch.tensor([300], device=device)
+        rows = ops.build_page_summary(keys, lengths, page_size=page_size, **page_format)
+        assert_rows(rows, rows_of(keys, 300 // page_size, page_size, **page_format))
+
+
+@every_case
+def test_built_rows_are_those_of_the_complete_pages_of_each_row(case, device):
+    inputs = make_inputs(case, device)
+    keys = inputs.clean_keys.to(case.dtype)
+    for row, length in enumerate(case.lengths):
+        expected = rows_of(keys[[row]], length // case.page_size, **case.page_format())
+        assert_rows(inputs.page_summary[[row]], expected)
+
+
+@every_format
+@pytest.mark.parametrize("page_size", [8, 16, 24])
+def test_empty_page_summary_has_a_row_for_every_page(page_format, page_size):
+    for max_seq_len in (1, 16, 17, 100):
+        keys = torch.zeros(2, 3, max_seq_len, 8).bfloat16()
+        empty = ops.empty_page_summary(keys, page_size=page_size, **page_format)
+        assert empty.shape[:3] == (2, 3, -(-max_seq_len // page_size))
+        if page_format["summary"] == "minmax":
+            assert empty.shape[3:] == (2, 8) and empty.dtype == torch.bfloat16
+
+
+@every_format
+@pytest.mark.parametrize(
+    ("dtype", "page_size", "layout"),
+    [
+        (torch.float32, 8, "plain"),
+        (torch.bfloat16, 16, "tokens_first"),
+        (torch.float16, 24, "gaps"),
+        (torch.bfloat16, 64, "gaps"),
+        (torch.float32, 128, "tokens_first"),
+    ],
+)
+def test_prefill_and_decode(dtype, page_size, layout, page_format, device):
+    cache = Cache(dtype, page_size, layout, device, **page_format)
     cache.write(0, 100)
     cache.assert_up_to_date()
     for position in range(100, MAX_SEQ_LEN):
@@ -103,18 +172,16 @@ def test_rollback_costs_the_pages_written_again():
     cache.write(130, 3)
     cache.write(133, 40)
     assert ops.counters()["summaries_rebuilt"] == 0
-    torch.testing.assert_close(cache.summary[:, :, :10], cache.fresh(), rtol=0, atol=0)
-    assert int(cache.num_sealed) == 10
+    cache.assert_complete_pages()
 
 
-def test_crop_and_continue():
-    cache = Cache()
+@every_format
+def test_crop_and_continue(page_format):
+    cache = Cache(**page_format)
     cache.write(0, 200)
     for length in (120, 64, 16, 15, 1):
         cache.write(length, 2)
-        fresh = cache.fresh()
-        assert int(cache.num_sealed) == fresh.shape[2]
-        assert torch.equal(cache.summary[:, :, : fresh.shape[2]], fresh)
+        cache.assert_complete_pages()
 
 
 def test_refill_of_the_same_length():
@@ -134,8 +201,9 @@ def test_foreign_rewrite_of_the_whole_cache_is_found():
     assert ops.counters()["summaries_rebuilt"] == BATCH * NUM_KV_HEADS
 
 
-def test_foreign_rewrite_of_one_row_and_head_rebuilds_that_one():
-    cache = Cache()
+@every_format
+def test_foreign_rewrite_of_one_row_and_head_rebuilds_that_one(page_format):
+    cache = Cache(**page_format)
     cache.write(0, 150)
     ops.reset_counters()
     cache.keys[STALE_ROW, STALE_HEAD, :150] = torch.randn(150, HEAD_DIM)
@@ -163,14 +231,15 @@ def test_foreign_rewrite_of_one_page_is_found_while_decoding_goes_on():
     cache.assert_up_to_date()
 
 
-def test_samples_are_the_pages_the_contract_names():
+@every_format
+def test_samples_are_the_pages_the_contract_names(page_format):
     """A change in one sealed page is found at once exactly if that page is sampled."""
-    for length in (160, 161, 190, 202):
+    for length in (160, 190, 202):
         start = length // 16
         spread = (length * 2654435761) % 2**32
         sampled = {start - 1} | {(spread + j * 40503) % start for j in range(3)}
         for page in range(start):
-            cache = Cache()
+            cache = Cache(**page_format)
             cache.write(0, length)
             cache.keys[0, 0, page * 16] += 100
             ops.reset_counters()
@@ -209,10 +278,11 @@ def test_a_write_that_follows_or_a_next_position_of_minus_one_rebuilds_nothing()
         assert ops.counters()["pages_sealed"] <= BATCH * NUM_KV_HEADS
 
 
-def test_zeros_of_both_signs_are_no_foreign_write():
+@every_format
+def test_zeros_of_both_signs_are_no_foreign_write(page_format):
     """-0.0 equals 0.0: which of them is the minimum must not depend on how a page is reduced."""
     for dtype in DTYPES:
-        cache = Cache(dtype)
+        cache = Cache(dtype, **page_format)
         cache.write(0, 150)
         zeros = torch.zeros(BATCH, NUM_KV_HEADS, 150, HEAD_DIM, dtype=dtype)
         cache.keys[:, :, :150] = torch.where(torch.rand_like(zeros) < 0.5, zeros, -zeros)
@@ -232,20 +302,24 @@ _WRITES = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(writes=_WRITES, page_size=st.sampled_from([8, 16, 24, 64]), dtype=st.sampled_from(DTYPES))
-def test_any_sequence_of_writes_equals_a_summary_from_scratch(writes, page_size, dtype):
-    cache = Cache(dtype, page_size)
+@given(
+    writes=_WRITES,
+    page_size=st.sampled_from([8, 16, 24, 64]),
+    dtype=st.sampled_from(DTYPES),
+    page_format=st.sampled_from(FORMATS),
+)
+def test_any_sequence_of_writes_equals_a_summary_from_scratch(
+    writes, page_size, dtype, page_format
+):
+    cache = Cache(dtype, page_size, **page_format)
     for first, count in writes:
         # A cache is written behind what it holds, or anywhere inside of it, never with a gap.
         first = min(first, cache.length)
         count = min(count, MAX_SEQ_LEN - first)
         if count:
             cache.write(first, count)
-        fresh = cache.fresh()
-        assert int(cache.num_sealed) == fresh.shape[2]
-        assert torch.equal(cache.summary[:, :, : fresh.shape[2]], fresh)
+        cache.assert_complete_pages()
     if cache.length >= 1:
-        built = ops.build_page_summary(cache.keys, torch.tensor([cache.length]), page_size)
-        num_complete = cache.length // page_size
-        scratch, kept = built[:, :, :num_complete], cache.summary[:, :, :num_complete]
-        assert torch.equal(scratch.view(torch.uint8), kept.contiguous().view(torch.uint8))
+        lengths = torch.tensor([cache.length])
+        built = ops.build_page_summary(cache.keys, lengths, **cache.page_format)
+        assert_rows(cache.summary, built[:, :, : cache.length // page_size])

@@ -181,7 +181,8 @@ def test_several_queries_count_from_the_last_position():
 def test_added_inputs_look_like_static_buffers():
     _, _, rewritten = rewrite(transformers_layer, *inputs())
     (summary,) = rewritten.summaries
-    assert rewritten.state_values()[0].shape == (2, 2, 4, 2, 16)
+    # Rows of 16 tokens and 16 channels: 64 bytes of signs, 16 of a mean, 36 of scales, 64 of bits.
+    assert rewritten.state_values()[0].shape == (2, 2, 4, 192)
     for node in (summary.page_summary, summary.num_sealed):
         assert node.meta["tensor_dict"] == {"_dynamo_static_input_type": "unguarded"}
         assert node._dynamo_source is None
@@ -227,10 +228,13 @@ def test_a_mask_that_is_an_input_is_used_as_it_is():
 
 
 def test_settings_reach_the_operator():
-    config = QuestConfig(budget=48, num_dense_layers=0, page_size=8, group_reduce="max")
+    config = QuestConfig(
+        budget=48, num_dense_layers=0, page_size=8, group_reduce="none", summary="minmax"
+    )
     _, _, rewritten = rewrite(transformers_layer, *inputs(), config=config)
     (node,) = [n for n in rewritten.gm.graph.nodes if n.target == QUEST.sparse_decode.default]
     assert node.kwargs["budget"] == 48
     assert node.kwargs["page_size"] == 8
-    assert node.kwargs["group_reduce"] == "max"
+    assert node.kwargs["group_reduce"] == "none"
+    assert node.kwargs["summary"] == "minmax"
     assert node.kwargs["scale"] == 0.2

@@ -53,20 +53,22 @@ def source_of(function, args, kwargs):
     return ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def call(dtype, head_dim, heads, kv_heads, context, group_reduce="sum", has_mask=True, q_len=1,
-         budget=2048, summary="minmax", sketch_bits=1, **shares):
+def call(dtype, head_dim, heads, kv_heads, context, group_reduce="softmax", has_mask=True, q_len=1,
+         budget=2048, page_size=16, summary="minmax", sketch_bits=2, **shares):
     keys = torch.empty(1, kv_heads, context, head_dim, dtype=dtype)
     query = torch.empty(1, heads, q_len, head_dim, dtype=dtype)
-    pages, scale = ops.empty_page_summary(keys, 16, summary, sketch_bits)
-    kind = {"summary": summary, "sketch_bits": sketch_bits}
+    kind = {"page_size": page_size, "summary": summary, "sketch_bits": sketch_bits}
+    pages = ops.empty_page_summary(keys, **kind)
     mask = torch.ones(1, 1, q_len, context, dtype=torch.bool) if has_mask else None
     lengths, sealed = torch.tensor([context]), torch.zeros(2, dtype=torch.int64)
     positions = torch.arange(q_len)
     operators.sparse_decode_step(query, keys, keys, positions, pages, sealed, lengths, mask,
-                                 scale, budget=budget, group_reduce=group_reduce, **kind, **shares)
+                                 budget=budget, group_reduce=group_reduce, **kind, **shares)
     operators.dense_decode(query, keys, keys, lengths, mask)
     if q_len == 1:
-        operators.update_page_summary(keys, positions, pages, sealed, scale, **kind)
+        operators.update_page_summary(keys, positions, pages, sealed, **kind)
+    if group_reduce == "softmax":
+        operators.score_pages(query[:, :, :1], pages, lengths, group_reduce=group_reduce, **kind)
 
 
 for arguments in json.loads(sys.argv[1]):
@@ -95,8 +97,9 @@ for function, args, kwargs in launches:
               usage.split("REG:")[1].split()[0], usage.split("STACK:")[1].split()[0])
 """
 _LLAMA_3_8B = {"dtype": "bfloat16", "head_dim": 128, "heads": 32, "kv_heads": 8, "context": 4096}
+_SKETCH = _LLAMA_3_8B | {"summary": "sketch"}
 _NIGHTLY = [
-    _LLAMA_3_8B | {"dtype": "float16", "head_dim": 64, "group_reduce": "max"},
+    _LLAMA_3_8B | {"dtype": "float16", "head_dim": 64, "group_reduce": "sum"},
     _LLAMA_3_8B | {"head_dim": 96, "group_reduce": "none", "has_mask": False},
     _LLAMA_3_8B | {"head_dim": 256, "heads": 16, "kv_heads": 8},
     _LLAMA_3_8B | {"dtype": "float32", "head_dim": 256, "heads": 16},
@@ -104,9 +107,10 @@ _NIGHTLY = [
     _LLAMA_3_8B | {"context": 131072, "kv_heads": 1, "heads": 16},
     _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "has_mask": False},
     _LLAMA_3_8B | {"context": 1048576, "kv_heads": 1, "heads": 1, "top_p": 0.9},
-    _LLAMA_3_8B | {"summary": "sketch", "group_reduce": "max", "q_len": 4},
-    _LLAMA_3_8B | {"summary": "sketch", "dtype": "float32", "head_dim": 256, "heads": 16},
-    _LLAMA_3_8B | {"summary": "sketch", "sketch_bits": 2, "head_dim": 64, "has_mask": False},
+    _SKETCH | {"q_len": 4, "heads": 8},
+    _SKETCH | {"dtype": "float32", "head_dim": 256, "heads": 16, "sketch_bits": 1},
+    _SKETCH | {"head_dim": 64, "has_mask": False, "group_reduce": "none"},
+    _SKETCH | {"head_dim": 96, "page_size": 64},
 ]
 # Shared memory of an SM of sm_80, and a stack of a few values that are needed once.
 _MAX_SHARED, _MAX_STACK = 163 * 1024, 128
@@ -131,22 +135,24 @@ def compile_launches(calls, targets):
     return {(name, int(target)) for name, target, *_ in kernels}
 
 
-@pytest.mark.parametrize("target", [80, 90], ids=["sm_80", "sm_90"])
-def test_launches_of_llama_3_8b_compile(target):
-    found = compile_launches([_LLAMA_3_8B], [target])
-    names = ("update_and_score", "select", "attend", "record_update")
-    assert found == {(name, target) for name in names}
+_STEP = ("update_and_score", "select", "attend", "record_update")
 
 
 @pytest.mark.parametrize("target", [80, 90], ids=["sm_80", "sm_90"])
-def test_launches_of_other_summaries_and_shares_compile(target):
-    sketch = {"summary": "sketch", "sketch_bits": 2}
-    shares = {"budget_fraction": 0.1, "top_p": 0.9}
-    calls = [_LLAMA_3_8B | kind for kind in (sketch, shares)]
-    found = compile_launches(calls, [target])
-    names = ("scale_and_weigh", "seal_and_score", "select", "attend", "update_and_score",
-             "record_update")  # fmt: skip
-    assert found == {(name, target) for name in names}
+@pytest.mark.parametrize("summary", ["minmax", "sketch"])
+def test_launches_of_llama_3_8b_compile(summary, target):
+    found = compile_launches([_LLAMA_3_8B | {"summary": summary}], [target])
+    assert found == {(name, target) for name in (*_STEP, "join_scores")}
+
+
+@pytest.mark.parametrize("target", [80, 90], ids=["sm_80", "sm_90"])
+def test_launches_of_other_selections_compile(target):
+    kinds = (
+        {"group_reduce": "sum", "budget_fraction": 0.1, "top_p": 0.9},
+        {"group_reduce": "none", "summary": "sketch", "sketch_bits": 1},
+    )
+    found = compile_launches([_LLAMA_3_8B | kind for kind in kinds], [target])
+    assert found == {(name, target) for name in _STEP}
 
 
 @pytest.mark.nightly

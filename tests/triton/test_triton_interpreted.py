@@ -20,25 +20,25 @@ _NOT_FOR_GPUS = (
     "seals_each_page_once and not opcheck and not graph and not rebuilds_that_one"
 )
 _QUICK = {
-    ("test_score_pages.py", "test_select_pages.py", "test_update_page_summary.py"): (
-        "score_of_the_paper or selects_as_the_contract or (special_scores and 4) or budget_beyond "
-        "or prefill_in_pieces or one_row_and_head or crop"
+    ("test_score_pages.py", "test_select_pages.py"): (
+        "is_the_definition or selects_as_the_contract or (special_scores and 4) or budget_beyond"
     ),
     ("test_attend_pages.py", "test_dense_decode.py", "test_sparse_decode.py"): (
-        "is_attention_over or any_strides or equals_score_select_attend or "
+        "listed_pages or all_live_positions or any_strides or equals_score_select_attend or "
         "(any_length and dtype0 and 17)"
     ),
 }
 _ALL = (
     *(name for names in _QUICK for name in names),
+    "test_update_page_summary.py",
     "test_sparse_decode_step.py",
     "test_several_queries.py",
     "test_sketch.py",
-    "test_sketch_calls.py",
+    "test_group_softmax.py",
 )
 # What has cases of its own, that are small enough; of 64 rows no more than is chosen.
 _SMALL = {
-    "../triton/scaled_summaries.py": "test",
+    "../triton/both_summaries.py": "test",
     "../triton/ways_to_select.py": "test",
     "test_model_shapes.py": "wide or scores_pages_and_attention",
 }

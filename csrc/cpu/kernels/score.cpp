@@ -126,17 +126,9 @@ void score_tile(const ScoreParams& p, const typename Dot<T>::Query* weights, int
   dot_tile<Dot<T>, kHeads>(rows, weights, kMaxRow, 2 * p.head_dim, tile);
   float scores[kTileSize];
   for (int i = 0; i < kTileSize / kWidth; ++i) store(scores + i * kWidth, tile[i]);
-  for (int r = 0; r < count; ++r) {
-    for (int h = 0; h < kHeads; ++h) {
-      const float score = scores[r * kHeads + h];
-      if (p.group_reduce == GroupReduce::kNone) {
-        p.scores[(head + h) * p.scores_stride + page + r] = score;
-      } else {
-        float& best = p.scores[page + r];
-        // NaN stays the maximum.
-        best = head + h == 0 || score > best || score != score ? score : best;
-      }
-    }
+  for (int h = 0; h < kHeads; ++h) {
+    float* out = p.scores + (head + h) * p.scores_stride + page;
+    for (int r = 0; r < count; ++r) out[r] = scores[r * kHeads + h];
   }
 }
 

@@ -49,7 +49,7 @@ void force_pages(const SelectParams& p) {
 
 bool is_candidate(int32_t key) { return key != kForced && key != kDead; }
 
-// Returns the sum. NaN has the weight of the best score.
+// Returns the sum. NaN has the largest weight there is.
 int64_t weigh_pages(const SelectParams& p) {
   float best = -kInfinity;
   for (int32_t page = 0; page < p.num_pages; ++page) {
@@ -60,7 +60,8 @@ int64_t weigh_pages(const SelectParams& p) {
     const float score = p.scores[page];
     const bool is_best = score == best || score != score;
     const float distance = is_best ? 0 : (best - score) * p.log2_scale;
-    p.weights[page] = is_candidate(p.keys[page]) ? softmax_weight(distance) : 0;
+    const int32_t weight = p.scores_are_shares ? share_weight(score) : softmax_weight(distance);
+    p.weights[page] = is_candidate(p.keys[page]) ? weight : 0;
     total += p.weights[page];
   }
   return total;

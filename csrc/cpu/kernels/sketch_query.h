@@ -1,121 +1,59 @@
-// A query as sketches are scored with it: tables of its weights on the bits of a token, and its
-// weights on the mean of a page.
+// A query as sketches are scored with it.
 #pragma once
 
 #include "cpu/kernels/dot.h"
-#include "cpu/kernels/lookup.h"
-#include "params.h"
+#include "cpu/kernels/rotate.h"
+#include "numbers.h"
 
 namespace quest {
 namespace QUEST_ISA {
 
-constexpr float kLog2e = 1.442695040888963f;
-
-// Of one query, in units of log2: a token's estimate is
-// offset + mean_step * page scale * (codes . mean_weights) + token scale * (bias + step * sums).
-struct QueryWeights {
-  SignTables tables;
-  alignas(64) int16_t mean_weights[kMaxHeadDim];
-  float mean_step;
-  float step;
-  float bias;
+// In units of log2, the logit of a token is
+// mean_factor * mean_scale * (mean . codes) + token_scale * (factor * (bits . codes) + offset),
+// bits being 0 or 1 with one plane, 2 s + t with two.
+struct SketchQuery {
+  alignas(64) int8_t codes[kMaxHeadDim];   // 0 behind the last channel
+  alignas(64) int16_t words[kMaxHeadDim];  // the same
+  int32_t sum;                             // of the codes
+  float mean_factor;
+  float factor;
   float offset;
 };
 
-inline float smaller(float a, float b) { return a < b ? a : b; }
-inline float larger(float a, float b) { return a > b ? a : b; }
-
-// Bit i of n.
-constexpr float kBitOf[4][16] = {{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1},
-                                 {0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1},
-                                 {0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1},
-                                 {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}};
-
-// Tables of weights [head_dim]: entries count from the smallest sum of the 4 channels.
-inline void prepare_tables(const float* weights, int head_dim, int sketch_bits, QueryWeights& out) {
-  const int num_tables = head_dim / 4;
-  float lows[kMaxHeadDim / 4], ranges[kMaxHeadDim / 4];
-  float lowest = 0, range = 0, widest = 0, total = 0;
-  for (int g = 0; g < num_tables; ++g) {
-    float low = 0, high = 0;
-    for (int i = 0; i < 4; ++i) {
-      low += smaller(weights[4 * g + i], 0);
-      high += larger(weights[4 * g + i], 0);
-    }
-    lows[g] = low;
-    ranges[g] = high - low;
-    lowest += low;
-    total += low + high;
-  }
-  for (int g = 0; g < num_tables; ++g) {
-    range += ranges[g];
-    widest = larger(widest, ranges[g]);
-  }
-  // Rounding adds at most half a unit per table.
-  const float room = static_cast<float>(kMaxTableSum - num_tables);
-  const float step = larger(larger(range / room, widest / kMaxEntry), 1e-30f), inverse = 1 / step;
-  for (int g = 0; g < num_tables; ++g) {
-    int32_t entries[16];
-    for (int n = 0; n < 16; ++n) {
-      float sum = -lows[g];
-      for (int i = 0; i < 4; ++i) sum += weights[4 * g + i] * kBitOf[i][n];
-      const int32_t entry = static_cast<int32_t>(larger(sum, 0) * inverse + 0.5f);
-      entries[n] = entry < kMaxEntry ? entry : kMaxEntry;
-    }
-    out.tables.set(g, entries);
-  }
-  out.tables.complete(num_tables);
-  // Levels of a channel: 2 b - 1 with one bit, 2 b + c - 1.5 with two.
-  out.step = step;
-  out.bias = sketch_bits == 1 ? 2 * lowest - total : 3 * lowest - 1.5f * total;
-}
-
-inline void prepare_mean(const float* weights, int head_dim, QueryWeights& out) {
-  float tops[8] = {}, widest = 0;
-  for (int d = 0; d < head_dim; d += 8) {
-    for (int i = 0; i < 8; ++i) tops[i] = larger(tops[i], larger(weights[d + i], -weights[d + i]));
-  }
-  for (int i = 0; i < 8; ++i) widest = larger(widest, tops[i]);
-  out.mean_step = larger(widest / 32767, 1e-30f);
-  memset(out.mean_weights, 0, sizeof(out.mean_weights));
-  for (int d = 0; d < head_dim; ++d) {
-    out.mean_weights[d] = static_cast<int16_t>(__builtin_rintf(weights[d] / out.mean_step));
-  }
-}
-
-// The mean of query heads [head, head + num_heads).
 template <class T>
-void prepare_query(const ScoreParams& p, int head, int num_heads, QueryWeights& out) {
-  float query[kMaxHeadDim] = {}, row[kMaxHeadDim];
-  for (int h = head; h < head + num_heads; ++h) {
-    widen_row(static_cast<const T*>(p.query) + h * p.query_stride, p.head_dim, row);
-    for (int d = 0; d < p.head_dim; ++d) query[d] += row[d];
+void prepare_query(const ScoreParams& p, int head, SketchQuery& out) {
+  float row[kMaxHeadDim];
+  widen_row(static_cast<const T*>(p.query) + head * p.query_stride, p.head_dim, row);
+  const int num_groups = p.head_dim / 8;
+  Float8 x[kMaxGroups];
+  memcpy(x, row, p.head_dim * sizeof(float));
+  rotate(x, num_groups);
+  memcpy(row, x, p.head_dim * sizeof(float));
+  float largest = 0, odd = 0;
+  for (int d = 0; d < p.head_dim; ++d) {
+    const float size = row[d] < 0 ? -row[d] : row[d];
+    largest = size > largest ? size : largest;
+    odd += size - size;  // NaN and infinity stay
   }
-  const float *centre = p.channel_scale, *mean_scale = centre + p.head_dim;
-  const float* scale = mean_scale + p.head_dim;
-  const float factor = p.scale * kLog2e / static_cast<float>(num_heads);
-  float of_mean[kMaxHeadDim], of_bits[kMaxHeadDim], offsets[8] = {}, odd[8] = {}, is_odd = 0;
-  for (int d = 0; d < p.head_dim; d += 8) {
-    for (int i = 0; i < 8; ++i) {
-      const float x = query[d + i] * factor;
-      const float mean = of_mean[d + i] = x * mean_scale[d + i];
-      const float bits = of_bits[d + i] = x * scale[d + i];
-      offsets[i] += x * centre[d + i];
-      odd[i] += (mean - mean) + (bits - bits);  // NaN and infinity stay
-    }
-  }
-  out.offset = 0;
-  for (int i = 0; i < 8; ++i) {
-    out.offset += offsets[i];
-    is_odd += odd[i];
-  }
-  if (is_odd != 0 || out.offset - out.offset != 0) {
+  float step = largest / 127.0f;
+  step = step > kSketchMinScale ? step : kSketchMinScale;
+  memset(&out, 0, sizeof(out));
+  // A query with a NaN or infinity has NaN as the scores of all tokens.
+  if (odd != 0) {
     out.offset = bit_cast<float>(0x7fc00000);
-    memset(of_mean, 0, sizeof(of_mean));
-    memset(of_bits, 0, sizeof(of_bits));
+    return;
   }
-  prepare_tables(of_bits, p.head_dim, p.sketch_bits, out);
-  prepare_mean(of_mean, p.head_dim, out);
+  for (int d = 0; d < p.head_dim; ++d) {
+    const int32_t code = static_cast<int32_t>(__builtin_rintf(row[d] / step));
+    out.codes[d] = static_cast<int8_t>(code);
+    out.words[d] = static_cast<int16_t>(code);
+    out.sum += code;
+  }
+  const float factor = step * (p.scale * kLog2e<float> / rotation_size(p.head_dim));
+  const float sum = static_cast<float>(out.sum);
+  out.mean_factor = factor;
+  out.factor = p.sketch_bits == 1 ? 2 * factor : factor;
+  out.offset = p.sketch_bits == 1 ? -factor * sum : -1.5f * factor * sum;
 }
 
 }  // namespace QUEST_ISA

@@ -1,14 +1,19 @@
 // Scores of page sketches: log of the sum of exp over the tokens of a page, their products with the
-// query being estimated. The products are integer arithmetic: weights of the bits have 12 bits,
-// those of the mean 16.
+// query being estimated, in whole numbers. All heads are multiplied with a row once it is here.
 #include "cpu/kernels/sketch.h"
-#include "cpu/kernels/sketch_query.h"
+#include "cpu/kernels/sketch_dot.h"
 
 namespace quest {
 namespace QUEST_ISA {
 namespace {
 
 constexpr int kFetchBytes = 6144;
+// Pages that are taken step by step: a page is one long chain of instructions.
+constexpr int kChunk = 16;
+static_assert(kChunk % kWidth == 0, "pages come in whole vectors");
+// Heads whose queries are prepared at once.
+constexpr int kMaxHeads = 16;
+
 // Natural log of x >= 1. Coefficients: Cephes.
 QUEST_INLINE V log(V x) {
   typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
@@ -24,137 +29,89 @@ QUEST_INLINE V log(V x) {
   V s = set1(7.0376836292e-2f);
   for (const float c : kCoefficients) s = fma(s, y, set1(c));
   s = fma(s * y, z, fma(z, set1(-0.5f), y));
-  return fma({bit_cast<decltype(x.v)>(exponent)}, set1(0.693147180559945f), s);
+  return fma({bit_cast<decltype(x.v)>(exponent)}, set1(kLn2<float>), s);
+}
+
+// kWidth bfloat16, in order.
+QUEST_INLINE V load_scales(const char* scales) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+  Halves x;
+  memcpy(&x, scales, sizeof(x));
+  return {bit_cast<decltype(V::v)>(__builtin_convertvector(x, Words) << 16)};
 }
 
 // What is known of a row when this is compiled; head_dim 0: nothing is.
-template <int kHeadDim, int kBits>
+template <int kHeadDim>
 struct Rows {
   const ScoreParams& p;
+  const SketchRow at;
 
+  explicit Rows(const ScoreParams& p)
+      : p(p), at(sketch_row(p.head_dim, p.page_size, p.sketch_bits)) {}
   QUEST_INLINE int head_dim() const { return kHeadDim > 0 ? kHeadDim : p.head_dim; }
-  QUEST_INLINE int page_size() const { return kHeadDim > 0 ? kSketchTile : p.page_size; }
-  QUEST_INLINE int bits() const { return kHeadDim > 0 ? kBits : p.sketch_bits; }
-  QUEST_INLINE SketchLayout layout() const {
-    return sketch_layout(head_dim(), page_size(), bits());
+  QUEST_INLINE int num_blocks() const { return (head_dim() + kSketchBlock - 1) / kSketchBlock; }
+  QUEST_INLINE int num_tiles() const {
+    return kHeadDim > 0 ? 1 : (p.page_size + kSketchTile - 1) / kSketchTile;
   }
+  // Those behind the last one are the last one.
   QUEST_INLINE const char* row(int64_t page) const {
-    return static_cast<const char*>(p.page_summary) + page * p.summary_stride;
+    const int64_t last = p.last_page - 1;
+    return static_cast<const char*>(p.page_summary) +
+           (page < last ? page : last) * p.summary_stride;
   }
-  QUEST_INLINE int num_vectors() const { return (page_size() + 15) / 16 * (16 / kWidth); }
 };
 
-// Tokens that do not count get a logit of -inf, those that are not finite NaN. live [page_size] or
-// nullptr.
-void mark_tokens(const ScoreParams& p, const char* row, const SketchLayout& layout,
-                 const uint8_t* live, float* logits) {
-  float scale;
-  memcpy(&scale, row + layout.scales, sizeof(scale));
-  const uint8_t* codes = reinterpret_cast<const uint8_t*>(row) + layout.codes;
-  for (int t = 0; t < p.page_size; ++t) {
-    if (scale < 0 && codes[t] == kSketchNotFinite) logits[t] = bit_cast<float>(0x7fc00000);
-    if (live && !live[t]) logits[t] = -kInfinity;
-  }
-}
+// Of pages and heads, whole tiles of tokens each.
+struct Chunk {
+  alignas(64) float logits[4 * kChunk * kMaxPageSize];  // without what the tokens of a page share
+  alignas(64) float means[4 * kChunk * kWidth];         // to be summed
+  alignas(64) float mean_scales[kChunk];
+};
 
-// Pages whose tables are read once.
-constexpr int kTogether = 2;
-// Pages that are taken step by step: a page is one long chain of instructions.
-constexpr int kChunk = 32;
-static_assert(kChunk % kWidth == 0 && kWidth % kTogether == 0, "pages come in whole vectors");
-
-// Logits of the tokens of kTogether pages, without what all tokens of a page share.
-template <int kHeadDim, int kBits>
-QUEST_INLINE void estimate_tokens(const Rows<kHeadDim, kBits>& rows, const QueryWeights& query,
-                                  const char* const (&row)[kTogether], float* logits) {
-  const SketchLayout layout = rows.layout();
-  const int num_bytes = rows.head_dim() / 8, page_size = rows.page_size();
-  const int num_logits = rows.num_vectors() * kWidth;
-  for (int first = 0; first < page_size; first += 16) {
-    const int width = page_size - first < 16 ? page_size - first : 16;
-    const uint8_t* bits[kTogether];
-    Sixteen sums[kTogether], second[kTogether];
+template <int kHeads, int kBits, class Rows>
+QUEST_INLINE void multiply_page(const Rows& rows, const SketchQuery* queries, const char* row,
+                                int r, Chunk& out) {
+  const int num_tiles = rows.num_tiles(), num_blocks = rows.num_blocks();
+  const char* second = row + rows.at.second_plane;
+  for (int i = 0; i < num_tiles; ++i) {
+    const int tile = i * num_blocks * kSketchLine;
+    V sums[kHeads][kSketchTile / kWidth];
+    dot_tile<kHeads, kBits>(row + tile, second + tile, num_blocks, queries, sums);
     QUEST_UNROLL
-    for (int k = 0; k < kTogether; ++k) {
-      bits[k] = reinterpret_cast<const uint8_t*>(row[k]) + first * num_bytes;
-    }
-    sum_signs<kHeadDim / 8>(query.tables, bits, num_bytes, width, sums);
-    if (rows.bits() == 2) {
+    for (int v = 0; v < kSketchTile / kWidth; ++v) {
+      const int first = i * kSketchTile + v * kWidth;
+      const V scale = load_scales(row + rows.at.token_scales + 2 * first);
       QUEST_UNROLL
-      for (int k = 0; k < kTogether; ++k) bits[k] += layout.plane;
-      sum_signs<kHeadDim / 8>(query.tables, bits, num_bytes, width, second);
-    }
-    QUEST_UNROLL
-    for (int k = 0; k < kTogether; ++k) {
-      float* out = logits + k * num_logits + first;
-      float scale;
-      memcpy(&scale, row[k] + layout.scales + sizeof(float), sizeof(scale));
-      const V step = set1(query.step * scale), bias = set1(query.bias * scale);
-      // A tile of 8 reads the scales behind the codes as well.
-      Sixteen codes;
-      load_codes(reinterpret_cast<const uint8_t*>(row[k]) + layout.codes + first, codes);
-      QUEST_UNROLL
-      for (int i = 0; i < 16 / kWidth; ++i) {
-        V sum = sums[k][i] + sums[k][i];
-        if (rows.bits() == 2) sum = sum + second[k][i];
-        store(out + i * kWidth, codes[i] * fma(sum, step, bias));
-      }
-      for (int t = width; t < 16; ++t) out[t] = -kInfinity;
-    }
-  }
-}
-
-// What the tokens of a page share, their product with its mean, and the logits of the tokens
-// without it, for pages [first, first + count); the last page is repeated as often as needed.
-template <int kHeadDim, int kBits>
-QUEST_INLINE void estimate_pages(const Rows<kHeadDim, kBits>& rows, const QueryWeights& query,
-                                 int64_t first, int count, const uint8_t* live, float* shared,
-                                 float* logits) {
-  const SketchLayout layout = rows.layout();
-  const int bytes = layout.scales + 8, fetch = kFetchBytes / bytes;
-  const int num_logits = rows.num_vectors() * kWidth, page_size = rows.page_size();
-  const int64_t last = rows.p.last_page - 1;
-  V means[kWidth];
-  float factors[kWidth];
-  for (int r = 0; r < count; r += kTogether) {
-    const char* row[kTogether];
-    bool is_odd = live != nullptr;
-    QUEST_UNROLL
-    for (int k = 0; k < kTogether; ++k) {
-      const int64_t page = first + r + k < last ? first + r + k : last;
-      const int lane = (r + k) % kWidth;
-      row[k] = rows.row(page);
-      prefetch(rows.row(page + fetch < last ? page + fetch : last), bytes);
-      const int8_t* codes = reinterpret_cast<const int8_t*>(row[k] + layout.mean);
-      means[lane] = dot_codes(codes, query.mean_weights, rows.head_dim());
-      float scale;
-      memcpy(&scale, row[k] + layout.scales, sizeof(scale));
-      is_odd |= scale < 0;
-      factors[lane] = (scale < 0 ? -scale : scale) * query.mean_step;
-    }
-    estimate_tokens(rows, query, row, logits + r * num_logits);
-    if (__builtin_expect(is_odd, 0)) {
-      for (int k = 0; k < kTogether; ++k) {
-        const int64_t page = first + r + k < last ? first + r + k : last;
-        mark_tokens(rows.p, row[k], layout, live ? live + page * page_size : nullptr,
-                    logits + (r + k) * num_logits);
+      for (int h = 0; h < kHeads; ++h) {
+        const V x = fma(sums[h][v], set1(queries[h].factor), set1(queries[h].offset));
+        store(out.logits + (h * kChunk + r) * num_tiles * kSketchTile + first, scale * x);
       }
     }
-    if ((r + kTogether) % kWidth == 0) {
-      const V product = fma(reduce_rows(means), load(factors), set1(query.offset));
-      store(shared + r + kTogether - kWidth, product);
-    }
   }
+  const int8_t* mean = reinterpret_cast<const int8_t*>(row + rows.at.mean);
+  QUEST_UNROLL
+  for (int h = 0; h < kHeads; ++h) {
+    store(out.means + (h * kChunk + r) * kWidth, dot_mean(mean, queries[h], rows.head_dim()));
+  }
+  memcpy(out.mean_scales + r, row + rows.at.mean_scale, sizeof(float));
 }
 
-// Scores of pages [first, first + count), count a multiple of kWidth, at most kChunk.
-template <int kHeadDim, int kBits>
-QUEST_INLINE void score_chunk(const Rows<kHeadDim, kBits>& rows, const QueryWeights& query,
-                              int64_t first, int count, const uint8_t* live, float* scores) {
-  const int num_vectors = rows.num_vectors();
-  alignas(64) float logits[kChunk * (kHeadDim > 0 ? kSketchTile : kMaxPageSize)];
-  alignas(64) float shared[kChunk], largest[kChunk], shifts[kChunk], totals[kChunk];
-  estimate_pages(rows, query, first, count, live, shared, logits);
+// Tokens that do not count get a logit of -inf. live [size] or nullptr; the others are padding.
+void mark_tokens(const uint8_t* live, int size, int num_logits, float* logits) {
+  uint8_t counts[kMaxPageSize] = {};
+  if (live) {
+    memcpy(counts, live, size);
+  } else {
+    memset(counts, 1, size);
+  }
+  for (int t = 0; t < num_logits; ++t) logits[t] = counts[t] ? logits[t] : -kInfinity;
+}
+
+// Of a head, pages [0, count), count a multiple of kWidth. logits [count, kWidth * num_vectors] are
+// overwritten.
+QUEST_INLINE void sum_tokens(float* logits, const float* means, const float* mean_scales,
+                             float mean_factor, int count, int num_vectors, float* scores) {
+  float largest[kChunk], shifts[kChunk];
   for (int r = 0; r < count; r += kWidth) {
     V tops[kWidth];
     QUEST_UNROLL
@@ -178,62 +135,83 @@ QUEST_INLINE void score_chunk(const Rows<kHeadDim, kBits>& rows, const QueryWeig
     store(page, sum);
   }
   for (int r = 0; r < count; r += kWidth) {
-    V sums[kWidth];
+    V sums[kWidth], products[kWidth];
     QUEST_UNROLL
     for (int lane = 0; lane < kWidth; ++lane) {
       sums[lane] = load(logits + (r + lane) * num_vectors * kWidth);
+      products[lane] = load(means + (r + lane) * kWidth);
     }
-    store(totals + r, reduce_rows(sums));
-  }
-  constexpr float kLn2 = 0.693147180559945f;
-  for (int r = 0; r < count; r += kWidth) {
-    const V total = load(totals + r);
-    // log would lose a NaN.
-    const V is_nan = total - total;
-    store(scores + r, fma(load(shared + r) + load(largest + r), set1(kLn2), log(total)) + is_nan);
+    const V total = reduce_rows(sums);
+    const V shared = reduce_rows(products) * (load(mean_scales + r) * set1(mean_factor));
+    // Where the total is NaN the log of it need not be.
+    const V rest = log(total) + (total - total);
+    store(scores + r, fma(shared + load(largest + r), set1(kLn2<float>), rest));
   }
 }
 
-template <int kHeadDim, int kBits>
-void score_query(const ScoreParams& p, const QueryWeights& query, int head) {
-  const bool is_own = p.group_reduce == GroupReduce::kNone;
-  const bool is_first = head == 0 || p.group_reduce != GroupReduce::kMax;
-  const uint8_t* live = p.live ? p.live + (is_own ? head * p.live_stride : 0) : nullptr;
-  float* out = p.scores + (is_own ? head * p.scores_stride : 0);
-  const Rows<kHeadDim, kBits> rows = {p};
+template <int kHeads, int kBits, class Rows>
+void score_tile(const Rows& rows, const SketchQuery* queries, int head, int64_t page, int count) {
+  const ScoreParams& p = rows.p;
+  const int padded = (count + kWidth - 1) / kWidth * kWidth;
+  const int num_logits = rows.num_tiles() * kSketchTile;
+  Chunk chunk;
+  for (int r = 0; r < padded; ++r) {
+    if (head == 0) {
+      const int fetch = kFetchBytes / rows.at.row_bytes;
+      prefetch(rows.row(page + r + fetch), rows.at.row_bytes);
+    }
+    multiply_page<kHeads, kBits>(rows, queries, rows.row(page + r), r, chunk);
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    float* logits = chunk.logits + h * kChunk * num_logits;
+    if (p.live || p.page_size < num_logits) {
+      for (int r = 0; r < count; ++r) {
+        const int64_t first = (page + r) * p.page_size;
+        const uint8_t* live = p.live ? p.live + (head + h) * p.live_stride + first : nullptr;
+        mark_tokens(live, p.page_size, num_logits, logits + r * num_logits);
+      }
+    }
+    float scores[kChunk];
+    sum_tokens(logits, chunk.means + h * kChunk * kWidth, chunk.mean_scales, queries[h].mean_factor,
+               padded, num_logits / kWidth, scores);
+    memcpy(p.scores + (head + h) * p.scores_stride + page, scores, count * sizeof(float));
+  }
+}
+
+template <int kBits, class Rows>
+void score_heads(const Rows& rows, const SketchQuery* queries, int head, int num_heads) {
+  const ScoreParams& p = rows.p;
   for (int64_t page = p.first_page; page < p.last_page; page += kChunk) {
     const int64_t rest = p.last_page - page;
     const int count = rest < kChunk ? static_cast<int>(rest) : kChunk;
-    float scores[kChunk];
-    score_chunk(rows, query, page, (count + kWidth - 1) / kWidth * kWidth, live, scores);
-    for (int r = 0; r < count; ++r) {
-      float& best = out[page + r];
-      // NaN stays the maximum.
-      best = is_first || scores[r] > best || scores[r] != scores[r] ? scores[r] : best;
+    int h = 0;
+    for (; h + 4 <= num_heads; h += 4) {
+      score_tile<4, kBits>(rows, queries + h, head + h, page, count);
     }
+    for (; h + 2 <= num_heads; h += 2) {
+      score_tile<2, kBits>(rows, queries + h, head + h, page, count);
+    }
+    if (h < num_heads) score_tile<1, kBits>(rows, queries + h, head + h, page, count);
   }
 }
 
-template <int kHeadDim>
-void score_query_of(const ScoreParams& p, const QueryWeights& query, int head) {
-  p.sketch_bits == 1 ? score_query<kHeadDim, 1>(p, query, head)
-                     : score_query<kHeadDim, 2>(p, query, head);
+template <class T, int kHeadDim>
+void score_sketches_of(const ScoreParams& p) {
+  const Rows<kHeadDim> rows(p);
+  SketchQuery queries[kMaxHeads];
+  for (int head = 0; head < p.group_size; head += kMaxHeads) {
+    const int rest = p.group_size - head, num_heads = rest < kMaxHeads ? rest : kMaxHeads;
+    for (int h = 0; h < num_heads; ++h) prepare_query<T>(p, head + h, queries[h]);
+    p.sketch_bits == 1 ? score_heads<1>(rows, queries, head, num_heads)
+                       : score_heads<2>(rows, queries, head, num_heads);
+  }
 }
 
 template <class T>
 void score_sketches_of(const ScoreParams& p) {
-  const bool is_sum = p.group_reduce == GroupReduce::kSum;
-  for (int head = 0; head < (is_sum ? 1 : p.group_size); ++head) {
-    QueryWeights query;
-    prepare_query<T>(p, head, is_sum ? p.group_size : 1, query);
-    if (p.page_size == kSketchTile && p.head_dim == 128) {
-      score_query_of<128>(p, query, head);
-    } else if (p.page_size == kSketchTile && p.head_dim == 64) {
-      score_query_of<64>(p, query, head);
-    } else {
-      score_query<0, 0>(p, query, head);
-    }
-  }
+  if (p.page_size == kSketchTile && p.head_dim == 128) return score_sketches_of<T, 128>(p);
+  if (p.page_size == kSketchTile && p.head_dim == 64) return score_sketches_of<T, 64>(p);
+  score_sketches_of<T, 0>(p);
 }
 
 }  // namespace

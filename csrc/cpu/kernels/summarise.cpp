@@ -4,6 +4,7 @@
 // Keys are compared as integers in the order of the floats, which needs no widening. A zero is
 // written as +0: the same keys give the same bits, whatever the order they are read in.
 #include "cpu/kernels/sketch.h"
+#include "cpu/kernels/vec.h"
 #include "params.h"
 
 namespace quest {
@@ -68,7 +69,7 @@ void reduce_page(const PageSummaryParams& p, int64_t page, Key* summary) {
   }
 }
 
-constexpr int kMaxRowBytes = 2 * kMaxPageSize * kMaxHeadDim / 8 + kMaxHeadDim + kMaxPageSize + 8;
+constexpr int kMaxRowBytes = sketch_row(kMaxHeadDim, kMaxPageSize, 2).row_bytes;
 static_assert(kMaxRowBytes >= 2 * kMaxHeadDim * 4, "room for bounds in float32 as well");
 
 // The summary of a page to `row`; returns its bytes.
@@ -76,7 +77,7 @@ template <class Key>
 int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
   if (p.kind == SummaryKind::kSketch) {
     sketch_page(p, page, row);
-    return sketch_row_bytes(p.head_dim, p.page_size, p.sketch_bits);
+    return sketch_row(p.head_dim, p.page_size, p.sketch_bits).row_bytes;
   }
   reduce_page(p, page, reinterpret_cast<Key*>(row));
   return 2 * p.head_dim * sizeof(Key);

@@ -5,10 +5,10 @@
 namespace quest {
 namespace QUEST_ISA {
 
-void scale_channels(const PageSummaryParams& p);
 void summarise_pages(const PageSummaryParams& p);
 bool pages_are_current(const PageSummaryParams& p);
 void score_pages(const ScoreParams& p);
+void share_scores(const ShareParams& p);
 int32_t select_pages(const SelectParams& p);
 void attend(const AttendParams& p);
 void combine(const CombineParams& p);
@@ -18,10 +18,10 @@ void combine(const CombineParams& p);
 
 extern const KernelTable kKernels;
 const KernelTable kKernels = {QUEST_STRING(QUEST_ISA),
-                              scale_channels,
                               summarise_pages,
                               pages_are_current,
                               score_pages,
+                              share_scores,
                               select_pages,
                               attend,
                               combine};

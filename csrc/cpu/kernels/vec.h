@@ -54,13 +54,31 @@ constexpr float kInfinity = __builtin_inff();
 namespace quest {
 namespace QUEST_ISA {
 
+// x, which compilers then take as it is: not loaded or summed anew in each use.
+template <class T>
+QUEST_INLINE T in_register(T x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
 // x, loaded once where it is used several times: compilers put the load into each use, and on
 // vectors of 8 loads are what limits a dot product.
 QUEST_INLINE V load_once(V x) {
 #if QUEST_LEVEL == 1
-  asm("" : "+x"(x.v));
+  x.v = in_register(x.v);
 #endif
   return x;
+}
+
+// Lane i of the result is the sum of the lanes of rows[i]; then the largest of them, without NaN.
+QUEST_INLINE V reduce_rows(const V* rows) {
+  return join_rows(rows, [](V a, V b) { return a + b; });
+}
+QUEST_INLINE V largest_of_rows(const V* rows) {
+  return join_rows(rows, [](V a, V b) { return max(a, b); });
 }
 
 // load_pair(p) reads kPairWidth elements into two vectors, in an order of the element type's

@@ -78,22 +78,23 @@ QUEST_INLINE void store_as(Float16* p, V x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// Lane i of the result is the sum of the lanes of rows[i].
-QUEST_INLINE V reduce_rows(const V* rows) {
-  __m256 a[4], b[2];
+// Lane i of the result joins the lanes of rows[i].
+template <class Join>
+QUEST_INLINE V join_rows(const V* rows, const Join& join) {
+  V a[4], b[2];
   QUEST_UNROLL
   for (int i = 0; i < 4; ++i) {
-    a[i] = _mm256_add_ps(_mm256_unpacklo_ps(rows[2 * i].v, rows[2 * i + 1].v),
-                         _mm256_unpackhi_ps(rows[2 * i].v, rows[2 * i + 1].v));
+    const __m256 x = rows[2 * i].v, y = rows[2 * i + 1].v;
+    a[i] = join(V{_mm256_unpacklo_ps(x, y)}, V{_mm256_unpackhi_ps(x, y)});
   }
   QUEST_UNROLL
   for (int i = 0; i < 2; ++i) {
-    const __m256d x = _mm256_castps_pd(a[2 * i]), y = _mm256_castps_pd(a[2 * i + 1]);
-    b[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
-                         _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    const __m256d x = _mm256_castps_pd(a[2 * i].v), y = _mm256_castps_pd(a[2 * i + 1].v);
+    b[i] = join(V{_mm256_castpd_ps(_mm256_unpacklo_pd(x, y))},
+                V{_mm256_castpd_ps(_mm256_unpackhi_pd(x, y))});
   }
-  return {_mm256_add_ps(_mm256_permute2f128_ps(b[0], b[1], 0x20),
-                        _mm256_permute2f128_ps(b[0], b[1], 0x31))};
+  return join(V{_mm256_permute2f128_ps(b[0].v, b[1].v, 0x20)},
+              V{_mm256_permute2f128_ps(b[0].v, b[1].v, 0x31)});
 }
 
 // Bit i: keys[i] > threshold, for kWidth keys.

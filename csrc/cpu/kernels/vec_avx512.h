@@ -83,27 +83,28 @@ QUEST_INLINE void store_as(Float16* p, V x) {
                       _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// Lane i of the result is the sum of the lanes of rows[i].
-QUEST_INLINE V reduce_rows(const V* rows) {
-  __m512 a[8], b[4], c[2];
+// Lane i of the result joins the lanes of rows[i].
+template <class Join>
+QUEST_INLINE V join_rows(const V* rows, const Join& join) {
+  V a[8], b[4], c[2];
   QUEST_UNROLL
   for (int i = 0; i < 8; ++i) {
-    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i].v, rows[2 * i + 1].v),
-                         _mm512_unpackhi_ps(rows[2 * i].v, rows[2 * i + 1].v));
+    const __m512 x = rows[2 * i].v, y = rows[2 * i + 1].v;
+    a[i] = join(V{_mm512_unpacklo_ps(x, y)}, V{_mm512_unpackhi_ps(x, y)});
   }
   QUEST_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
-    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    const __m512d x = _mm512_castps_pd(a[2 * i].v), y = _mm512_castps_pd(a[2 * i + 1].v);
+    b[i] = join(V{_mm512_castpd_ps(_mm512_unpacklo_pd(x, y))},
+                V{_mm512_castpd_ps(_mm512_unpackhi_pd(x, y))});
   }
   QUEST_UNROLL
   for (int i = 0; i < 2; ++i) {
-    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+    const __m512 x = b[2 * i].v, y = b[2 * i + 1].v;
+    c[i] = join(V{_mm512_shuffle_f32x4(x, y, 0x88)}, V{_mm512_shuffle_f32x4(x, y, 0xdd)});
   }
-  return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88),
-                        _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
+  return join(V{_mm512_shuffle_f32x4(c[0].v, c[1].v, 0x88)},
+              V{_mm512_shuffle_f32x4(c[0].v, c[1].v, 0xdd)});
 }
 
 // Bit i: keys[i] > threshold, for kWidth keys.

@@ -67,9 +67,16 @@ QUEST_INLINE void store_as(Float16* p, V x) {
   vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(x.v)));
 }
 
-// Lane i of the result is the sum of the lanes of rows[i].
-QUEST_INLINE V reduce_rows(const V* rows) {
-  return {vpaddq_f32(vpaddq_f32(rows[0].v, rows[1].v), vpaddq_f32(rows[2].v, rows[3].v))};
+// Lane i of the result joins the lanes of rows[i].
+template <class Join>
+QUEST_INLINE V join_rows(const V* rows, const Join& join) {
+  V pairs[2];
+  QUEST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const float32x4_t x = rows[2 * i].v, y = rows[2 * i + 1].v;
+    pairs[i] = join(V{vuzp1q_f32(x, y)}, V{vuzp2q_f32(x, y)});
+  }
+  return join(V{vuzp1q_f32(pairs[0].v, pairs[1].v)}, V{vuzp2q_f32(pairs[0].v, pairs[1].v)});
 }
 
 // Bit i: keys[i] > threshold, for kWidth keys.

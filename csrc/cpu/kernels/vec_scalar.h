@@ -97,12 +97,12 @@ QUEST_INLINE void store_as(Float16* p, V x) {
   for (int i = 0; i < 4; ++i) p[i] = narrow_to_float16(x.v[i]);
 }
 
-// Lane i of the result is the sum of the lanes of rows[i].
-QUEST_INLINE V reduce_rows(const V* rows) {
-  V sums;
-  for (int i = 0; i < 4; ++i)
-    sums.v[i] = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);
-  return sums;
+// Lane i of the result joins the lanes of rows[i].
+template <class Join>
+QUEST_INLINE V join_rows(const V* rows, const Join& join) {
+  const Float4 a = rows[0].v, b = rows[1].v, c = rows[2].v, d = rows[3].v;
+  return join(join(V{Float4{a[0], b[0], c[0], d[0]}}, V{Float4{a[2], b[2], c[2], d[2]}}),
+              join(V{Float4{a[1], b[1], c[1], d[1]}}, V{Float4{a[3], b[3], c[3], d[3]}}));
 }
 
 // Bit i: keys[i] > threshold, for kWidth keys.

@@ -1,6 +1,6 @@
 // The CUDA operators on CPU tensors, run by the emulation: torch.ops.quest_emulated.
+#include "boxing.h"
 #include "cuda/emulation/emulation.h"
-#include "cuda/ops.h"
 
 namespace quest {
 namespace cuda {
@@ -26,12 +26,4 @@ STABLE_TORCH_LIBRARY_IMPL(quest_emulated, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&quest::cuda::configure));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(quest_emulated, CPU, m) {
-  m.impl("update_page_summary", TORCH_BOX(&quest::cuda::update_page_summary));
-  m.impl("score_pages", TORCH_BOX(&quest::cuda::score_pages));
-  m.impl("select_pages", TORCH_BOX(&quest::cuda::select_pages));
-  m.impl("attend_pages", TORCH_BOX(&quest::cuda::attend_pages));
-  m.impl("sparse_decode", TORCH_BOX(&quest::cuda::sparse_decode));
-  m.impl("sparse_decode_step", TORCH_BOX(&quest::cuda::sparse_decode_step));
-  m.impl("dense_decode", TORCH_BOX(&quest::cuda::dense_decode));
-}
+STABLE_TORCH_LIBRARY_IMPL(quest_emulated, CPU, m) { QUEST_OPERATORS(QUEST_REGISTER_CUDA) }

@@ -61,19 +61,21 @@ void multiply_matrices_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
   }
 }
 
-void multiply_bits(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  const uint32_t mine[3] = {a0, a1, b};
+void multiply_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
   const LaneWords* lanes = exchange(mine, sizeof(mine));
   const int lane = thread_index() % 32;
-  const auto word = [&](int from, int i) {
-    uint32_t words[3];
+  const auto byte = [&](int from, int word, int i) {
+    uint32_t words[6];
     memcpy(words, &lanes[from], sizeof(words));
-    return words[i];
+    return static_cast<int8_t>(words[word] >> 8 * i);
   };
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4, column = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 4; ++k) {
-      c[i] += __builtin_popcount(word(row * 4 + k, i / 2) & word(column * 4 + k, 2));
+    for (int k = 0; k < 32; ++k) {
+      // a: words 0, 1 hold k 0 to 15 of rows `row` and row + 8, words 2, 3 the other k.
+      c[i] += byte(row * 4 + k % 16 / 4, k / 16 * 2 + i / 2, k % 4) *
+              byte(column * 4 + k % 16 / 4, 4 + k / 16, k % 4);
     }
   }
 }

@@ -1,6 +1,6 @@
 """How many pages a row selects: shares of the pages in use, and of the softmax over their scores.
 
-In integers, as in reference_selection.py, so that no order of sums matters.
+In integers, as in reference/selection.py, so that no order of sums matters.
 """
 
 import triton
@@ -37,17 +37,23 @@ def best_of(rank):
 
 @triton.jit
 def weights_of(rank, best, scale_log2):
-    """int64 [pages]: 2^30 * 2^-(distance from the best score), rounded as the reference does."""
-    distance = (score_of(best.to(tl.uint32)) - score_of(rank)) * scale_log2
-    is_far = (rank != best) & (rank < NAN) & (distance > 0)
-    units = (tl.minimum(tl.where(is_far, distance, 0.0), 31.0) * 65536.0).to(tl.int64)
-    rest = 65536 - units % 65536
-    power = 7270536 + tl.zeros(rank.shape, tl.int64)
-    power = 27946717 + power * rest // 65536
-    power = 129584418 + power * rest // 65536
-    power = 372069241 + power * rest // 65536
-    power = 536870912 + power * rest // 65536
-    return tl.where(is_candidate(rank), power >> (units // 65536), 0)
+    """int64 [pages], rounded as the reference does: 2^30 * 2^-(distance from the best score), or
+    without a scale 2^24 * score, scores being shares; NaN has 2^30."""
+    if scale_log2 is None:
+        share = tl.minimum(tl.maximum(score_of(rank), 0.0) * 16777216.0, 1073741824.0)
+        weight = tl.where(rank < NAN, share.to(tl.int64), 1 << 30)
+    else:
+        distance = (score_of(best.to(tl.uint32)) - score_of(rank)) * scale_log2
+        is_far = (rank != best) & (rank < NAN) & (distance > 0)
+        units = (tl.minimum(tl.where(is_far, distance, 0.0), 31.0) * 65536.0).to(tl.int64)
+        rest = 65536 - units % 65536
+        power = 7270536 + tl.zeros(rank.shape, tl.int64)
+        power = 27946717 + power * rest // 65536
+        power = 129584418 + power * rest // 65536
+        power = 372069241 + power * rest // 65536
+        power = 536870912 + power * rest // 65536
+        weight = power >> (units // 65536)
+    return tl.where(is_candidate(rank), weight, 0)
 
 
 @triton.jit

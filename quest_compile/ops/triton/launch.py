@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quest_compile.ops import reference
+from quest_compile.ops.reference import each_query
 
 LOG2_E = math.log2(math.e)
 
@@ -43,7 +43,7 @@ class Lengths:
         q_len = query.shape[2]
         if q_len == 1 or attn_mask is None:
             return cls(seq_lens, _stride(seq_lens, 0), 0, int(q_len > 1))
-        each = reference.each_query(query, seq_lens, attn_mask)
+        each = each_query(query, seq_lens, attn_mask)
         values = torch.stack([seq_lens_i.expand(query.shape[0]) for _, seq_lens_i, _ in each], 1)
         return cls(values, values.stride(0), values.stride(1), 0)
 
@@ -87,6 +87,29 @@ class Mask:
     @property
     def word_strides(self) -> tuple[int, ...]:
         return tuple(stride // 8 for stride in self.strides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """What each query may attend; a row of at most ``budget_tokens`` attends all of that."""
+
+    lengths: Lengths
+    mask: Mask
+    max_seq_len: int
+    budget_tokens: int = 0
+
+    @classmethod
+    def of(
+        cls, query: Tensor, seq_lens: Tensor, attn_mask: Tensor | None, max_seq_len: int,
+        budget_tokens: int = 0
+    ) -> Queries:  # fmt: skip
+        lengths, mask = Lengths.of(seq_lens, query, attn_mask), Mask.of(attn_mask, max_seq_len)
+        return cls(lengths, mask, max_seq_len, budget_tokens)
+
+    @property
+    def length_arguments(self) -> tuple[int, ...]:
+        lengths = self.lengths
+        return lengths.stride_b, lengths.stride_i, lengths.step
 
 
 def _stride(tensor: Tensor, dim: int) -> int:

@@ -10,8 +10,7 @@ from torch import Tensor
 from quest_compile.ops.triton import attend as kernels
 from quest_compile.ops.triton.launch import (
     LOG2_E,
-    Lengths,
-    Mask,
+    Queries,
     last_contiguous,
     on_device,
     power_of_two,
@@ -23,23 +22,22 @@ _SPARSE_SPLIT = 128
 
 def attend_rows(
     query: Tensor,
+    queries: Queries,
     key_cache: Tensor,
     value_cache: Tensor,
-    lengths: Lengths,
-    mask: Mask,
     scale: float | None,
     pages: Tensor | None = None,
     page_size: int = 16,
-    budget_tokens: int = 0,
     counters: Tensor | None = None,
     *,
     with_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """out [B, Q, q_len, E] and lse [B, Q, q_len] (uninitialised unless ``with_lse``).
 
-    ``pages``: int32 [B, q_len, K or Q, page_budget]; rows of at most ``budget_tokens``, and all
-    without pages, attend everything. ``counters``: zeros, int32, one per row and program head.
+    ``pages``: int32 [B, q_len, K or Q, page_budget]; rows that fit the budget, and all without
+    pages, attend everything. ``counters``: zeros, int32, one per row and program head.
     """
+    query, mask = last_contiguous(query), queries.mask
     batch, num_q_heads, q_len, head_dim = query.shape
     num_kv_heads, max_seq_len = key_cache.shape[1:3]
     value_dim, device = value_cache.shape[3], query.device
@@ -57,7 +55,7 @@ def attend_rows(
         split_tokens = max(_SPARSE_SPLIT, -(-page_budget * page_size // max_splits))
         split_pages = max(1, -(-split_tokens // page_size))
         num_splits = -(-page_budget // split_pages)
-    num_dense = min(max_seq_len, budget_tokens) if pages is not None else max_seq_len
+    num_dense = min(max_seq_len, queries.budget_tokens) if pages is not None else max_seq_len
     num_splits = max(num_splits, min(max_splits, -(-num_dense // int(kernels.DENSE_SPLIT.value))))
     out = query.new_empty(batch, q_len, num_q_heads, value_dim).transpose(1, 2)
     lse = torch.empty(batch, q_len, num_q_heads, dtype=torch.float32, device=device)
@@ -69,17 +67,15 @@ def attend_rows(
         device=device
     )  # fmt: skip
     sums = torch.empty(partial.shape[0], 2, dtype=torch.float32, device=device)
-    query = last_contiguous(query)
     scale = head_dim**-0.5 if scale is None else scale
-    mask_strides = mask.strides
     tile, num_warps = _tile(query.dtype, power_of_two(max(head_dim, value_dim)), heads_pad)
     with on_device(query):
         kernels.attend[(num_splits, num_programs, batch * q_len)](
-            query, key_cache, value_cache, pages, lengths.values, mask.values, out, lse, partial,
-            sums, counters, *query.stride()[:3], *key_cache.stride()[:3],
+            query, key_cache, value_cache, pages, queries.lengths.values, mask.values, out, lse,
+            partial, sums, counters, *query.stride()[:3], *key_cache.stride()[:3],
             *value_cache.stride()[:3], *out.stride()[:3],
-            lengths.stride_b, lengths.stride_i, lengths.step, q_len, budget_tokens, max_seq_len,
-            *mask_strides, mask.num_positions, page_budget, split_pages,
+            *queries.length_arguments, q_len, queries.budget_tokens, max_seq_len,
+            *mask.strides, mask.num_positions, page_budget, split_pages,
             num_programs // num_lists, num_programs // num_kv_heads, num_lists,
             float(scale) * LOG2_E, HAS_PAGES=pages is not None,
             HAS_MASK=mask.values is not None, HAS_LSE=with_lse, HEADS=heads, HEADS_PAD=heads_pad,

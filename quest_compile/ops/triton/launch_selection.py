@@ -5,79 +5,73 @@ from __future__ import annotations
 import bisect
 import functools
 import struct
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quest_compile.ops import reference_selection
+from quest_compile.ops.reference import page_budget_of
+from quest_compile.ops.settings import Selection, SummaryFormat
 from quest_compile.ops.triton import select as kernels
-from quest_compile.ops.triton.launch import LOG2_E, Lengths, Mask, on_device, power_of_two
-from quest_compile.ops.triton.launch_scoring import Update, page_tile
-
-# Pages of a row that fit the registers of one program.
-_MAX_TILE = 8192
+from quest_compile.ops.triton.launch import LOG2_E, Queries, on_device, power_of_two
+from quest_compile.ops.triton.launch_scoring import Tiles, Update
+from quest_compile.ops.triton.row_format import row_format
 
 
 def select_rows(
     scores: Tensor,
-    lengths: Lengths,
-    mask: Mask,
-    page_budget: int,
+    queries: Queries,
+    selection: Selection,
     page_size: int,
-    num_sink_pages: int,
-    num_recent_pages: int,
+    score_scale: float | None,
     *,
-    budget_tokens: int = 0,
-    max_seq_len: int | None = None,
+    joined: int = 0,
     update: Update | None = None,
     num_counters: int = 0,
-    budget_fraction: float = 1.0,
-    top_p: float = 1.0,
-    score_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """int32 [B, q_len, S, page_budget]: pages of rows of more than ``budget_tokens``; and zeros,
-    int32 [B, q_len, num_counters]. ``scores``: contiguous [B, q_len, S, num_pages]."""
+    """int32 [B, q_len, S, page_budget]: pages of rows that do not fit the budget; and zeros, int32
+    [B, q_len, num_counters]. ``scores``: contiguous [B, q_len, S, num_pages], with ``joined`` heads
+    of each of these [B, q_len, S * joined, num_pages]."""
+    mask, page_budget = queries.mask, selection.budget // page_size
     batch, q_len, num_heads, num_pages = scores.shape
-    tile = power_of_two(min(num_pages, _MAX_TILE), 16)
-    num_tiles = -(-num_pages // tile)
+    num_heads //= max(1, joined)
+    tiles = Tiles.of(num_pages)
     empty = functools.partial(torch.empty, dtype=torch.int32, device=scores.device)
     pages = empty(batch, q_len, num_heads, page_budget)
     counters = empty(batch, q_len, num_counters) if num_counters else None
-    ranks = scores.view(torch.uint32)
-    if num_tiles > 1:
-        ranks = torch.empty(scores.shape, dtype=torch.uint32, device=scores.device)
-    finish, constants, heads_per_kv_head, seal_tile = (None,) * 5 + (0,) * 6, None, 1, 16
+    shares = scores.new_empty(batch, q_len, num_heads, num_pages) if joined else None
+    ranks = empty(batch, q_len, num_heads, num_pages if tiles.number > 1 else 1).view(torch.uint32)
+    finish, heads_per_kv_head, num_warps = (None,) * 5 + (0,) * 6, 1, tiles.num_warps
+    constants: dict[str, Any] = {"HAS_NEXT": False, "F": row_format(SummaryFormat(page_size), 16)}
     if update is not None:
-        finish, constants = update.finish_arguments(), dict(update.constants)
+        finish, constants = update.finish_arguments(), update.constants
         heads_per_kv_head = num_heads // update.key_cache.shape[1]
-        seal_tile = page_tile(update.key_cache.shape[3])
-    constants = constants or {"HAS_NEXT": False, "D": 16, "D_PAD": 16}
-    constants["PAGE_SIZE"] = page_size
+        num_warps = max(num_warps, constants["F"].num_warps)
     with on_device(scores):
         kernels.select[(num_heads, batch * q_len)](
-            scores, lengths.values, mask.words, ranks, pages, counters,
-            lengths.stride_b, lengths.stride_i, lengths.step, q_len, budget_tokens,
-            max_seq_len or num_pages * page_size, *mask.word_strides, mask.num_positions,
-            num_pages, page_budget, num_sink_pages, num_recent_pages, _bits_of(budget_fraction),
-            _bits_of(top_p), float(score_scale) * LOG2_E, num_counters, *finish,
+            scores, shares, queries.lengths.values, mask.words, ranks, pages, counters,
+            *queries.length_arguments, q_len, queries.budget_tokens, queries.max_seq_len,
+            *mask.word_strides, mask.num_positions, num_pages, page_budget,
+            selection.num_sink_pages, selection.num_recent_pages,
+            _bits_of(selection.budget_fraction), _bits_of(selection.top_p),
+            None if score_scale is None else float(score_scale) * LOG2_E, num_counters, *finish,
             **constants, UPDATE=update is not None, HEADS_PER_KV_HEAD=heads_per_kv_head,
-            HAS_FRACTION=budget_fraction < 1, HAS_TOP_P=top_p < 1, SEAL_TILE=seal_tile,
-            HAS_MASK=mask.values is not None,
+            JOINED=joined, HAS_FRACTION=selection.budget_fraction < 1,
+            HAS_TOP_P=selection.top_p < 1, HAS_MASK=mask.values is not None,
             HAS_COUNTERS=counters is not None, NUM_HEADS=max(1, mask.num_heads // num_heads),
-            PAGE_TILE=tile, NUM_TILES=num_tiles, BUDGET_PAD=power_of_two(page_budget),
-            num_warps=4 if tile <= 2048 else 8,
+            PAGE_SIZE=page_size, PAGE_TILE=tiles.size, NUM_TILES=tiles.number,
+            BUDGET_PAD=power_of_two(page_budget), enable_fp_fusion=False, num_warps=num_warps,
         )  # fmt: skip
     return pages, counters
 
 
 @functools.cache
-def fitting_pages(
-    page_budget: int, num_sink_pages: int, num_recent_pages: int, budget_fraction: float
-) -> int:
+def fitting_pages(selection: Selection, page_size: int) -> int:
     """A row with that many pages in use, or fewer, attends them all."""
+    page_budget = selection.budget // page_size
     budget_of = functools.partial(
-        reference_selection.page_budget_of, page_budget=page_budget, num_sink_pages=num_sink_pages,
-        num_recent_pages=num_recent_pages, budget_fraction=budget_fraction
+        page_budget_of, page_budget=page_budget, num_sink_pages=selection.num_sink_pages,
+        num_recent_pages=selection.num_recent_pages, budget_fraction=selection.budget_fraction
     )  # fmt: skip
     num_pages = range(1, page_budget + 1)
     return bisect.bisect_left(num_pages, True, key=lambda n: n > budget_of(n))

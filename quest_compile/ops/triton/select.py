@@ -6,6 +6,7 @@ import triton.language as tl
 from quest_compile.ops.triton.budgets import row_budget, top_p_budget
 from quest_compile.ops.triton.page_ranks import load_ranks, ranks
 from quest_compile.ops.triton.rows import finish_update, seq_len_of
+from quest_compile.ops.triton.shares import join_heads
 
 
 @triton.jit(
@@ -16,9 +17,10 @@ from quest_compile.ops.triton.rows import finish_update, seq_len_of
     do_not_specialize_on_alignment=["last_ptr", "sealed_ptr", "seq_lens_ptr", "mask_ptr"],
 )  # fmt: skip
 def select(
-    # scores_ptr float32 [B, q_len, S, num_pages], seq_lens_ptr [B, q_len],
+    # scores_ptr float32 [B, q_len, S, num_pages]; if heads are JOINED, [B, q_len, S * JOINED,
+    # num_pages], and shares_ptr [B, q_len, S, num_pages], written; seq_lens_ptr [B, q_len],
     # mask_ptr int64 [B, q_len, S * NUM_HEADS, mask_len / 8], or None
-    scores_ptr, seq_lens_ptr, mask_ptr,
+    scores_ptr, shares_ptr, seq_lens_ptr, mask_ptr,
     # uint32 [B, q_len, S, num_pages], for more pages than PAGE_TILE;
     # int32 [B, q_len, S, page_budget], written;
     # int32 [B, q_len, counters_per_row], zeroed for the next launch, or None
@@ -31,10 +33,10 @@ def select(
     key_ptr, summary_ptr, last_ptr, sealed_ptr, stale_ptr,
     key_stride_b, key_stride_h, key_stride_t,
     summary_stride_b, summary_stride_h, summary_stride_p,
-    UPDATE: tl.constexpr, HAS_NEXT: tl.constexpr, HEADS_PER_KV_HEAD: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, SEAL_TILE: tl.constexpr,
-    HAS_FRACTION: tl.constexpr, HAS_TOP_P: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_COUNTERS: tl.constexpr, NUM_HEADS: tl.constexpr,
+    UPDATE: tl.constexpr, HAS_NEXT: tl.constexpr, F: tl.constexpr,
+    HEADS_PER_KV_HEAD: tl.constexpr, JOINED: tl.constexpr, HAS_FRACTION: tl.constexpr,
+    HAS_TOP_P: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTERS: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, PAGE_TILE: tl.constexpr, NUM_TILES: tl.constexpr,
     BUDGET_PAD: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +50,7 @@ def select(
             (i == 0) & (s % HEADS_PER_KV_HEAD == 0), (s == 0) & (row == 0),
             key_stride_b, key_stride_h, key_stride_t,
             summary_stride_b, summary_stride_h, summary_stride_p, num_heads // HEADS_PER_KV_HEAD,
-            max_seq_len, HAS_NEXT, D, D_PAD, PAGE_SIZE, SEAL_TILE,
+            max_seq_len, HAS_NEXT, F,
         )  # fmt: skip
     if HAS_COUNTERS:
         for counter in range(s, counters_per_row, num_heads):
@@ -57,7 +59,13 @@ def select(
         seq_lens_ptr, b, i, q_len, seq_stride_b, seq_stride_i, step, max_seq_len
     )  # fmt: skip
     if seq_len > budget_tokens:
-        scores_ptr += (row * num_heads + s) * num_pages
+        if JOINED > 0:
+            scores_ptr += (row * num_heads + s) * JOINED * num_pages
+            shares_ptr += (row * num_heads + s) * num_pages
+            join_heads(scores_ptr, shares_ptr, num_pages, JOINED, PAGE_TILE, NUM_TILES)
+            scores_ptr = shares_ptr
+        else:
+            scores_ptr += (row * num_heads + s) * num_pages
         ranks_ptr += (row * num_heads + s) * num_pages
         pages_ptr += (row * num_heads + s) * page_budget
         if HAS_MASK:
