@@ -53,7 +53,7 @@ def test_broken_library_does_not_break_the_import(tmp_path):
         "native._status = None\n"
         "print(native.native_status())"
     )
-    out = " ".join(run(code, QUEST_COMPILE_NATIVE=""))
+    out = " ".join(run(code, QUEST_COMPILE_NATIVE="", QUEST_COMPILE_LIBRARY=""))
     assert "loaded=False" in out and "libquest.so does not load" in out
 
 
