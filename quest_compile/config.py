@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -137,7 +138,7 @@ class QuestConfig:
     def _check_room(self, budget: TokensOrShare) -> None:
         """A share always has room."""
         page_format = self.page_format
-        given = budget if isinstance(budget, int) else self._layer_budget(budget, 1).tokens
+        given = budget if isinstance(budget, int) else sys.maxsize
         self.selection(LayerBudget(0, given)).check_format(page_format)
 
     @property

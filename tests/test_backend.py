@@ -289,6 +289,7 @@ class TestOptions:
             ({"page_size": 12}, ValueError, "expected a multiple of 8 from 8 to 128, got 12"),
             ({"num_dense_layers": -1}, ValueError, "expected 0 or more, got -1"),
             ({"num_sink_pages": "1"}, TypeError, "expected an int, got '1'"),
+            ({"num_sink_pages": "1", "budget": 0.5}, TypeError, "expected an int, got '1'"),
             ({"num_recent_pages": 0}, ValueError, "expected 1 or more, got 0"),
             ({"group_reduce": "max"}, ValueError, "expected one of 'softmax', 'none', 'sum'"),
             (
