@@ -39,7 +39,7 @@ def test_tests_that_are_stopped_name_what_failed(workers, tmp_path):
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *workers]
     log = tmp_path / "log"
     inherited = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}
-    done = run_logged(command, 10, log, folder=tmp_path, environment=inherited, grace=15)
+    done = run_logged(command, 20, log, folder=tmp_path, environment=inherited, grace=60)
     assert done.timed_out and "1 failed, 1 passed" in done.output
     assert checks.failures_in(done.output) == [
         "test_it.py::test[a b] - AssertionError: assert 'a b' == 'a'"
