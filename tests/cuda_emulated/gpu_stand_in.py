@@ -129,7 +129,7 @@ def _capture(graph, stream=None):
 
 def install(monkeypatch):
     """``torch.cuda`` as far as it is used, and native kernels that serve there."""
-    for name in cuda_providers.NAMES:
+    for name in NAMES:
         monkeypatch.setitem(cuda_providers._providers, name, "native")
     found = {
         "is_available": lambda: True,
