@@ -111,10 +111,7 @@ PageSummary check_page_summary(const Tensor& page_summary, SummaryFormat format,
                 "page_summary: expected contiguous rows [2, head_dim], got strides ",
                 to_string(page_summary.strides()));
   } else {
-    const int64_t row_bytes =
-        sketch_row(static_cast<int32_t>(head_dim), static_cast<int32_t>(format.page_size),
-                   static_cast<int32_t>(format.sketch_bits))
-            .row_bytes;
+    const int64_t row_bytes = sketch_row(static_cast<int32_t>(head_dim), format).row_bytes;
     summary.element_size = 1;
     summary.row_bytes = row_bytes;
     CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, row_bytes);

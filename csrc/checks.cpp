@@ -80,17 +80,4 @@ void check_page_size(int64_t page_size) {
               "page_size: expected a multiple of 8 from 8 to 128, got ", page_size);
 }
 
-void check_selection(const Selection& s, const char* budget) {
-  QUEST_CHECK(s.num_sink_pages >= 0, "num_sink_pages: expected at least 0, got ", s.num_sink_pages);
-  QUEST_CHECK(s.num_recent_pages >= 1, "num_recent_pages: expected at least 1, got ",
-              s.num_recent_pages);
-  QUEST_CHECK(s.page_budget >= 1 && s.num_sink_pages <= s.page_budget &&
-                  s.num_recent_pages <= s.page_budget - s.num_sink_pages,
-              budget, ": expected room for ", s.num_sink_pages, " sink and ", s.num_recent_pages,
-              " recent pages, got ", s.page_budget, " pages");
-  QUEST_CHECK(s.budget_fraction > 0 && s.budget_fraction <= 1,
-              "budget_fraction: expected above 0 and up to 1, got ", s.budget_fraction);
-  QUEST_CHECK(s.top_p > 0 && s.top_p <= 1, "top_p: expected above 0 and up to 1, got ", s.top_p);
-}
-
 }  // namespace quest

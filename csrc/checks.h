@@ -49,9 +49,6 @@ DType check_float_dtype(const Tensor& tensor, const char* name);
 void check_head_dim(int64_t dim, const char* name);
 // Errors unless a multiple of 8 from 8 to 128.
 void check_page_size(int64_t page_size);
-// Errors unless the budget, which is the argument `budget`, is enough for the sinks and recents,
-// and the shares are some.
-void check_selection(const Selection& selection, const char* budget);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -58,10 +58,8 @@ struct Mask {
 // Pages [first_page, last_page) of one (batch row, KV head).
 struct PageSummaryParams {
   DType dtype;  // of the keys
-  SummaryKind kind;
+  SummaryFormat format;
   int32_t head_dim;
-  int32_t page_size;
-  int32_t sketch_bits;     // kSketch only
   const void* key;         // [max_seq_len, head_dim]
   int64_t key_stride;      // token to token
   void* page_summary;      // [num_pages, row]
@@ -73,7 +71,7 @@ struct PageSummaryParams {
 // Scores of pages [first_page, last_page) for the query heads of one (batch row, KV head).
 struct ScoreParams {
   DType dtype;
-  SummaryKind kind;
+  SummaryFormat format;
   GroupReduce group_reduce;  // kSum: of the summed query (kMinMax only); else of each head
   int32_t group_size;
   int32_t head_dim;
@@ -82,8 +80,6 @@ struct ScoreParams {
   const void* page_summary;  // [num_pages, row]
   int64_t summary_stride;    // page to page; kSketch: bytes
   // kSketch only:
-  int32_t page_size;
-  int32_t sketch_bits;
   float scale;          // of query.key
   const uint8_t* live;  // [positions], 0 = does not count; nullptr = all do
   int64_t live_stride;  // head to head
@@ -107,15 +103,11 @@ struct SelectParams {
   const float* scores;  // [num_pages]
   const uint8_t* live;  // [num_pages], 0 = no position to attend; nullptr = every page is live
   int32_t num_pages;    // pages in use, not those of the cache
-  int32_t page_budget;
-  int32_t num_sink_pages;
-  int32_t num_recent_pages;
-  double top_p;            // 1: page_budget alone decides
-  bool scores_are_shares;  // of top_p; else logits
-  float log2_scale;        // from a score to a logit in units of log2; for top_p
-  int32_t* keys;           // [num_pages + kKeyPadding], scratch
-  int32_t* weights;        // [num_pages], scratch; for top_p
-  int32_t* page_indices;   // [page_budget], out
+  Selection selection;
+  int32_t row_budget;     // pages that this row selects at most
+  int32_t* keys;          // [num_pages + kKeyPadding], scratch
+  int32_t* weights;       // [num_pages], scratch; where a share of the weights decides
+  int32_t* page_indices;  // [row_budget], out
 };
 constexpr int32_t kKeyPadding = 16;
 

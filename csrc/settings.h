@@ -38,6 +38,9 @@ struct Selection {
   int64_t page_size;
 };
 
+// Does a share of the weights of the pages decide, too?
+QUEST_EVERYWHERE bool weighs_pages(const Selection& s) { return s.top_p < 1; }
+
 // Pages that a row with so many in use attends at most.
 QUEST_EVERYWHERE int64_t page_budget_of(const Selection& s, int64_t num_pages) {
   const double wanted = s.budget_fraction * static_cast<double>(num_pages);

@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#include "everywhere.h"
+#include "settings.h"
 
 namespace quest {
 
@@ -31,18 +31,20 @@ struct SketchRow {
   int32_t mean_scale;
   int32_t second_plane;
   int32_t row_bytes;
+  int32_t num_planes;  // bits per channel
 };
 
-QUEST_EVERYWHERE constexpr SketchRow sketch_row(int32_t head_dim, int32_t page_size,
-                                                int32_t sketch_bits) {
+QUEST_EVERYWHERE constexpr SketchRow sketch_row(int32_t head_dim, const SummaryFormat& format) {
+  const int32_t page_size = static_cast<int32_t>(format.page_size);
+  const int32_t num_planes = static_cast<int32_t>(format.sketch_bits);
   const int32_t tiles = (page_size + kSketchTile - 1) / kSketchTile;
   const int32_t blocks = (head_dim + kSketchBlock - 1) / kSketchBlock;
   const int32_t plane_bytes = tiles * blocks * kSketchTile * 4;
   const int32_t token_scales = plane_bytes + head_dim;
   const int32_t mean_scale = token_scales + 2 * kSketchTile * tiles;
   const int32_t second_plane = (mean_scale + 4 + kSketchLine - 1) / kSketchLine * kSketchLine;
-  return {plane_bytes, plane_bytes,  token_scales,
-          mean_scale,  second_plane, second_plane + (sketch_bits - 1) * plane_bytes};
+  const int32_t row_bytes = second_plane + (num_planes - 1) * plane_bytes;
+  return {plane_bytes, plane_bytes, token_scales, mean_scale, second_plane, row_bytes, num_planes};
 }
 
 // Channels that are rotated together: the largest power of two that divides head_dim.

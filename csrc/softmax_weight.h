@@ -1,5 +1,5 @@
-// What a page weighs where top_p counts: a whole number, without a rounding that could differ from
-// device to device (quest_compile/ops/reference/selection.py).
+// What a page weighs where a share of the weights decides: a whole number, without a rounding that
+// could differ from device to device (quest_compile/ops/reference/selection.py).
 #pragma once
 
 #include <stdint.h>

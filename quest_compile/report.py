@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from quest_compile import ops
 from quest_compile.audits import AUDIT_COLUMNS, GraphAudits, audit_cells
+from quest_compile.budgets import LayerBudget
 from quest_compile.config import QuestConfig
 from quest_compile.graph_report import GraphReport, ReportRow, report_row
 from quest_compile.passes import Reason, Rewrite, Treatment
@@ -148,19 +150,8 @@ def _settings(graph: GraphReport) -> str:
     """One line, in the names of the settings."""
     config = graph.config
     budget = "of each layer" if callable(config.budget) else config.budget
-    summary = config.summary
-    if summary == "sketch":
-        summary += f" of {config.sketch_bits} bit{'s' if config.sketch_bits > 1 else ''}"
-    parts = [
-        f"budget {budget}",
-        f"page_size {config.page_size}",
-        f"summary {summary}",
-        f"group_reduce {config.group_reduce}",
-        f"num_sink_pages {config.num_sink_pages}",
-        f"num_recent_pages {config.num_recent_pages}",
-    ]
-    parts += [f"top_p {config.top_p:g}"] if config.top_p < 1 else []
-    parts += [f"inner {graph.inner}"]
+    selection = config.selection(LayerBudget(0, sys.maxsize))
+    parts = [f"budget {budget}", str(config.page_format), str(selection), f"inner {graph.inner}"]
     parts += [f"mode {graph.mode}"] if graph.mode else []
     parts += ["CUDA graph"] if graph.is_cuda_graph else []
     return ", ".join(parts)

@@ -19,6 +19,7 @@ pytest.importorskip("accelerate", reason="transformers shards with accelerate on
 pytest.importorskip("transformers.distributed.tensor_parallel")
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = ROOT / "tests" / "support"
 NUM_RANKS = 2
 
 
@@ -29,7 +30,7 @@ def torchrun(*command):
             *("--nproc-per-node", str(NUM_RANKS)),
             *map(str, command),
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)},
         capture_output=True,
         text=True,
         timeout=180,
@@ -54,7 +55,7 @@ def folder(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(folder, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    torchrun(Path(__file__).with_name("tensor_parallel_rank.py"), folder, results)
+    torchrun(SUPPORT / "tensor_parallel_rank.py", folder, results)
     return [json.loads((results / f"rank{i}.json").read_text()) for i in range(NUM_RANKS)]
 
 

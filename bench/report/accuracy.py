@@ -14,6 +14,7 @@ from quest_compile.bench.report.names import KINDS, tokens
 from quest_compile.bench.report.plots import draw
 from quest_compile.bench.report.tables import select, values_of, whole
 from quest_compile.bench.results import Result
+from quest_compile.config import NO_FORCED_PAGES
 
 Row = dict[str, Any]
 
@@ -63,7 +64,7 @@ def kind_of(row: Row) -> str | None:
     """
     kind, _, settings = row["method"].partition(":")
     values = dict(part.split("=") for part in settings.split(",") if part)
-    for name in ("num_sink_pages", "num_recent_pages"):
+    for name in NO_FORCED_PAGES:
         values.pop(name, None)
     for name, options in KINDS.items():
         if kind == "quest" and values == {k: str(v) for k, v in options.items()}:

@@ -75,9 +75,7 @@ void score_page_range(const Scoring& scoring, int64_t row, int64_t kv_head, Live
   p.head_dim = static_cast<int32_t>(scoring.head_dim);
   p.query = query_of(query, scoring.dtype, scoring.q_len, row, head);
   p.query_stride = query.head_stride;
-  p.kind = summary.format.kind;
-  p.page_size = static_cast<int32_t>(summary.format.page_size);
-  p.sketch_bits = static_cast<int32_t>(summary.format.sketch_bits);
+  p.format = summary.format;
   p.scale = scoring.scale;
   p.live = live.data;
   p.live_stride = live.head_stride;
@@ -125,13 +123,9 @@ int64_t choose_pages(const Selection& selection, int64_t seq_len, const float* s
   p.scores = scores;
   p.live = live;
   p.num_pages = static_cast<int32_t>(num_pages);
-  p.page_budget = static_cast<int32_t>(page_budget_of(selection, num_pages));
-  p.num_sink_pages = static_cast<int32_t>(selection.num_sink_pages);
-  p.num_recent_pages = static_cast<int32_t>(selection.num_recent_pages);
-  p.top_p = selection.top_p;
-  p.scores_are_shares = selection.group_reduce == GroupReduce::kSoftmax;
-  p.log2_scale = selection.log2_scale;
-  p.weights = selection.top_p < 1 ? scratch.take<int32_t>(num_pages) : nullptr;
+  p.selection = selection;
+  p.row_budget = static_cast<int32_t>(page_budget_of(selection, num_pages));
+  p.weights = weighs_pages(selection) ? scratch.take<int32_t>(num_pages) : nullptr;
   p.keys = scratch.take<int32_t>(num_pages + kKeyPadding);
   p.page_indices = page_indices;
   return kernels().select_pages(p);

@@ -40,15 +40,15 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
 // Asks for the samples of a head while those of the one before it are looked at.
 void fetch_samples(const PageSummaryParams& p, const int64_t* samples, int64_t summary_bytes) {
   const int64_t row_bytes = p.head_dim * element_size(p.dtype);
-  const int64_t element = p.kind == SummaryKind::kMinMax ? element_size(p.dtype) : 1;
+  const int64_t element = p.format.kind == SummaryKind::kMinMax ? element_size(p.dtype) : 1;
   for (int64_t i = 0; i < kSamples; ++i) {
     const char* summary =
         static_cast<const char*>(p.page_summary) + samples[i] * p.summary_stride * element;
     for (int64_t byte = 0; byte < summary_bytes; byte += 64) {
       __builtin_prefetch(summary + byte, 0, 2);
     }
-    for (int64_t t = 0; t < p.page_size; ++t) {
-      const int64_t token = samples[i] * p.page_size + t;
+    for (int64_t t = 0; t < p.format.page_size; ++t) {
+      const int64_t token = samples[i] * p.format.page_size + t;
       const char* row = static_cast<const char*>(offset(p.key, p.dtype, token * p.key_stride));
       for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
     }
@@ -92,9 +92,7 @@ void update(const UpdateArguments& u) {
     PageSummaryParams p;
     p.dtype = dtype;
     p.head_dim = static_cast<int32_t>(head_dim);
-    p.page_size = static_cast<int32_t>(page_size);
-    p.sketch_bits = static_cast<int32_t>(format.sketch_bits);
-    p.kind = format.kind;
+    p.format = format;
     p.key = cache_of(u.key_cache, dtype, row, kv_head);
     p.key_stride = u.key_cache.token_stride;
     p.page_summary = row_of(summary, row, kv_head);

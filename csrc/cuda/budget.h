@@ -24,8 +24,8 @@ QUEST_DEVICE bool row_fits(const Selection& selection, int len) {
 }
 
 // The share that is wanted of a sum of weights: what a sum has to reach.
-QUEST_DEVICE int64_t share_of(double top_p, int64_t total) {
-  return static_cast<int64_t>(round_up(top_p * static_cast<double>(total)));
+QUEST_DEVICE int64_t share_of(double share, int64_t total) {
+  return static_cast<int64_t>(round_up(share * static_cast<double>(total)));
 }
 
 // Of a page of this order, `best` being the highest one that is a number's. NaN weighs as much.

@@ -19,7 +19,7 @@ class SketchMaker {
 
   // keys: the first of the page; the row to `row`, in shared memory.
   QUEST_DEVICE void make(const T* keys, char* row) {
-    const SketchRow layout = sketch_row(s_.head_dim, s_.page_size, sketch_bits());
+    const SketchRow layout = sketch_row(s_.head_dim, s_.rows.format);
     sync_warp();
 #pragma unroll 1
     for (int i = lane_index() * 16; i < layout.row_bytes; i += 32 * 16) {
@@ -60,8 +60,6 @@ class SketchMaker {
   }
 
  private:
-  QUEST_DEVICE int sketch_bits() const { return static_cast<int>(s_.rows.format.sketch_bits); }
-
   // Of the tokens from `keys` on; tokens that are not finite are zeros. Bit v: that of vector v is.
   QUEST_DEVICE unsigned load(const T* keys, Vectors& x) const {
     unsigned finite = 0;
@@ -142,7 +140,7 @@ class SketchMaker {
     const float square = sum_of_squares(squares_ + mine * stride);
     const float num_channels = static_cast<float>(s_.head_dim);
     float scale = square_root(divide(square, num_channels));
-    if (sketch_bits() == 2) {
+    if (layout.num_planes == 2) {
       bool is_outer[kVectors][4];
       float level = multiply(num_channels, 0.25f);
 #pragma unroll

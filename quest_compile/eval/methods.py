@@ -12,14 +12,12 @@ import torch
 from quest_compile import ops
 from quest_compile.backend import backend
 from quest_compile.budgets import LayerBudgets
-from quest_compile.config import QuestConfig
+from quest_compile.config import NO_FORCED_PAGES, QuestConfig
 from quest_compile.eval.attention import NAME, EvalAttention
 from quest_compile.eval.audited_mass import AuditedMass
 from quest_compile.eval.baselines import KEEP
 
 DENSE, QUEST, REFERENCE = "dense", "quest", "quest-reference"
-# The others know neither sink nor recent pages: no budget has to hold them.
-_NO_FORCED_PAGES = (("num_sink_pages", 0), ("num_recent_pages", 1))
 # Settings of what is compiled, and how.
 _NOT_OF_REFERENCE = {"audit", "inductor_options", "max_q_len", "strict"}
 
@@ -50,7 +48,7 @@ class Method:
 
 
 def parse_method(name: str, config: QuestConfig) -> Method:
-    """``"dense"``, ``"quest"``, ``"quest:preset=paper,num_sink_pages=1"`` or a baseline.
+    """``"dense"``, ``"quest"``, ``"quest:preset=paper,page_size=32"`` or a baseline.
 
     A budget of its own is a share of the context (``budget=0.05``), or layers have their own:
     ``budget=2:64/3:0.05/default:128``.
@@ -64,7 +62,8 @@ def parse_method(name: str, config: QuestConfig) -> Method:
         raise ValueError(f"method must be one of {known}, or quest:setting=value,...; got {name!r}")
     settings = tuple(_parse_setting(name, part) for part in rest.split(",") if part)
     if kind not in (QUEST, REFERENCE):
-        settings = _NO_FORCED_PAGES
+        # They know neither sink nor recent pages: no budget has to hold them.
+        settings = tuple(NO_FORCED_PAGES.items())
     if kind == REFERENCE and (unknown := set(dict(settings)) & _NOT_OF_REFERENCE):
         raise ValueError(f"method {name}: {REFERENCE} does not know {min(unknown)}")
     config.replace(dict(settings))

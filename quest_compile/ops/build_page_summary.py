@@ -35,7 +35,7 @@ def build_page_summary(
     Args:
         key_cache: [batch, num_kv_heads, max_seq_len, head_dim], the last dimension contiguous.
         seq_lens: int32 or int64 [batch] or [1], valid positions.
-        settings: page_size, summary, sketch_bits: see SummaryFormat.
+        settings: those of SummaryFormat.
 
     Returns:
         "minmax": [batch, num_kv_heads, num_pages, 2, head_dim] in the dtype of key_cache:

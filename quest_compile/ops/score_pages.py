@@ -105,7 +105,7 @@ def score_pages(
             a KV head, of each head's softmax over its scores (min/max: times scale); "sum": of the
             sum of their queries, with summary="minmax" only.
         scale: of query.key, 1 / sqrt(head_dim) by default; where attn_mask is taken.
-        settings: page_size, summary, sketch_bits: see SummaryFormat.
+        settings: those of SummaryFormat.
 
     Returns:
         float32 [batch, num_select_heads, num_pages], num_select_heads being num_kv_heads, or

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from quest_compile.ops import checks, reference, require
 from quest_compile.ops.operator import operator
-from quest_compile.ops.settings import Selection, SummaryFormat, check_room
+from quest_compile.ops.settings import ChoiceSettings, Selection, SummaryFormat, check_room
 
 
 def _check(
@@ -69,7 +70,7 @@ def _fake(scores, seq_lens, attn_mask, *, page_budget, **settings):
 _OPERATOR = operator(
     "select_pages",
     "(Tensor scores, Tensor seq_lens, Tensor? attn_mask=None, *, int page_budget, "
-    f"{Selection.schema('num_sink_pages', 'num_recent_pages', 'budget_fraction', 'top_p')}, "
+    f"{Selection.schema(*ChoiceSettings.__annotations__)}, "
     "float? score_scale=1.0, int page_size=16) -> Tensor",
     check=_check,
     reference=reference.select_pages,
@@ -83,12 +84,9 @@ def select_pages(
     attn_mask: Tensor | None = None,
     *,
     page_budget: int,
-    num_sink_pages: int = 1,
-    num_recent_pages: int = 2,
-    budget_fraction: float = 1.0,
-    top_p: float = 1.0,
     score_scale: float | None = 1.0,
     page_size: int = 16,
+    **settings: Unpack[ChoiceSettings],
 ) -> Tensor:
     """The pages to attend: sinks, recents, then the highest scores; ties go to the lowest index.
 
@@ -97,17 +95,11 @@ def select_pages(
         seq_lens: int32 or int64 [batch] or [1], valid positions, the current token included.
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, 1, max_seq_len].
             A page without a position to attend is never selected.
-        page_budget: pages to select, at least num_sink_pages + num_recent_pages.
-        num_sink_pages: the first pages with a position to attend are selected.
-        num_recent_pages: so are the last pages in use, the open page being the last of them.
-        budget_fraction: above 0 and up to 1: a row selects at most this share of its pages in use,
-            rounded up, but no less than the sinks, the recents and one more page.
-        top_p: above 0 and below 1: of the pages that are not sinks or recents only the best, until
-            those have this share of the softmax over the scores of all of them; page_budget caps
-            what is selected. 1: page_budget alone decides.
-        score_scale: what makes logits of scores, for top_p; None: scores are shares, as those of
-            group_reduce="softmax".
+        page_budget: pages to select, at least the sinks and recents.
+        score_scale: what makes logits of scores, where a share of their softmax decides; None:
+            scores are shares, as those of group_reduce="softmax".
         page_size: positions per page.
+        settings: the sinks, the recents and the shares of Selection.
 
     Returns:
         int32 [batch, num_select_heads, page_budget], ascending, -1 in unused slots behind.
@@ -115,15 +107,6 @@ def select_pages(
     Raises:
         ValueError, TypeError: an argument is not as described.
     """
-    return _OPERATOR(
-        scores,
-        seq_lens,
-        attn_mask,
-        page_budget=page_budget,
-        num_sink_pages=num_sink_pages,
-        num_recent_pages=num_recent_pages,
-        budget_fraction=budget_fraction,
-        top_p=top_p,
-        score_scale=score_scale,
-        page_size=page_size,
-    )
+    settings_of_scores = {"score_scale": score_scale, "page_size": page_size}
+    tensors = (scores, seq_lens, attn_mask)
+    return _OPERATOR(*tensors, page_budget=page_budget, **settings_of_scores, **settings)

@@ -79,6 +79,13 @@ class SummaryFormat(_Settings):
         require.choice("summary", self.summary, SUMMARIES)
         require.choice("sketch_bits", self.sketch_bits, SKETCH_BITS)
 
+    def __str__(self) -> str:
+        planes = f" of {self.sketch_bits} bit{'s' * (self.sketch_bits > 1)}"
+        return (
+            f"page_size {self.page_size}, "
+            f"summary {self.summary}{planes if self.summary == 'sketch' else ''}"
+        )
+
     def num_pages(self, max_seq_len: int) -> int:
         """Of a cache of this many positions; the last page may be cut short by its end."""
         return (max_seq_len + self.page_size - 1) // self.page_size
@@ -125,6 +132,17 @@ class Selection(_Settings):
         check_reduction(self.group_reduce, page_format.summary)
         check_room("budget", self.budget // page_format.page_size, self)
 
+    def __str__(self) -> str:
+        """Without the budget."""
+        names = ("group_reduce", "num_sink_pages", "num_recent_pages")
+        shown = [f"{name} {getattr(self, name)}" for name in names]
+        return ", ".join([*shown, f"top_p {self.top_p:g}"] if self.top_p < 1 else shown)
+
+    def in_pages(self, page_size: int) -> dict[str, Any]:
+        """As select_pages takes it."""
+        chosen = {name: getattr(self, name) for name in ChoiceSettings.__annotations__}
+        return {"page_budget": self.budget // page_size, "page_size": page_size} | chosen
+
     @property
     def num_forced_pages(self) -> int:
         return self.num_sink_pages + self.num_recent_pages
@@ -162,16 +180,21 @@ class FormatSettings(TypedDict, total=False):
     sketch_bits: int
 
 
-class SparseSettings(FormatSettings, total=False):
+class ChoiceSettings(TypedDict, total=False):
+    """Those of :class:`Selection` that choose pages by their scores, within a budget."""
+
+    num_sink_pages: int
+    num_recent_pages: int
+    budget_fraction: float
+    top_p: float
+
+
+class SparseSettings(FormatSettings, ChoiceSettings, total=False):
     """Keyword settings of :class:`Selection` and :class:`SummaryFormat`, and the factor of
     query.key, 1 / sqrt(head_dim) by default."""
 
     budget: int
-    num_sink_pages: int
-    num_recent_pages: int
     group_reduce: str
-    budget_fraction: float
-    top_p: float
     scale: float | None
 
 

@@ -81,9 +81,8 @@ def sparse_decode(
         attn_mask: bool (True = attend), broadcastable to [batch, num_q_heads, q_len, max_seq_len].
             Without one, several queries are causal: query i of q_len stands at position
             seq_len - q_len + i and attends up to it.
-        settings: budget, which has to be given, num_sink_pages, num_recent_pages, group_reduce,
-            budget_fraction, top_p: see Selection; page_size, summary, sketch_bits: see
-            SummaryFormat; scale: of query.key, 1 / sqrt(head_dim) by default.
+        settings: those of Selection, of which budget has to be given, and of SummaryFormat;
+            scale: of query.key, 1 / sqrt(head_dim) by default.
 
     Returns:
         [batch, num_q_heads, q_len, value_dim] in the dtype of query.

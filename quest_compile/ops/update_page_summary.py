@@ -69,12 +69,12 @@ def update_page_summary(
             written: elementwise minimum and maximum of the keys of each complete page.
             With summary="sketch" uint8 [batch, num_kv_heads, num_pages, bytes_per_page]
             (summaries/sketch.py has the layout): the mean of the keys in 8 bits, and what is left
-            of each key as its scale and sketch_bits bits per channel.
+            of each key as its scale and a bit or two per channel.
         num_sealed: int64 [1] or [2]. First: leading pages whose summary is known to be up to date;
             0 before the first update, and to have everything summarised again. Second, if there:
             the position at which the next write has to begin, or else everything is summarised
             again; -1 for no such check. Written.
-        settings: page_size, summary, sketch_bits: see SummaryFormat.
+        settings: those of SummaryFormat.
 
     Raises:
         ValueError, TypeError: an argument is not as described.

@@ -169,7 +169,7 @@ void score_rows(const ScoreParams& p) {
 }  // namespace
 
 void score_pages(const ScoreParams& p) {
-  if (p.kind == SummaryKind::kSketch) return score_sketches(p);
+  if (p.format.kind == SummaryKind::kSketch) return score_sketches(p);
   switch (p.dtype) {
     case DType::kFloat32:
       return score_rows<float>(p);

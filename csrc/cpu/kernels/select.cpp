@@ -1,7 +1,7 @@
-// The page_budget best pages, in ascending order, without sorting.
+// The row_budget best pages, in ascending order, without sorting.
 //
 // 1. A key per page: an integer in the order of scores, forced pages above all, dead ones below.
-// 2. The smallest threshold that no more than page_budget keys exceed, by bisection.
+// 2. The smallest threshold that no more than row_budget keys exceed, by bisection.
 // 3. The pages above it, and as many as there is room for of those at it, lowest index first.
 //
 // top_p counts, before that, how many of the best pages that are not forced have that share of the
@@ -36,13 +36,14 @@ void make_keys(const float* scores, int32_t num_pages, int32_t* keys) {
 
 void force_pages(const SelectParams& p) {
   int32_t* keys = p.keys;
-  for (int32_t page = 0, sinks = 0; page < p.num_pages && sinks < p.num_sink_pages; ++page) {
+  const int64_t num_sinks = p.selection.num_sink_pages;
+  for (int32_t page = 0, sinks = 0; page < p.num_pages && sinks < num_sinks; ++page) {
     if (keys[page] == kDead) continue;
     keys[page] = kForced;
     ++sinks;
   }
-  const int32_t first_recent = p.num_pages - p.num_recent_pages;
-  for (int32_t page = first_recent > 0 ? first_recent : 0; page < p.num_pages; ++page) {
+  const int64_t first_recent = p.num_pages - p.selection.num_recent_pages;
+  for (int64_t page = first_recent > 0 ? first_recent : 0; page < p.num_pages; ++page) {
     if (keys[page] != kDead) keys[page] = kForced;
   }
 }
@@ -55,12 +56,13 @@ int64_t weigh_pages(const SelectParams& p) {
   for (int32_t page = 0; page < p.num_pages; ++page) {
     if (is_candidate(p.keys[page]) && p.scores[page] > best) best = p.scores[page];
   }
+  const bool are_shares = p.selection.group_reduce == GroupReduce::kSoftmax;
   int64_t total = 0;
   for (int32_t page = 0; page < p.num_pages; ++page) {
     const float score = p.scores[page];
     const bool is_best = score == best || score != score;
-    const float distance = is_best ? 0 : (best - score) * p.log2_scale;
-    const int32_t weight = p.scores_are_shares ? share_weight(score) : softmax_weight(distance);
+    const float distance = is_best ? 0 : (best - score) * p.selection.log2_scale;
+    const int32_t weight = are_shares ? share_weight(score) : softmax_weight(distance);
     p.weights[page] = is_candidate(p.keys[page]) ? weight : 0;
     total += p.weights[page];
   }
@@ -79,7 +81,7 @@ int64_t weight_above(const SelectParams& p, int64_t threshold) {
 int32_t count_top_p(const SelectParams& p, int32_t num_keys) {
   const int64_t total = weigh_pages(p);
   if (total == 0) return count_greater(p.keys, num_keys, kForced - 1);
-  const double wanted = p.top_p * static_cast<double>(total);
+  const double wanted = p.selection.top_p * static_cast<double>(total);
   // The lowest key with less than that above it. Forced pages weigh nothing.
   int64_t low = kDead, high = kForced;
   while (high - low > 1) {
@@ -140,8 +142,8 @@ int32_t select_pages(const SelectParams& p) {
   }
   force_pages(p);
   const int32_t num_keys = (p.num_pages + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
-  int32_t budget = p.page_budget;
-  if (p.top_p < 1) {
+  int32_t budget = p.row_budget;
+  if (weighs_pages(p.selection)) {
     const int32_t count = count_top_p(p, num_keys);
     budget = count < budget ? count : budget;
   }

@@ -52,8 +52,9 @@ void prepare_query(const ScoreParams& p, int head, SketchQuery& out) {
   const float factor = step * (p.scale * kLog2e<float> / rotation_size(p.head_dim));
   const float sum = static_cast<float>(out.sum);
   out.mean_factor = factor;
-  out.factor = p.sketch_bits == 1 ? 2 * factor : factor;
-  out.offset = p.sketch_bits == 1 ? -factor * sum : -1.5f * factor * sum;
+  const bool has_one_plane = sketch_row(p.head_dim, p.format).num_planes == 1;
+  out.factor = has_one_plane ? 2 * factor : factor;
+  out.offset = has_one_plane ? -factor * sum : -1.5f * factor * sum;
 }
 
 }  // namespace QUEST_ISA

@@ -41,12 +41,13 @@ struct Page {
   Float8 mean_codes[kMaxGroups];
   float mean_scale;
 
-  explicit Page(const PageSummaryParams& p) : num_tokens(p.page_size), num_groups(p.head_dim / 8) {}
+  explicit Page(const PageSummaryParams& p)
+      : num_tokens(static_cast<int>(p.format.page_size)), num_groups(p.head_dim / 8) {}
 };
 
 template <class T>
 void read_page(const PageSummaryParams& p, int64_t index, Page& page) {
-  const T* keys = static_cast<const T*>(p.key) + index * p.page_size * p.key_stride;
+  const T* keys = static_cast<const T*>(p.key) + index * page.num_tokens * p.key_stride;
   for (int t = 0; t < page.num_tokens; ++t) {
     Float8* x = page.keys + t * page.num_groups;
     Int8x32 largest = {};
@@ -126,15 +127,15 @@ uint16_t to_bfloat16(float x) {
 }
 
 void write_row(const PageSummaryParams& p, const Page& page, char* row) {
-  const SketchRow at = sketch_row(p.head_dim, p.page_size, p.sketch_bits);
+  const SketchRow at = sketch_row(p.head_dim, p.format);
   const int tile_bytes = (p.head_dim + kSketchBlock - 1) / kSketchBlock * kSketchLine;
   memset(row, 0, at.row_bytes);
-  for (int t = 0; t < p.page_size; ++t) {
+  for (int t = 0; t < page.num_tokens; ++t) {
     uint16_t scale = kSketchNotFinite;
     if (page.is_finite[t]) {
       char* first = row + t / kSketchTile * tile_bytes + t % kSketchTile * 4;
       char* second = first + at.second_plane;
-      scale = to_bfloat16(p.sketch_bits == 1 ? sketch_token<1>(page, t, first, second)
+      scale = to_bfloat16(at.num_planes == 1 ? sketch_token<1>(page, t, first, second)
                                              : sketch_token<2>(page, t, first, second));
     }
     memcpy(row + at.token_scales + 2 * t, &scale, 2);

@@ -46,12 +46,12 @@ struct Rows {
   const ScoreParams& p;
   const SketchRow at;
 
-  explicit Rows(const ScoreParams& p)
-      : p(p), at(sketch_row(p.head_dim, p.page_size, p.sketch_bits)) {}
+  explicit Rows(const ScoreParams& p) : p(p), at(sketch_row(p.head_dim, p.format)) {}
   QUEST_INLINE int head_dim() const { return kHeadDim > 0 ? kHeadDim : p.head_dim; }
   QUEST_INLINE int num_blocks() const { return (head_dim() + kSketchBlock - 1) / kSketchBlock; }
+  QUEST_INLINE int page_size() const { return static_cast<int>(p.format.page_size); }
   QUEST_INLINE int num_tiles() const {
-    return kHeadDim > 0 ? 1 : (p.page_size + kSketchTile - 1) / kSketchTile;
+    return kHeadDim > 0 ? 1 : (page_size() + kSketchTile - 1) / kSketchTile;
   }
   // Those behind the last one are the last one.
   QUEST_INLINE const char* row(int64_t page) const {
@@ -164,11 +164,11 @@ void score_tile(const Rows& rows, const SketchQuery* queries, int head, int64_t 
   }
   for (int h = 0; h < kHeads; ++h) {
     float* logits = chunk.logits + h * kChunk * num_logits;
-    if (p.live || p.page_size < num_logits) {
+    if (p.live || rows.page_size() < num_logits) {
       for (int r = 0; r < count; ++r) {
-        const int64_t first = (page + r) * p.page_size;
+        const int64_t first = (page + r) * rows.page_size();
         const uint8_t* live = p.live ? p.live + (head + h) * p.live_stride + first : nullptr;
-        mark_tokens(live, p.page_size, num_logits, logits + r * num_logits);
+        mark_tokens(live, rows.page_size(), num_logits, logits + r * num_logits);
       }
     }
     float scores[kChunk];
@@ -202,15 +202,15 @@ void score_sketches_of(const ScoreParams& p) {
   for (int head = 0; head < p.group_size; head += kMaxHeads) {
     const int rest = p.group_size - head, num_heads = rest < kMaxHeads ? rest : kMaxHeads;
     for (int h = 0; h < num_heads; ++h) prepare_query<T>(p, head + h, queries[h]);
-    p.sketch_bits == 1 ? score_heads<1>(rows, queries, head, num_heads)
-                       : score_heads<2>(rows, queries, head, num_heads);
+    rows.at.num_planes == 1 ? score_heads<1>(rows, queries, head, num_heads)
+                            : score_heads<2>(rows, queries, head, num_heads);
   }
 }
 
 template <class T>
 void score_sketches_of(const ScoreParams& p) {
-  if (p.page_size == kSketchTile && p.head_dim == 128) return score_sketches_of<T, 128>(p);
-  if (p.page_size == kSketchTile && p.head_dim == 64) return score_sketches_of<T, 64>(p);
+  if (p.format.page_size == kSketchTile && p.head_dim == 128) return score_sketches_of<T, 128>(p);
+  if (p.format.page_size == kSketchTile && p.head_dim == 64) return score_sketches_of<T, 64>(p);
   score_sketches_of<T, 0>(p);
 }
 

@@ -56,28 +56,30 @@ void reduce_row_of(const char* rows, int64_t row_bytes, int num_rows, int size, 
 template <class Key>
 void reduce_page(const PageSummaryParams& p, int64_t page, Key* summary) {
   const char* rows = reinterpret_cast<const char*>(static_cast<const Key*>(p.key) +
-                                                   page * p.page_size * p.key_stride);
+                                                   page * p.format.page_size * p.key_stride);
   const int64_t row_bytes = p.key_stride * sizeof(Key);
   const int size = p.head_dim * static_cast<int>(sizeof(Key));
+  const int num_rows = static_cast<int>(p.format.page_size);
   char* minimum = reinterpret_cast<char*>(summary);
   char* maximum = reinterpret_cast<char*>(summary + p.head_dim);
   constexpr int kVectorBytes = kWidth * 4;
   if (size >= kVectorBytes) {
-    reduce_row_of<Key, kVectorBytes>(rows, row_bytes, p.page_size, size, minimum, maximum);
+    reduce_row_of<Key, kVectorBytes>(rows, row_bytes, num_rows, size, minimum, maximum);
   } else {
-    reduce_row_of<Key, 16>(rows, row_bytes, p.page_size, size, minimum, maximum);
+    reduce_row_of<Key, 16>(rows, row_bytes, num_rows, size, minimum, maximum);
   }
 }
 
-constexpr int kMaxRowBytes = sketch_row(kMaxHeadDim, kMaxPageSize, 2).row_bytes;
+constexpr int kMaxRowBytes =
+    sketch_row(kMaxHeadDim, {kMaxPageSize, SummaryKind::kSketch, 2}).row_bytes;
 static_assert(kMaxRowBytes >= 2 * kMaxHeadDim * 4, "room for bounds in float32 as well");
 
 // The summary of a page to `row`; returns its bytes.
 template <class Key>
 int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
-  if (p.kind == SummaryKind::kSketch) {
+  if (p.format.kind == SummaryKind::kSketch) {
     sketch_page(p, page, row);
-    return sketch_row(p.head_dim, p.page_size, p.sketch_bits).row_bytes;
+    return sketch_row(p.head_dim, p.format).row_bytes;
   }
   reduce_page(p, page, reinterpret_cast<Key*>(row));
   return 2 * p.head_dim * sizeof(Key);
@@ -85,7 +87,7 @@ int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
 
 template <class Key>
 char* stored_row(const PageSummaryParams& p, int64_t page) {
-  const int64_t size = p.kind == SummaryKind::kMinMax ? sizeof(Key) : 1;
+  const int64_t size = p.format.kind == SummaryKind::kMinMax ? sizeof(Key) : 1;
   return static_cast<char*>(p.page_summary) + page * p.summary_stride * size;
 }
 

@@ -67,7 +67,7 @@ def sparse_decode(
 
 def fits_budget(seq_lens, max_seq_len, selection, page_size):
     """Rows that attend every page, bool [B or 1, 1, 1]; True if a cache of this length does so."""
-    limits = _limits(selection, page_size)
+    limits = selection.in_pages(page_size)
     most = -(-max_seq_len // page_size)
     if most <= page_budget_of(most, **limits):
         return True
@@ -91,21 +91,9 @@ def score_and_select(
         query.shape[1] // page_summary.shape[1], query.shape[3], group_reduce=reduce,
         summary=summary, scale=scale
     )  # fmt: skip
-    page_size = page_format.page_size
-    pages = select(
-        scores, seq_lens, attn_mask, top_p=selection.top_p, score_scale=score_scale,
-        page_size=page_size, **_limits(selection, page_size)
-    )  # fmt: skip
+    settings = selection.in_pages(page_format.page_size)
+    pages = select(scores, seq_lens, attn_mask, score_scale=score_scale, **settings)
     return scores, pages
-
-
-def _limits(selection, page_size):
-    return {
-        "page_budget": selection.budget // page_size,
-        "num_sink_pages": selection.num_sink_pages,
-        "num_recent_pages": selection.num_recent_pages,
-        "budget_fraction": selection.budget_fraction,
-    }
 
 
 def _sparse_decode(

@@ -51,8 +51,8 @@ def select_pages(
 
 
 def page_budget_of(
-    num_pages, *, page_budget, num_sink_pages=1, num_recent_pages=2, budget_fraction=1.0
-):  # fmt: skip
+    num_pages, *, page_budget, num_sink_pages=1, num_recent_pages=2, budget_fraction=1.0, **_
+):
     """Pages that a row with ``num_pages`` in use (int, or int64 tensor) selects at most."""
     smallest = num_sink_pages + num_recent_pages + 1
     if isinstance(num_pages, int):
