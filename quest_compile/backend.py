@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from quest_compile.graph_report import GraphReport
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import Report, report_rewrite
-from quest_compile.step_state import with_state
+from quest_compile.step_state import are_steps_counted, with_state
 
 
 class QuestStrictError(RuntimeError):
@@ -31,6 +32,7 @@ class QuestBackend:
     def __init__(self, config: QuestConfig) -> None:
         self.config = config
         self._graphs: list[GraphReport] = []
+        self._dense_generations: collections.Counter[str] = collections.Counter()
 
     def __call__(
         self,
@@ -68,17 +70,23 @@ class QuestBackend:
         if rewrite.audits:
             compiled = audits.append_to(compiled)
         cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
-        return with_state(compiled, cache_indices, config.page_format)
+        is_sparse = graph.count(Treatment.SPARSE) > 0
+        return with_state(compiled, cache_indices, config.page_format, is_sparse)
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
         with _backends_lock:
             others = () if self._graphs else [repr(b) for b in _backends.values() if b._graphs]
-        return Report(self._graphs, others)
+        return Report(self._graphs, others, self._dense_generations)
+
+    def note_dense_generation(self, cause: str) -> None:
+        """A ``generate`` call that decodes densely, for the report."""
+        self._dense_generations[cause] += 1
 
     def reset(self) -> None:
         """Forget the report; called by ``torch._dynamo.reset()``."""
         self._graphs.clear()
+        self._dense_generations.clear()
         if torch.cuda.is_available():
             from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
@@ -113,10 +121,14 @@ class QuestBackend:
 
 
 def _check_strict(graph: GraphReport) -> None:
-    """Every decode call behind the dense layers must be sparse; a prefill graph is fine."""
+    """Every decode call behind the dense layers must be sparse; a prefill graph is fine.
+
+    ``generate`` of a prepared model is checked as a whole: there, a part of a model that was
+    broken into several graphs may have no attention.
+    """
     expected = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.PREFILL, Reason.CACHE_CREATED_IN_GRAPH)
     wrong = [row for row in graph.rows if row.reason not in expected]
-    if wrong or not graph.rows:
+    if wrong or not (graph.rows or are_steps_counted()):
         found = f"{len(wrong)} of {len(graph.rows)} attention calls are not as expected"
         raise QuestStrictError(
             f"strict=True: {found if graph.rows else 'nothing to replace'}\n{Report([graph])}"
@@ -171,4 +183,6 @@ quest.reset = _reset_all  # type: ignore[attr-defined]
 def report() -> Report:
     """The graphs of all Quest backends of this process, ``backend="quest"`` among them."""
     with _backends_lock:
-        return Report([graph for made in _backends.values() for graph in made.report().graphs])
+        graphs = [graph for made in _backends.values() for graph in made._graphs]
+        dense = sum((made._dense_generations for made in _backends.values()), collections.Counter())
+    return Report(graphs, dense_generations=dense)

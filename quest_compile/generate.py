@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from typing_extensions import Unpack
 
-from quest_compile.backend import QuestBackend, backend
+from quest_compile.backend import QuestBackend, QuestStrictError, backend
 from quest_compile.config import QuestSettings, takes_settings
+from quest_compile.dense_causes import causes_in_model
 
 Model = TypeVar("Model")
 
@@ -33,13 +34,20 @@ def compile_for_generate(model: Model, **settings: Unpack[QuestSettings]) -> Mod
     Raises:
         TypeError: the model has no generation settings.
         TypeError, ValueError: a setting has the wrong type or value, or an unknown name.
+        QuestStrictError: ``strict``, and something in the model keeps ``generate`` dense.
     """
     generation_config = _generation_config_of(model)
     made = backend(**settings)
-    from quest_compile.prepared_config import prepare
+    from quest_compile import prepared_config, prepared_model
 
-    prepare(generation_config, _compile_config(made))
-    _warn_if_not_sdpa(model)
+    module = _module_that_generates(model)
+    for cause in causes_in_model(module):
+        text = f"the model cannot decode sparsely: {cause.value}"
+        if made.config.strict:
+            raise QuestStrictError(f"strict=True: {text}")
+        warnings.warn(f"{text}; decoding stays dense", stacklevel=2)
+    prepared_config.prepare(generation_config, _compile_config(made))
+    prepared_model.prepare(module, made)
     return model
 
 
@@ -52,14 +60,17 @@ def restore(model: Model) -> Model:
         TypeError: the model has no generation settings.
     """
     generation_config = _generation_config_of(model)
-    from quest_compile.prepared_config import PreparedGenerationConfig
-    from quest_compile.prepared_config import restore as restore_config
+    from quest_compile import prepared_config, prepared_model
 
-    if isinstance(generation_config, PreparedGenerationConfig):
-        restore_config(generation_config)
-        for name in ("_compiled_call", "_last_compile_config"):
-            vars(model).pop(name, None)
+    if isinstance(generation_config, prepared_config.PreparedGenerationConfig):
+        prepared_config.restore(generation_config)
+    prepared_model.restore(_module_that_generates(model))
     return model
+
+
+def _module_that_generates(model: Any) -> Any:
+    """PEFT wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _generation_config_of(model: Any) -> Any:
@@ -88,17 +99,3 @@ def _compile_config(made: QuestBackend) -> Any:
         config = CompileConfig(backend=made)
     config._compile_all_devices = True
     return config
-
-
-def _warn_if_not_sdpa(model: Any) -> None:
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in (None, "sdpa"):
-        warnings.warn(
-            f"the model was loaded with attn_implementation={attention!r}, where nothing is "
-            'replaced: decoding stays dense. Load it with attn_implementation="sdpa", or call '
-            'model.set_attn_implementation("sdpa").',
-            stacklevel=3,
-        )

@@ -27,15 +27,23 @@ no graph was compiled by this backend. Likely reasons:
     quest_compile.compile_for_generate(model, ...) and model.generate(...)
   - the compiled model has not been called yet
   - generate() ran without a static cache, or compiled with another backend; with a plain
-    CompileConfig(backend=...) transformers compiles on GPUs only"""
+    CompileConfig(backend=...) transformers compiles on GPUs only
+  - generate() was told not to compile (disable_compile, use_cache=False), or does not: beams,
+    drafts, some quantizers, models partly on disk or in CPU memory (docs/generate.md)"""
 
 
 class Report:
     """The graphs a backend compiled; ``str()`` gives the table."""
 
-    def __init__(self, graphs: Sequence[GraphReport], others: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        graphs: Sequence[GraphReport],
+        others: Sequence[str] = (),
+        dense_generations: Mapping[str, int] | None = None,
+    ) -> None:
         self.graphs = tuple(graphs)
         self._others = tuple(others)
+        self._dense_generations = dict(dense_generations or {})
 
     @property
     def rows(self) -> tuple[ReportRow, ...]:
@@ -64,10 +72,17 @@ class Report:
                 }
                 for graph in self.graphs
             ],
+            "dense_generations": self._dense_generations,
         }
 
     def __str__(self) -> str:
+        dense = [
+            f"{num} generate() call{'s' if num > 1 else ''} decoded densely: {cause}"
+            for cause, num in self._dense_generations.items()
+        ]
         if not self.graphs:
+            if dense:
+                return "\n".join(["quest_compile: no graph was compiled by this backend.", *dense])
             others = "".join(f"\n  - another backend compiled: {name}" for name in self._others)
             return f"quest_compile: {NOTHING_COMPILED}{others}"
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
@@ -79,6 +94,7 @@ class Report:
             lines[-1] += " need another one run uncompiled, so dense."
         if not self.count(Treatment.SPARSE):
             lines += ["", _why_not_sparse(self)]
+        lines += ["", *dense] if dense else []
         return "\n".join(lines)
 
     __repr__ = __str__
