@@ -30,6 +30,7 @@ from quest_compile.bench.records import print_table
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.settings import Setting
 from quest_compile.bench.shapes import DTYPES, SHAPES, ModelShape, dtype_name, workload_name
+from quest_compile.quantize import add_quantize_argument, check_quantize, quantize
 
 # Room behind the rounds: a step more is decoded before them, and disturbed rounds repeat.
 SPARE = 8
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.parser_of("decode", __doc__, rounds=64, contexts="2K,8K,32K")
     parser.set_defaults(method_seconds=60.0)
     options.add_model_arguments(parser)
+    add_quantize_argument(parser)
     parser.add_argument("--no-llama-cpp", action="store_true", help="skip it where it is installed")
     return parser
 
@@ -52,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.set_defaults(settings=["quest"])
         args = parser.parse_args(argv)
     options.check(parser, args)
+    try:
+        check_quantize(args.quantize)
+    except ValueError as error:
+        parser.error(str(error))
     settings = options.settings_of(args)
     known = [*DENSE_METHODS, *(s.name for s in settings), "llama_cpp", "llama_cpp_flash"]
     options.check_methods(parser, args, known)
@@ -79,22 +85,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def model_of(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     print(f"making {shape_name(args)}, {dtype_name(dtype)}", file=sys.stderr, flush=True)
     if args.model:
-        return own_model(args.model, dtype, args.device)
-    return random_model(SHAPES[args.model_shape], dtype, args.device, args.layers)
+        model = own_model(args.model, dtype, args.device)
+    else:
+        model = random_model(SHAPES[args.model_shape], dtype, args.device, args.layers)
+    return quantize(model, args.quantize)
 
 
 def _shape(args: argparse.Namespace) -> ModelShape | None:
     """What llama.cpp gets; None where it gets nothing."""
-    if args.model or args.no_llama_cpp:
+    if args.model or args.quantize or args.no_llama_cpp:
         return None
     shape = SHAPES[args.model_shape]
     return dataclasses.replace(shape, num_layers=args.layers or shape.num_layers)
 
 
 def shape_name(args: argparse.Namespace) -> str:
+    weights = f"-{args.quantize}" if args.quantize else ""
     if args.model:
-        return Path(args.model).name
-    return f"{args.model_shape}-{args.layers}layers" if args.layers else args.model_shape
+        return Path(args.model).name + weights
+    layers = f"-{args.layers}layers" if args.layers else ""
+    return args.model_shape + layers + weights
 
 
 def _name(args: argparse.Namespace, dtype: str, batch: int, context: int, threads: int) -> str:

@@ -61,7 +61,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """For benchmarks of whole models."""
-    parser.set_defaults(model_shape="llama-3.2-1b")
+    parser.set_defaults(model_shape="llama-3.2-1b", quantize=None)
     parser.add_argument("--model", help=f"{MODEL_HELP}, instead of random weights")
     parser.add_argument("--layers", type=int, help="only the first layers of --model-shape")
 

@@ -84,21 +84,33 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
         assert call.reason is not None
         return Decision(call, Treatment.UNTOUCHED, call.reason)
     key_cache: torch.Tensor = example_value(site.key_cache)
-    budget, is_covered = _budget_of(call.layer, key_cache.shape[2], config)
-    is_dense_layer = call.layer < config.num_dense_layers
+    reason, budget = _of_layer(call.layer, key_cache.shape[2], config)
+    is_sparse = reason is Reason.SPARSE
     # A symbolic q_len becomes a guard: one graph for few queries, one for many.
     has_few_queries = guard_or_false(site.q_len <= config.max_q_len)
     if site.unfit or not has_few_queries:
-        needs_summary = not (is_dense_layer or is_covered)
         # is_causal=True is how a short prompt looks too.
         is_prefill = not has_few_queries or site.unfit is Reason.IS_CAUSAL
-        reason = Reason.PREFILL if is_prefill else site.unfit
-        return Decision(call, Treatment.DENSE, reason, needs_summary=needs_summary)
-    if is_dense_layer or is_covered:
-        reason = Reason.DENSE_LAYER if is_dense_layer else Reason.BUDGET_COVERS_CACHE
+        unfit = Reason.PREFILL if is_prefill else site.unfit
+        assert unfit is not None
+        return Decision(call, Treatment.DENSE, unfit, needs_summary=is_sparse)
+    if not is_sparse:
         uses_dense_decode = _serves_dense_decode(key_cache.device.type)
         return Decision(call, Treatment.DENSE, reason, uses_dense_decode=uses_dense_decode)
-    return Decision(call, Treatment.SPARSE, Reason.SPARSE, needs_summary=True, budget=budget)
+    return Decision(call, Treatment.SPARSE, reason, needs_summary=True, budget=budget)
+
+
+def _of_layer(
+    layer: int | None, max_seq_len: int | torch.SymInt, config: QuestConfig
+) -> tuple[Reason, LayerBudget]:
+    """Whether a decode step of this layer is sparse, or why not, and its budget."""
+    if layer is None and config.tells_layers_apart:
+        return Reason.UNKNOWN_LAYER, LayerBudget(0, 0)
+    layer = layer or 0
+    budget, is_covered = _budget_of(layer, max_seq_len, config)
+    if layer < config.num_dense_layers:
+        return Reason.DENSE_LAYER, budget
+    return Reason.BUDGET_COVERS_CACHE if is_covered else Reason.SPARSE, budget
 
 
 def _budget_of(

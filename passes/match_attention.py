@@ -48,7 +48,7 @@ class AttentionCall:
     """An attention call of the graph: its site, or the reason why it has none."""
 
     node: fx.Node
-    layer: int
+    layer: int | None  # None: nothing in the graph says which
     source: str
     queries: int | str
     site: AttentionSite | None
@@ -69,12 +69,11 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
             site = _match_site(node, order)
         except Refused as refused:
             reason = refused.reason
-        layer = _layer_of(site, default=len(calls))
-        if site is not None and site.key_cache in seen:
-            # A later layer that reads the cache of an earlier one.
-            layer = max(layer, calls[-1].layer + 1)
-        if site is not None:
+        layer = _layer_of_module(node)
+        if site is not None and site.key_cache not in seen:
+            # A later layer may read the cache of an earlier one.
             seen.add(site.key_cache)
+            layer = _layer_of_caches(site, default=layer)
         calls.append(
             AttentionCall(node, layer, source_line(node), _num_queries(node), site, reason)
         )
@@ -171,18 +170,33 @@ def _num_queries(node: fx.Node) -> int | str:
     return size if isinstance(size, int) else str(size)
 
 
-def _layer_of(site: AttentionSite | None, default: int) -> int:
-    """The layer number in the cache's source (``...layers[3].keys``), else ``default``.
+def _layer_of_caches(site: AttentionSite, default: int | None) -> int | None:
+    """The layer number in the sources of its caches (``...layers[3].keys``), else ``default``.
 
-    Counting calls is wrong where a graph break splits the model or layers have no attention.
+    Counting calls is wrong: a graph may be one layer of many, or what a graph break left.
     """
-    if site is not None:
-        source = getattr(site.key_cache, "_dynamo_source", None)
-        name = getattr(source, "name", "")
-        name = name() if callable(name) else name
-        # ``layers[3]``, or the only number there is: ``caches[3].keys``.
-        for pattern in (r"layers\D{1,24}?(\d+)", r"\[\D?(\d+)\D?\]"):
-            numbers = re.findall(pattern, name)
-            if len(numbers) == 1:
-                return int(numbers[0])
+    return _layer_in(_source_name(site.key_cache), _source_name(site.value_cache), default)
+
+
+def _layer_of_module(node: fx.Node) -> int | None:
+    """That in the path of the module that attends (``L['self'].model.layers.3.self_attn``)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return _layer_in(path, path, None)
+
+
+def _layer_in(name: str, other: str, default: int | None) -> int | None:
+    """``layers[3]``, or the one number that both have: ``caches[3][0]`` and ``caches[3][1]``."""
+    for pattern in (r"layers\D{1,24}?(\d+)", r"[\[.]['\"]?(\d+)\b"):
+        pairs = zip(re.findall(pattern, name), re.findall(pattern, other))
+        numbers = [number for number, same in pairs if number == same]
+        if len(numbers) == 1:
+            return int(numbers[0])
     return default
+
+
+def _source_name(cache: fx.Node) -> str:
+    name = getattr(getattr(cache, "_dynamo_source", None), "name", "")
+    name = name() if callable(name) else name
+    # torch.compile(module) takes *args: the place of an argument is no layer.
+    return re.sub(r"^L\['args'\]\[\d+\]", "", name)

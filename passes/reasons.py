@@ -10,6 +10,9 @@ class Reason(enum.Enum):
 
     SPARSE = "reads only the selected pages"
     DENSE_LAYER = "one of the first num_dense_layers layers"
+    UNKNOWN_LAYER = (
+        "num_dense_layers or budget asks which layer this is, and the graph does not say"
+    )
     BUDGET_COVERS_CACHE = "the budget covers the whole cache"
     PREFILL = "many queries at once: attends everything, page summaries kept up to date"
     NOT_A_CACHE = "keys or values do not come from a static cache (DynamicCache, or none)"

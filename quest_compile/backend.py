@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,13 +14,14 @@ from typing_extensions import Unpack
 
 from quest_compile import ops
 from quest_compile.audits import GraphAudits
+from quest_compile.compiled_functions import is_given_up
 from quest_compile.config import QuestConfig, QuestSettings, takes_settings
 from quest_compile.cuda_graphs import cuda_graph_options, wants_cuda_graph, with_own_outputs
 from quest_compile.graph_report import GraphReport
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import Report, report_rewrite
-from quest_compile.step_state import are_steps_counted, with_state
+from quest_compile.step_state import with_state
 
 
 class QuestStrictError(RuntimeError):
@@ -61,17 +63,30 @@ class QuestBackend:
         graph = report_rewrite(rewrite, config, mode, inner, patches, audits)
         self._graphs.append(graph)
         if config.strict:
-            _check_strict(graph)
+            _check_rows(graph)
         compiled = compile_rewrite(rewrite, example_inputs, inner, patches)
         if is_graphed:
             compiled = with_own_outputs(compiled)
-        if not rewrite.summaries:
-            return compiled
         if rewrite.audits:
             compiled = audits.append_to(compiled)
-        cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
-        is_sparse = graph.count(Treatment.SPARSE) > 0
-        return with_state(compiled, cache_indices, config.page_format, is_sparse)
+        if rewrite.summaries:
+            cache_indices = [(s.cache_index, s.value_cache_index) for s in rewrite.summaries]
+            is_sparse = graph.count(Treatment.SPARSE) > 0
+            compiled = with_state(compiled, cache_indices, config.page_format, is_sparse)
+        return self._checked_when_called_again(compiled, graph) if config.strict else compiled
+
+    def _checked_when_called_again(
+        self, compiled: Callable[..., Any], graph: GraphReport
+    ) -> Callable[..., Any]:
+        """A graph may be one layer of a model: by its second call the others were compiled too."""
+        calls = itertools.count()
+
+        def step(*args: Any) -> Any:
+            if next(calls) == 1:
+                _check_whole(self._graphs, graph)
+            return compiled(*args)
+
+        return step
 
     def report(self) -> Report:
         """What became of the attention calls of every graph compiled so far."""
@@ -120,21 +135,30 @@ class QuestBackend:
         return f"quest_compile.backend({', '.join(changed)})"
 
 
-def _check_strict(graph: GraphReport) -> None:
-    """Every decode call behind the dense layers must be sparse; a prefill graph is fine.
-
-    ``generate`` of a prepared model is checked as a whole: there, a part of a model that was
-    broken into several graphs may have no attention.
-    """
+def _check_rows(graph: GraphReport) -> None:
+    """Every decode call behind the dense layers must be sparse; a prefill graph is fine."""
     expected = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.PREFILL, Reason.CACHE_CREATED_IN_GRAPH)
     wrong = [row for row in graph.rows if row.reason not in expected]
-    if wrong or not (graph.rows or are_steps_counted()):
+    if wrong:
         found = f"{len(wrong)} of {len(graph.rows)} attention calls are not as expected"
-        raise QuestStrictError(
-            f"strict=True: {found if graph.rows else 'nothing to replace'}\n{Report([graph])}"
-        )
-    if graph.is_decode and not graph.count(Treatment.SPARSE):
-        raise QuestStrictError(f"strict=True: no layer is sparse\n{Report([graph])}")
+        raise QuestStrictError(f"strict=True: {found}\n{Report([graph])}")
+
+
+def _check_whole(graphs: list[GraphReport], graph: GraphReport) -> None:
+    """Some layer must be sparse once one is decoded, and none may run uncompiled.
+
+    ``graph`` is the one that is called again.
+    """
+    report = Report(graphs)
+    why = ""
+    if not report.rows:
+        why = "nothing to replace"
+    elif graph.is_decode and not report.count(Treatment.SPARSE):
+        why = "no layer is sparse"
+    elif is_given_up(graph.function):
+        why = f"{graph.function.name} has more layers or shapes than torch keeps graphs of it"
+    if why:
+        raise QuestStrictError(f"strict=True: {why}\n{report}")
 
 
 _backends: dict[QuestConfig, QuestBackend] = {}

@@ -69,8 +69,9 @@ class QuestConfig:
         num_dense_layers: this many first layers of the model attend everything.
         num_sink_pages: the first pages with a live token are always attended.
         num_recent_pages: the last pages, open page included, are always attended (at least 1).
-        max_q_len: up to so many queries at once (drafts to verify, short questions) are decoded as
-            one is, each with pages of its own; more are a prefill and attend everything.
+        max_q_len: up to so many queries at once (drafts to verify, short questions, the end of a
+            prompt in chunks) are decoded as one is, each with pages of its own; more are a prefill
+            and attend everything.
         group_reduce: how the query heads that share a KV head agree on pages: ``"softmax"``: by
             the sum of each head's softmax over the page scores; ``"none"``: each selects for itself
             (the paper); ``"sum"``: by the bound of the summed queries (``"minmax"`` only).
@@ -82,7 +83,7 @@ class QuestConfig:
         audit: every so many calls a sparse layer computes full attention too and compares, for
             ``report()``; 0: never.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
-        strict: raise when a layer that should be sparse is not.
+        strict: raise when a layer that should be sparse is not, or runs uncompiled.
         inductor_options: Inductor settings, as in ``torch.compile(options=)``, for these graphs.
 
     Raises:
@@ -145,6 +146,11 @@ class QuestConfig:
         """Of the queries of a layer with this budget."""
         settings = {name: getattr(self, name) for name in _OF_SELECTION}
         return Selection(budget=budget.tokens, budget_fraction=budget.fraction, **settings)
+
+    @property
+    def tells_layers_apart(self) -> bool:
+        """Do ``num_dense_layers`` or ``budget`` treat one layer differently from another?"""
+        return self.num_dense_layers > 0 or not isinstance(self.budget, (int, float))
 
     def budget_of(self, layer: int) -> TokensOrShare:
         """Tokens, or a share of the context.

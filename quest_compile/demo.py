@@ -15,6 +15,7 @@ from quest_compile.config import PRESETS
 from quest_compile.decoding import prefill
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, Step, Task, measure, print_comparison
+from quest_compile.quantize import add_quantize_argument, check_quantize, quantize
 from quest_compile.real_model import resolve_model
 from quest_compile.real_model.options import MODEL_HELP
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), help="other defaults")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    add_quantize_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device")
+    check_quantize(args.quantize)
     if args.model is None:
         if args.prompt_file is not None:
             raise ValueError("--prompt-file needs --model")
@@ -59,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_recall(args: argparse.Namespace) -> int:
     quest = _backend_of(args, _RECALL_BUDGET)
     model = recall.load_model(dtype=DTYPES[args.dtype], device=args.device)
+    model = quantize(model, args.quantize)
     context = recall.make_context(_CONTEXT_TOKENS, _NUM_QUESTIONS, _NUM_QUESTIONS, seed=0)
     questions, wanted = context.questions.to(args.device), context.answers.tolist()
     print(
@@ -102,7 +106,7 @@ def _run_own_model(args: argparse.Namespace) -> int:
     path = resolve_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[args.dtype])
-    model = model.to(args.device).eval()
+    model = quantize(model.to(args.device).eval(), args.quantize)
     prompt = tokenizer(text, return_tensors="pt").input_ids.to(args.device)
     length = prompt.shape[1] - 1
     if length < 1:
@@ -153,8 +157,9 @@ def _measure_both(quest: QuestBackend, task: Task, args: argparse.Namespace) -> 
 
 def _describe(model: Any, args: argparse.Namespace) -> str:
     config = model.config.get_text_config(decoder=True)
+    weights = f", {args.quantize} weights" if args.quantize else ""
     return (
         f"{type(model).__name__}, {config.num_hidden_layers} layers, "
-        f"{config.num_attention_heads} query heads, {args.dtype} on {args.device}, "
+        f"{config.num_attention_heads} query heads, {args.dtype}{weights} on {args.device}, "
         f"{torch.get_num_threads()} threads"
     )

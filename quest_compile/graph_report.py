@@ -7,22 +7,28 @@ from typing import Any
 
 from quest_compile import ops
 from quest_compile.audits import GraphAudits
+from quest_compile.compiled_functions import CompiledFunction
 from quest_compile.config import QuestConfig
 from quest_compile.passes import Decision, Reason, Treatment
 from quest_compile.passes.graph import example_value
+
+_OF_DECODE = frozenset(
+    {Reason.SPARSE, Reason.DENSE_LAYER, Reason.UNKNOWN_LAYER, Reason.BUDGET_COVERS_CACHE}
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportRow:
     """One attention call.
 
+    ``layer``: counted from 0; None where the graph does not say which layer it is.
     ``queries``: at once; the name of a symbol where the graph serves several numbers.
     ``pages`` and ``tokens``: what a query attends at most, in a dense call the capacity of the
     cache; None where there is no static cache.
     ``attention``: the operator that runs it.
     """
 
-    layer: int
+    layer: int | None
     treatment: Treatment
     reason: Reason
     attention: str
@@ -41,6 +47,7 @@ class GraphReport:
     """One graph that was compiled: ``rows`` in graph order, ``config`` in force, seconds spent.
 
     ``inner``: what compiled the rewritten graph; not ``config.inner`` where that was not possible.
+    ``function``: what was compiled: a model, or a part of it.
     ``is_cuda_graph``: Inductor was asked to run it as a CUDA graph.
     ``audits``: of the sparse rows; reading them waits for the device.
     """
@@ -50,6 +57,7 @@ class GraphReport:
     mode: str | None
     inner: str
     rewrite_seconds: float
+    function: CompiledFunction
     is_cuda_graph: bool = False
     audits: GraphAudits | None = None
 
@@ -65,8 +73,7 @@ class GraphReport:
     @property
     def is_decode(self) -> bool:
         """Does this graph decode one token over a static cache?"""
-        decode_reasons = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.BUDGET_COVERS_CACHE)
-        return any(row.reason in decode_reasons for row in self.rows)
+        return any(row.reason in _OF_DECODE for row in self.rows)
 
     @property
     def summary(self) -> str:

@@ -14,22 +14,14 @@ import torch
 from quest_compile import ops
 from quest_compile.audits import AUDIT_COLUMNS, GraphAudits, audit_cells
 from quest_compile.budgets import LayerBudget
+from quest_compile.compiled_functions import function_of, is_given_up
 from quest_compile.config import QuestConfig
 from quest_compile.graph_report import GraphReport, ReportRow, report_row
-from quest_compile.passes import Reason, Rewrite, Treatment
+from quest_compile.passes import Rewrite, Treatment
 from quest_compile.passes.graph import example_value
+from quest_compile.report_notes import NOTHING_COMPILED, notes_on
 
 log = logging.getLogger(__name__)
-
-NOTHING_COMPILED = """\
-no graph was compiled by this backend. Likely reasons:
-  - torch.compile(model, ...).generate(...) calls the uncompiled model: use
-    quest_compile.compile_for_generate(model, ...) and model.generate(...)
-  - the compiled model has not been called yet
-  - generate() ran without a static cache, or compiled with another backend; with a plain
-    CompileConfig(backend=...) transformers compiles on GPUs only
-  - generate() was told not to compile (disable_compile, use_cache=False), or does not: beams,
-    drafts, some quantizers, models partly on disk or in CPU memory (docs/generate.md)"""
 
 
 class Report:
@@ -54,11 +46,19 @@ class Report:
         """Calls with this treatment over all graphs."""
         return sum(graph.count(Treatment(treatment)) for graph in self.graphs)
 
+    @property
+    def uncompiled(self) -> tuple[str, ...]:
+        """Functions of which some calls fit none of the graphs torch keeps of them: those run
+        uncompiled, so dense, and stand in no row."""
+        given_up = {g.function.name: None for g in self.graphs if is_given_up(g.function)}
+        return tuple(given_up)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "kernels": ops.native_status().info,
             "cuda_kernels": ops.cuda_kernels(),
+            "uncompiled": list(self.uncompiled),
             "graphs": [
                 {
                     "config": graph.config.as_dict(),
@@ -88,12 +88,8 @@ class Report:
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
         for i, graph in enumerate(self.graphs):
             lines += ["", f"graph {i}: {graph.summary}", _settings(graph), *_table(graph)]
-        limit = torch._dynamo.config.recompile_limit
-        if len(self.graphs) >= limit:
-            lines += ["", f"torch keeps {limit} graphs of a function (recompile_limit): calls that"]
-            lines[-1] += " need another one run uncompiled, so dense."
-        if not self.count(Treatment.SPARSE):
-            lines += ["", _why_not_sparse(self)]
+        for note in notes_on(self.graphs):
+            lines += ["", note]
         lines += ["", *dense] if dense else []
         return "\n".join(lines)
 
@@ -115,6 +111,7 @@ def report_rewrite(
         mode=mode,
         inner=inner,
         rewrite_seconds=rewrite.seconds,
+        function=function_of(rewrite.gm),
         is_cuda_graph=_is_cuda_graph(rewrite, inner, inductor_options),
         audits=audits,
     )
@@ -141,7 +138,7 @@ def _table(graph: GraphReport) -> list[str]:
     cells = [header]
     for row, audit in graph.audited_rows():
         line = [
-            str(row.layer),
+            "?" if row.layer is None else str(row.layer),
             row.treatment.value,
             row.attention,
             "-" if row.pages is None else str(row.pages),
@@ -177,19 +174,3 @@ def _kernels() -> str:
     status = ops.native_status()
     info = status.info if status.loaded else f"torch reference, slow ({status.reason})"
     return f"{info}; CUDA kernels: {ops.cuda_kernels()}" if torch.cuda.is_available() else info
-
-
-def _why_not_sparse(report: Report) -> str:
-    if not report.rows:
-        return (
-            "No attention call was found in what was compiled: load the model with "
-            'attn_implementation="sdpa" (some models, with attention sinks or ALiBi, have none), '
-            "and check that it is the model that was compiled."
-        )
-    reasons = {row.reason for row in report.rows}
-    if reasons <= {Reason.NOT_A_CACHE, Reason.CACHE_CREATED_IN_GRAPH, Reason.PREFILL}:
-        return (
-            "No decode step over a static cache was compiled: pass past_key_values=StaticCache(...)"
-            ' (in generate: cache_implementation="static").'
-        )
-    return "No attention call is sparse: see the column 'why'."

@@ -35,10 +35,6 @@ def counted_sparse_steps() -> Iterator[SparseSteps]:
         _sparse_steps.reset(token)
 
 
-def are_steps_counted() -> bool:
-    return _sparse_steps.get() is not None
-
-
 def with_state(
     compiled: Callable[..., Any],
     cache_indices: list[tuple[int, int]],

@@ -130,6 +130,23 @@ def test_few_and_many_queries_are_one_graph_each(model):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("max_q_len", "sparse_calls"), [(8, NUM_LAYERS - 1), (1, 0)])
+def test_the_end_of_a_prompt_in_chunks_is_decoded_and_the_report_says_so(
+    model, max_q_len, sparse_calls
+):
+    torch._dynamo.reset()
+    config = quest_compile.QuestConfig(**SETTINGS | {"inner": "eager"}, max_q_len=max_q_len)
+    backend = quest_compile.QuestBackend(config)
+    step, prompt = torch.compile(model, backend=backend), random_prompt(1, 132)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=MAX_SEQ_LEN)
+    ops.reset_counters()
+    for start in (0, 64, 128):
+        step(**step_inputs(cache, prompt[:, start : start + 64], start))
+    assert ops.counters()["sparse_calls"] == sparse_calls
+    assert ("the last few tokens of a prompt in chunks" in str(backend.report())) == (max_q_len > 1)
+
+
+@torch.no_grad()
 def test_more_than_max_q_len_attend_everything(model):
     torch._dynamo.reset()
     backend = quest_compile.backend(**SETTINGS, num_sink_pages=1, max_q_len=4)

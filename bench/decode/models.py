@@ -10,6 +10,7 @@ import torch
 
 from quest_compile.bench.shapes import ModelShape
 from quest_compile.decoding import prefill, rewind
+from quest_compile.quantize import stored_bytes
 from quest_compile.real_model import resolve_model
 
 # Tokens in a row that are about the same thing.
@@ -148,7 +149,7 @@ def page_summary_bytes(layer: Any) -> int:
 
 def weight_bytes(model: Any) -> int:
     """What a step reads of the weights: all but the embeddings, unless they are the head too."""
-    total = sum(parameter.nbytes for parameter in model.parameters())
+    total = sum(stored_bytes(parameter) for parameter in model.parameters())
     embeddings = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is embeddings

@@ -34,6 +34,7 @@ from quest_compile.eval.tasks import (
     text_group,
 )
 from quest_compile.identity import identity
+from quest_compile.quantize import quantize
 from quest_compile.real_model import resolve_model
 
 
@@ -63,6 +64,7 @@ def evaluate(args: argparse.Namespace) -> int:
     model, encoder = load(args)
     groups = make_groups(args, model, encoder)
     settings = settings_of(args, model, encoder)
+    quantize(model, args.quantize)
     records = Records(args.out, settings, args.resume, conditions_of(identity()))
     status = 0
     try:

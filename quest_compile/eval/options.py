@@ -10,6 +10,7 @@ from quest_compile.eval.copy_tasks import COPY_TASKS
 from quest_compile.eval.generators import TEXT_TASKS
 from quest_compile.eval.recall_tasks import RECALL
 from quest_compile.eval.samples import AGREEMENT, PERPLEXITY
+from quest_compile.quantize import add_quantize_argument, check_quantize
 from quest_compile.real_model.options import add_model_argument
 
 RECALL_MODEL = "recall"
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default float32 on CPU, bfloat16 on CUDA")
+    add_quantize_argument(parser)
     parser.add_argument("--no-chat", action="store_true", help="without the chat template")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--margin", type=float, default=1.0, help="points; default 1")
@@ -95,6 +97,7 @@ def _known_tasks() -> tuple[str, ...]:
 
 
 def _check(args: argparse.Namespace) -> None:
+    check_quantize(args.quantize)
     for name in args.tasks:
         if name not in _known_tasks() and not name.startswith(RECALL):
             known = ", ".join(_known_tasks())

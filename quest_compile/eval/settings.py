@@ -10,7 +10,16 @@ from typing import Any
 from quest_compile.eval.copy_tasks import COPY_TASKS, text_of
 from quest_compile.eval.encode import Encoder
 
-_OPTIONS = ("dtype", "device", "page_size", "num_dense_layers", "inner", "seed", "decoded")
+_OPTIONS = (
+    "dtype",
+    "quantize",
+    "device",
+    "page_size",
+    "num_dense_layers",
+    "inner",
+    "seed",
+    "decoded",
+)
 _CONDITIONS = (
     "commit", "kernels", "quest_compile", "torch", "transformers", "cpu_model_name", "cuda_device",
 )  # fmt: skip

@@ -82,3 +82,16 @@ def test_beams_reordered_before_every_step(model, step, mode):
             assert is_exact([cache])
             assert found == decode(step, twin, rows, LENGTH - 1 + i, steps=1)
             rows = torch.tensor(found).view(2, 1)
+
+
+def test_a_write_past_torch_is_seen_once_its_writer_says_so(model, step):
+    """Through numpy no version counts: one token in a page that this step does not compare."""
+    prompt = random_prompt(1, LENGTH)
+    with torch.no_grad():
+        cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
+        decode(step, cache, prompt[:, -1:], LENGTH - 1, steps=2)
+        for layer in cache.layers:
+            layer.keys.numpy()[:, :, 37] *= -3.0
+            torch.autograd.graph.increment_version(layer.keys)
+        decode(step, cache, prompt[:, -1:], LENGTH + 1, steps=1)
+    assert is_exact([cache])

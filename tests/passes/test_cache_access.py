@@ -120,9 +120,36 @@ def test_a_write_through_a_conversion_is_found(edit):
     assert call.reason is Reason.UNKNOWN_CACHE_WRITE
 
 
-def test_a_layer_that_shares_a_cache_has_a_number_of_its_own():
-    first, second = match(two_layers_share_a_cache, *inputs())
-    assert second.layer == first.layer + 1
+def test_a_layer_that_shares_a_cache_has_the_number_of_its_module():
+    class Layer(torch.nn.Module):
+        def forward(self, query, key_cache, value_cache, mask):
+            return sdpa(query, key_cache, value_cache, mask, enable_gqa=True)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList(Layer() for _ in range(8))
+
+        def forward(self, query, key, value, caches, position, mask):
+            caches[4][0].index_copy_(2, position, key)
+            caches[4][1].index_copy_(2, position, value)
+            return self.layers[7](self.layers[4](query, *caches[4], mask), *caches[4], mask)
+
+    query, key, value, *caches, position, mask = inputs()
+    of_layers = [[cache.clone() for cache in caches] for _ in range(5)]
+    calls = match(Model(), query, key, value, of_layers, position, mask)
+    assert [call.layer for call in calls] == [4, 7]
+
+
+def test_a_layer_that_says_nowhere_which_it_is_has_no_number():
+    """The number in ``kv[0]`` and ``kv[1]`` tells keys from values."""
+
+    def layer(query, key, value, kv, position, mask):
+        return enable_gqa_layer(query, key, value, *kv, position, mask)
+
+    query, key, value, *kv, position, mask = inputs()
+    (call,) = match(layer, query, key, value, kv, position, mask)
+    assert call.layer is None
 
 
 def test_one_kv_head_is_broadcast_without_being_repeated():

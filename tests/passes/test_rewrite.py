@@ -191,11 +191,12 @@ def test_added_inputs_look_like_static_buffers():
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (QuestConfig(budget=48, num_dense_layers=1), Reason.DENSE_LAYER),
+        (QuestConfig(budget=48, num_dense_layers=1), Reason.UNKNOWN_LAYER),
+        (QuestConfig(budget={0: 48}, num_dense_layers=0), Reason.UNKNOWN_LAYER),
         (QuestConfig(budget=64, num_dense_layers=0), Reason.BUDGET_COVERS_CACHE),
     ],
 )
-def test_dense_layers_run_dense_decode_without_a_summary(config, reason):
+def test_dense_calls_run_dense_decode_without_a_summary(config, reason):
     _, _, rewritten = rewrite(transformers_layer, *inputs(), config=config)
     assert count(rewritten.gm, QUEST.dense_decode.default) == 1
     assert count(rewritten.gm, QUEST.update_page_summary.default) == 0
