@@ -7,6 +7,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from quest_compile.bench.parsers import PARSERS
+from quest_compile.cli import described
+from quest_compile.options import Parser
+from quest_compile.start import import_all
+
 # bench/README.md begins its descriptions with these.
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
@@ -23,10 +28,10 @@ BENCHMARKS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark named first; the rest of ``argv`` is its own."""
     listing = "\n".join(f"  {name:15} {what}" for name, what in BENCHMARKS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="quest-compile bench",
         description=f"benchmarks:\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  quest-compile bench ops --quick\n  quest-compile bench decode --help",
     )
     parser.add_argument("name", choices=BENCHMARKS, nargs="?", metavar="NAME")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -37,12 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.name is None:
         parser.error("which benchmark?")
+    if {"-h", "--help"} & set(args.arguments):
+        PARSERS[args.name]().parse_args(args.arguments)
+    import_all()
     module_name = f"bench_{args.name.replace('-', '_')}"
-    module = importlib.import_module(f"quest_compile.bench.{module_name}")
     try:
+        module = importlib.import_module(f"quest_compile.bench.{module_name}")
         return module.main(args.arguments)
     except (ValueError, ImportError, OSError) as error:
-        print(f"quest-compile bench: {error}", file=sys.stderr)
+        print(f"quest-compile bench {args.name}: {described(error)}", file=sys.stderr)
         return 2
 
 

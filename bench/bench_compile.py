@@ -13,7 +13,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 
-from quest_compile.bench import options, per_process
+from quest_compile.bench import parsers, per_process
 from quest_compile.bench.decode.fresh_start import Probe
 from quest_compile.bench.decode.probe import facts_of, run_probe
 from quest_compile.bench.results import Result
@@ -21,8 +21,8 @@ from quest_compile.bench.results import Result
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
-    parser = options.parser_of("compile", __doc__, rounds=2, contexts="8K")
-    return per_process.main("compile", parser, argv, _measure, quick={"layers": 3, "rounds": 1})
+    quick = {"layers": 3, "rounds": 1}
+    return per_process.main("compile", parsers.compile_(), argv, _measure, quick=quick)
 
 
 def _measure(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from quest_compile.bench import options
+from quest_compile.bench import options, parsers
 from quest_compile.bench.decode.decoder import Place
 from quest_compile.bench.decode.measure import measure
 from quest_compile.bench.decode.methods import DENSE_METHODS
@@ -29,25 +29,16 @@ from quest_compile.bench.decode.models import check_context, own_model, random_m
 from quest_compile.bench.records import print_table
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.settings import Setting
-from quest_compile.bench.shapes import DTYPES, SHAPES, ModelShape, dtype_name, workload_name
-from quest_compile.quantize import add_quantize_argument, check_quantize, quantize
+from quest_compile.bench.shapes import SHAPES, ModelShape, dtype_name, workload_name
+from quest_compile.quantize import check_quantize, quantize
 
 # Room behind the rounds: a step more is decoded before them, and disturbed rounds repeat.
 SPARE = 8
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = options.parser_of("decode", __doc__, rounds=64, contexts="2K,8K,32K")
-    parser.set_defaults(method_seconds=60.0)
-    options.add_model_arguments(parser)
-    add_quantize_argument(parser)
-    parser.add_argument("--no-llama-cpp", action="store_true", help="skip it where it is installed")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
-    parser = _parser()
+    parser = parsers.decode()
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(contexts=[8192], rounds=8, method_seconds=4.0, layers=4)
@@ -108,7 +99,7 @@ def shape_name(args: argparse.Namespace) -> str:
 
 
 def _name(args: argparse.Namespace, dtype: str, batch: int, context: int, threads: int) -> str:
-    return "decode/" + workload_name(shape_name(args), DTYPES[dtype], batch, context, threads)
+    return "decode/" + workload_name(shape_name(args), dtype, batch, context, threads)
 
 
 def _measure_all(
@@ -125,8 +116,8 @@ def _measure_all(
         if recorder.has(title, args.methods or known):
             continue
         torch.set_num_threads(threads)
-        if model is None or model.dtype is not DTYPES[dtype]:
-            model = model_of(args, DTYPES[dtype])
+        if model is None or model.dtype is not getattr(torch, dtype):
+            model = model_of(args, getattr(torch, dtype))
         place = Place(context, context + args.rounds + SPARE, batch)
         rounds = options.rounds_of(args)
         try:

@@ -7,14 +7,13 @@ step: JSON and Markdown in --output.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from quest_compile.bench import parsers
 from quest_compile.bench.gpu_check.checks import FLASHINFER_ROWS
 from quest_compile.bench.gpu_check.record import Record
 from quest_compile.bench.gpu_check.steps import flashinfer_rows, steps_of
@@ -24,21 +23,7 @@ from quest_compile.ops.cuda_providers import KERNELS_VARIABLE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0; 1 if a step failed; 2 without a GPU."""
-    parser = argparse.ArgumentParser(
-        prog="quest-compile bench gpu-check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for all of it; default 8")
-    parser.add_argument("--output", type=Path, help="folder; default: one in bench/results")
-    parser.add_argument("--only", help="comma-separated names of steps (see --list)")
-    parser.add_argument("--list", action="store_true", help="print the steps, run nothing")
-    parser.add_argument(
-        "--device",
-        choices=("cuda", "cpu"),
-        default="cuda",
-        help="cpu: tiny shapes, proves no speed",
-    )
+    parser = parsers.gpu_check()
     args = parser.parse_args(argv)
     if args.device == "cuda" and not args.list and not torch.cuda.is_available():
         print(

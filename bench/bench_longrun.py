@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from quest_compile.bench import bench_decode, options
+from quest_compile.bench import bench_decode, options, parsers
 from quest_compile.bench.decode.decoder import Decoder, Place
 from quest_compile.bench.decode.methods import check_memory, decoder_of, names_of
 from quest_compile.bench.decode.models import check_context
@@ -23,21 +23,15 @@ from quest_compile.bench.ops.checks import check_kernels
 from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
-from quest_compile.bench.shapes import DTYPES, workload_name
+from quest_compile.bench.shapes import workload_name
 
 _NUM_WINDOWS = 8
 _ALLOWED_DRIFT = 1.1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = options.parser_of("longrun", __doc__, rounds=4000, contexts="4K")
-    options.add_model_arguments(parser)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """``--rounds`` are the tokens to decode; of contexts, dtypes and batches the first counts."""
-    parser = _parser()
+    parser = parsers.longrun()
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(layers=4, rounds=400, settings=["quest"])
@@ -51,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = args.methods or ["dense_decode", *(s.name for s in settings)]
     dtype, context, batch = args.dtype[0], args.contexts[0], args.batch[0]
     shape = bench_decode.shape_name(args)
-    title = "longrun/" + workload_name(shape, DTYPES[dtype], batch, context, args.threads[0])
+    title = "longrun/" + workload_name(shape, dtype, batch, context, args.threads[0])
     if args.list:
         print(f"methods: {', '.join(methods)}\n{title}, {args.rounds} tokens")
         return 0
@@ -64,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         kernels = check_kernels(args.device)
         missing = [m for m in methods if not _is_done(recorder, title, m)]
-        model = bench_decode.model_of(args, DTYPES[dtype]) if missing else None
+        model = bench_decode.model_of(args, getattr(torch, dtype)) if missing else None
         for name in missing:
             place = Place(context, context + num_tokens, batch)
             check_memory(model, settings, place, [name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from quest_compile.bench import options, per_process
+from quest_compile.bench import parsers, per_process
 from quest_compile.bench.decode.fresh_start import Probe
 from quest_compile.bench.decode.probe import facts_of, run_probe
 from quest_compile.bench.results import Result
@@ -20,9 +20,8 @@ _QUANTITIES = ("peak", "peak_before_decoding", "cache", "weights", "page_summari
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
-    parser = options.parser_of("memory", __doc__, rounds=1, contexts="8K,32K")
     quick = {"layers": 4, "contexts": [8192]}
-    return per_process.main("memory", parser, argv, _measure, quick=quick)
+    return per_process.main("memory", parsers.memory(), argv, _measure, quick=quick)
 
 
 def _measure(

@@ -13,32 +13,24 @@ import argparse
 import itertools
 from collections.abc import Sequence
 
-from quest_compile.bench import options
+import torch
+
+from quest_compile.bench import options, parsers
 from quest_compile.bench.ops import overhead
 from quest_compile.bench.ops.inputs import Workload
-from quest_compile.bench.ops.levels import LEVELS, measure_levels
+from quest_compile.bench.ops.levels import measure_levels
 from quest_compile.bench.ops.measure import measure
 from quest_compile.bench.ops.methods import TORCH_METHODS
 from quest_compile.bench.records import print_table
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.rounds import Rounds
 from quest_compile.bench.settings import Setting
-from quest_compile.bench.shapes import DTYPES, SHAPES, Layer, listed
+from quest_compile.bench.shapes import SHAPES, Layer
+from quest_compile.choices import DTYPES
 
 # One step from the shape of Llama-3-8B in one direction each.
 _SHAPE_TABLE = [Layer(32, 8, d) for d in (64, 96, 128, 256)]
 _SHAPE_TABLE += [Layer(8 * group, 8, 128) for group in (1, 7, 8)]
-
-
-def _parser() -> argparse.ArgumentParser:
-    contexts = "2K,4K,8K,32K"
-    parser = options.parser_of("ops", __doc__, rounds=15, contexts=contexts)
-    parser.add_argument("--page-sizes", type=options.int_list, default=[16])
-    parser.add_argument("--isa", type=listed, help=f"compare levels, of {', '.join(LEVELS)}")
-    parser.add_argument("--shapes", action="store_true", help="table of layer shapes and dtypes")
-    parser.add_argument("--no-overhead", action="store_true", help="skip the cost of tiny calls")
-    parser.add_argument("--no-llama-cpp", action="store_true", help="skip it where it is installed")
-    return parser
 
 
 def workloads_of(args: argparse.Namespace) -> list[Workload]:
@@ -48,7 +40,7 @@ def workloads_of(args: argparse.Namespace) -> list[Workload]:
     if args.shapes:
         layers = {f"q{x.num_q_heads}-kv{x.num_kv_heads}-d{x.head_dim}": x for x in _SHAPE_TABLE}
     return [
-        Workload(shape, layer, context, DTYPES[dtype], batch, threads, args.device)
+        Workload(shape, layer, context, getattr(torch, dtype), batch, threads, args.device)
         for (shape, layer), dtype, batch, context, threads in itertools.product(
             layers.items(), args.dtype, args.batch, args.contexts, args.threads
         )
@@ -57,7 +49,7 @@ def workloads_of(args: argparse.Namespace) -> list[Workload]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table; ``--output FOLDER`` keeps pyperf JSON."""
-    parser = _parser()
+    parser = parsers.ops()
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(contexts=[4096, 32768], rounds=5, method_seconds=2.0)

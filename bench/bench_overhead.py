@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from quest_compile.bench import options
+from quest_compile.bench import options, parsers
 from quest_compile.bench.load import LoadMeter, load_facts
 from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
@@ -92,10 +91,7 @@ def state_seconds(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; ``--output FOLDER`` keeps pyperf JSON."""
-    parser = argparse.ArgumentParser(prog="quest-compile bench overhead", description=__doc__)
-    options.add_output_arguments(parser)
-    parser.add_argument("--max-load", type=float, default=0.25, help="cores others may use")
-    args = parser.parse_args(argv)
+    args = parsers.overhead().parse_args(argv)
     recorder = options.recorder_of("overhead", args)
     status = None
     try:

@@ -7,11 +7,11 @@ answers too, against budgets and times.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quest_compile.bench import parsers
 from quest_compile.bench.report.document import document, with_tables
 from quest_compile.bench.results import load_results
 
@@ -20,17 +20,7 @@ EVAL_RESULTS = "results.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write reports; print them too."""
-    parser = argparse.ArgumentParser(
-        prog="quest-compile bench report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="folders of results")
-    parser.add_argument(
-        "--accuracy", type=Path, metavar="PATH", help="results of quest-compile eval"
-    )
-    parser.add_argument("--readme", type=Path, help="make the marked tables of this file anew")
-    parser.add_argument("--no-plots", action="store_true")
+    parser = parsers.report()
     args = parser.parse_args(argv)
     if not args.folders and args.readme is None:
         parser.error("expected folders of results, or --readme")

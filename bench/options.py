@@ -6,26 +6,27 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from quest_compile.bench.records import record_folder
-from quest_compile.bench.results import Recorder
-from quest_compile.bench.rounds import Rounds
 from quest_compile.bench.settings import MORE, QUEST, Setting
-from quest_compile.bench.shapes import DTYPES, SHAPES, listed, tokens
+from quest_compile.bench.shapes import SHAPES, listed, tokens
+from quest_compile.choices import DTYPES
 from quest_compile.cli import INTERRUPTED
+from quest_compile.options import Parser, budget
 from quest_compile.real_model.options import MODEL_HELP
 
+if TYPE_CHECKING:
+    from quest_compile.bench.results import Recorder
+    from quest_compile.bench.rounds import Rounds
 
-def parser_of(
-    name: str, description: str | None, *, rounds: int, contexts: str
-) -> argparse.ArgumentParser:
+
+def parser_of(name: str, description: str | None, *, rounds: int, contexts: str) -> Parser:
     """A parser with what all benchmarks take."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"quest-compile bench {name}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"examples:\n  quest-compile bench {name} --quick\n"
+        f"  quest-compile bench {name} --contexts 8K --budgets 2K,0.05 --output results",
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="smaller: about two minutes on two cores")
@@ -36,7 +37,7 @@ def parser_of(
     add("--model-shape", choices=SHAPES, help="random weights of this shape")
     add("--contexts", type=token_list, default=token_list(contexts), help=f"such as {contexts}")
     add("--batch", type=int_list, default=[1], help="comma-separated batch sizes")
-    add("--budgets", type=token_list, default=[2048], help="comma-separated tokens")
+    add("--budgets", type=budget_list, default=[2048], help="comma-separated tokens, or shares")
     names = ", ".join(QUEST)
     add("--settings", type=listed, default=list(QUEST), help=f"of Quest; default {names}")
     add("--methods", type=listed, help="only these, comma-separated (see --list)")
@@ -68,6 +69,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Complete ``args``; exits with a message that names the option."""
+    import torch
+
     args.dtype = args.dtype or ["bfloat16"]
     for name in args.dtype:
         if name not in DTYPES:
@@ -101,6 +104,9 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 
 
 def recorder_of(name: str, args: argparse.Namespace) -> Recorder:
+    from quest_compile.bench.records import record_folder
+    from quest_compile.bench.results import Recorder
+
     folder = args.output
     if folder is None and args.record:
         folder = record_folder(name)
@@ -108,11 +114,17 @@ def recorder_of(name: str, args: argparse.Namespace) -> Recorder:
 
 
 def rounds_of(args: argparse.Namespace) -> Rounds:
+    from quest_compile.bench.rounds import Rounds
+
     return Rounds(args.rounds, args.method_seconds, args.max_load)
 
 
 def token_list(text: str) -> list[int]:
     return [tokens(part) for part in listed(text)]
+
+
+def budget_list(text: str) -> list[int | float]:
+    return [budget(part) for part in listed(text)]
 
 
 def int_list(text: str) -> list[int]:

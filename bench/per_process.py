@@ -19,7 +19,7 @@ from quest_compile.bench.progress import Progress
 from quest_compile.bench.report.more_tables import quantities
 from quest_compile.bench.results import Recorder, RefusedError, Result
 from quest_compile.bench.settings import Setting
-from quest_compile.bench.shapes import DTYPES, workload_name
+from quest_compile.bench.shapes import workload_name
 
 # Workload, what to start, options, who hears what goes on -> results without the fields that all
 # have.
@@ -34,7 +34,6 @@ def main(
     quick: dict[str, Any],
 ) -> int:
     """Run ``measure`` for every method and workload asked for."""
-    options.add_model_arguments(parser)
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(settings=["quest"], **quick)
@@ -134,4 +133,4 @@ def _with_facts(results: list[Result], facts: dict[str, Any]) -> list[Result]:
 
 def _title(name: str, args: argparse.Namespace, case: tuple[str, int, int, int]) -> str:
     dtype, batch, context, threads = case
-    return f"{name}/" + workload_name(shape_name(args), DTYPES[dtype], batch, context, threads)
+    return f"{name}/" + workload_name(shape_name(args), dtype, batch, context, threads)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from quest_compile.config import QuestConfig
-from quest_compile.ops import Selection, SummaryFormat, reference
+if TYPE_CHECKING:
+    from quest_compile.config import QuestConfig
+    from quest_compile.ops import Selection, SummaryFormat
 
 # As backend() takes them; results on record call other settings by these names, too.
 QUEST: dict[str, dict[str, Any]] = {
@@ -42,6 +41,8 @@ class Setting:
 
     @property
     def config(self) -> QuestConfig:
+        from quest_compile.config import QuestConfig
+
         options = {"budget": self.budget, "page_size": self.page_size}
         return QuestConfig.from_options((QUEST | MORE)[self.kind] | options)
 
@@ -64,5 +65,9 @@ class Setting:
 
 def is_sparse(config: QuestConfig, seq_len: int) -> bool:
     """Does a query over ``seq_len`` tokens leave pages out?"""
+    import torch
+
+    from quest_compile.ops import reference
+
     selection, lengths = config.selection(config.layer_budget(0, seq_len)), torch.tensor([seq_len])
     return not bool(reference.fits_budget(lengths, seq_len, selection, config.page_size))

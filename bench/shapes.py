@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
-import torch
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,6 @@ def listed(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def workload_name(shape: str, dtype: torch.dtype, batch: int, context: int, threads: int) -> str:
+def workload_name(shape: str, dtype: str, batch: int, context: int, threads: int) -> str:
     """The name of a benchmark: what is done, never by which method."""
-    return f"{shape}/{dtype_name(dtype)}/batch{batch}/context{context}/threads{threads}"
+    return f"{shape}/{dtype}/batch{batch}/context{context}/threads{threads}"

@@ -21,6 +21,7 @@ from quest_compile.graph_report import GraphReport
 from quest_compile.inner import compile_rewrite, has_cpu_tensor, inner_compiler, mode_options
 from quest_compile.passes import Reason, Treatment, run_passes
 from quest_compile.report import Report, report_rewrite
+from quest_compile.report_notes import unknown_layers
 from quest_compile.step_state import with_state
 
 
@@ -155,6 +156,8 @@ def _check_whole(graphs: list[GraphReport], graph: GraphReport) -> None:
         why = "nothing to replace"
     elif graph.is_decode and not report.count(Treatment.SPARSE):
         why = "no layer is sparse"
+    elif said := unknown_layers(graphs):
+        why = said
     elif is_given_up(graph.function):
         why = f"{graph.function.name} has more layers or shapes than torch keeps graphs of it"
     if why:

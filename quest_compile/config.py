@@ -20,18 +20,11 @@ from quest_compile.budgets import (
     TokensOrShare,
     check_budget,
 )
+from quest_compile.choices import INNER_COMPILERS, PRESETS
 from quest_compile.ops import Selection, SummaryFormat, require
-
-INNER_COMPILERS = ("inductor", "aot_eager", "eager")
 
 # Fields that say which pages are selected, beside the budget.
 _OF_SELECTION = tuple(name for name in Selection.names() if not name.startswith("budget"))
-# But for the open one, which has no score.
-NO_FORCED_PAGES = {"num_sink_pages": 0, "num_recent_pages": 1}
-PRESETS: dict[str, dict[str, Any]] = {
-    # arXiv 2406.10774: bounds, each query head for itself.
-    "paper": {"summary": "minmax", "group_reduce": "none", **NO_FORCED_PAGES, "num_dense_layers": 2}
-}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

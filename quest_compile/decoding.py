@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,23 @@ def step_inputs(cache: Any, tokens: torch.Tensor, position: int) -> dict[str, An
     """Arguments of ``model(...)`` for ``tokens`` [B, n] at ``position`` of the cache."""
     # A slice of a prompt keeps the prompt's stride, and every new stride would compile once more.
     tokens = tokens.clone(memory_format=torch.contiguous_format)
-    inputs = {"input_ids": tokens, "past_key_values": cache, "use_cache": True}
+    inputs = {"input_ids": tokens, cache_names()[0]: cache, "use_cache": True}
     if not _counts_its_tokens(cache):
         end = position + tokens.shape[1]
         inputs["cache_position"] = torch.arange(position, end, device=tokens.device)
     return inputs
+
+
+@functools.cache
+def cache_names() -> tuple[str, ...]:
+    """How models take their cache; the last is that of older versions, where it is still taken."""
+    import transformers
+
+    # 5.24 renamed it, 5.40 takes the old name no more; unknown names are ignored without a word.
+    version = tuple(map(int, transformers.__version__.split(".")[:2]))
+    if version < (5, 24):
+        return ("past_key_values",)
+    return ("cache", "past_key_values") if version < (5, 40) else ("cache",)
 
 
 def rewind(cache: Any, length: int) -> None:

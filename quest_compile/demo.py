@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,31 +10,16 @@ import torch
 from quest_compile import recall
 from quest_compile.backend import QuestBackend, backend
 from quest_compile.budgets import DEFAULT_BUDGET
-from quest_compile.config import PRESETS
 from quest_compile.decoding import prefill
+from quest_compile.demo_options import RECALL_BUDGET
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, Step, Task, measure, print_comparison
-from quest_compile.quantize import add_quantize_argument, check_quantize, quantize
-from quest_compile.real_model import resolve_model
-from quest_compile.real_model.options import MODEL_HELP
+from quest_compile.quantize import check_quantize, quantize
+from quest_compile.real_model.load import load_model, load_tokenizer, warn_beyond_context
+from quest_compile.text_files import read_text
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_RECALL_BUDGET = 256
 _CONTEXT_TOKENS = 8192
 _NUM_QUESTIONS = 32
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``quest-compile demo``."""
-    parser.add_argument("--model", help=f"{MODEL_HELP}; default: the recall model shipped here")
-    parser.add_argument("--prompt-file", type=Path, help="UTF-8 text to continue (with --model)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="with --model; default 64")
-    default = f"default {_RECALL_BUDGET} ({DEFAULT_BUDGET} with --model)"
-    parser.add_argument("--budget", type=int, help=f"tokens; {default}")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="other defaults")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    add_quantize_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,20 +32,12 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device")
     check_quantize(args.quantize)
-    if args.model is None:
-        if args.prompt_file is not None:
-            raise ValueError("--prompt-file needs --model")
-        return _run_recall(args)
-    if args.prompt_file is None:
-        raise ValueError("--model needs --prompt-file, the text to continue")
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    return _run_own_model(args)
+    return _run_recall(args) if args.model is None else _run_own_model(args)
 
 
 def _run_recall(args: argparse.Namespace) -> int:
-    quest = _backend_of(args, _RECALL_BUDGET)
-    model = recall.load_model(dtype=DTYPES[args.dtype], device=args.device)
+    quest = _backend_of(args, RECALL_BUDGET)
+    model = recall.load_model(dtype=getattr(torch, args.dtype), device=args.device)
     model = quantize(model, args.quantize)
     context = recall.make_context(_CONTEXT_TOKENS, _NUM_QUESTIONS, _NUM_QUESTIONS, seed=0)
     questions, wanted = context.questions.to(args.device), context.answers.tolist()
@@ -99,18 +75,15 @@ def _run_recall(args: argparse.Namespace) -> int:
 
 
 def _run_own_model(args: argparse.Namespace) -> int:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     quest = _backend_of(args, DEFAULT_BUDGET)
-    text = args.prompt_file.read_text(encoding="utf-8")
-    path = resolve_model(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[args.dtype])
-    model = quantize(model.to(args.device).eval(), args.quantize)
+    text = read_text(args.prompt_file)
+    tokenizer = load_tokenizer(args.model)
+    model = quantize(load_model(args.model, args.dtype, args.device), args.quantize)
     prompt = tokenizer(text, return_tensors="pt").input_ids.to(args.device)
     length = prompt.shape[1] - 1
     if length < 1:
         raise ValueError(f"{args.prompt_file} gives {length + 1} tokens; need at least 2")
+    warn_beyond_context(model.config, length + args.max_new_tokens)
     print(f"{args.model} continues {length + 1} tokens of {args.prompt_file}.")
     print(_describe(model, args))
 

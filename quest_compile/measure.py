@@ -94,7 +94,8 @@ def print_comparison(
         if counted["sparse_rows"]:
             bytes_read = counted["bytes_read"] // len(run.step_seconds)
             tokens = f"{counted['tokens_attended'] / counted['sparse_rows']:.0f}"
-            pages = f"{config.page_budget} of {num_pages}"
+            budget = config.layer_budget(config.num_dense_layers, task.length)
+            pages = f"{budget.pages} of {num_pages}"
         speed = (f"{1 / seconds:.0f}", f"{1e3 * seconds:.2f}")
         rows.append((run.name, result, *speed, f"{bytes_read / 2**20:.2f} MiB", tokens, pages))
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = ("int8",)
 

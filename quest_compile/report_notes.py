@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from quest_compile.budgets import LayerBudgets
 from quest_compile.compiled_functions import is_full, is_given_up
 from quest_compile.graph_report import GraphReport, ReportRow
 from quest_compile.passes import Reason, Treatment
@@ -24,6 +25,9 @@ no graph was compiled by this backend. Likely reasons:
 def notes_on(graphs: Sequence[GraphReport]) -> Iterator[str]:
     rows = [row for graph in graphs for row in graph.rows]
     yield from _functions(graphs)
+    for config in dict.fromkeys(graph.config for graph in graphs):
+        if said := unknown_layers([graph for graph in graphs if graph.config == config]):
+            yield said
     if any(row.reason is Reason.UNKNOWN_LAYER for row in rows):
         yield (
             "A graph whose layer is not known may serve several layers: num_dense_layers=0 and one "
@@ -36,6 +40,17 @@ def notes_on(graphs: Sequence[GraphReport]) -> Iterator[str]:
         )
     if not any(row.treatment is Treatment.SPARSE for row in rows):
         yield _why_not_sparse(rows)
+
+
+def unknown_layers(graphs: Sequence[GraphReport]) -> str:
+    """Of graphs with one configuration: which layers its budget names that none of them has."""
+    rows = [row.layer for graph in graphs if graph.is_decode for row in graph.rows]
+    budget = graphs[0].config.budget
+    named = set(budget) - {"default"} if isinstance(budget, LayerBudgets) else set()
+    if not rows or not (unknown := sorted(named - set(rows))):
+        return ""
+    layers = f"layer{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}"
+    return f"budget: there is no {layers}, only 0 to {max(rows)}"
 
 
 def _functions(graphs: Sequence[GraphReport]) -> Iterator[str]:
@@ -68,6 +83,7 @@ def _why_not_sparse(rows: Sequence[ReportRow]) -> str:
     if reasons <= {Reason.NOT_A_CACHE, Reason.CACHE_CREATED_IN_GRAPH, Reason.PREFILL}:
         return (
             "No decode step over a static cache was compiled: pass past_key_values=StaticCache(...)"
-            ' (in generate: cache_implementation="static").'
+            " (cache=StaticCache(...) from transformers 5.24 on; in generate: "
+            'cache_implementation="static").'
         )
     return "No attention call is sparse: see the column 'why'."

@@ -39,7 +39,8 @@ def warmup(
         batch_sizes: one or several; the second one makes the batch size dynamic.
         call: for compiled models, how your loop calls the model for ``tokens`` [B, 1] and a cache,
             as every way of passing arguments is compiled for itself; by default
-            ``model(tokens, past_key_values=cache)``. Gradients are off, as they must be; inference
+            ``model(tokens, past_key_values=cache)`` and, where transformers knows that name, from
+            5.24 on, ``model(tokens, cache=cache)``. Gradients are off, as they must be; inference
             mode is as it is around ``warmup``.
         progress: show a progress bar on stderr, if that is a terminal.
 
@@ -167,16 +168,18 @@ def _decode(
     """Decode steps on a static cache, after an eager prefill of one token."""
     from transformers import StaticCache
 
-    from quest_compile.decoding import step_inputs
+    from quest_compile.decoding import cache_names, step_inputs
 
     module = _module_of(model)
     device = next(module.parameters()).device
     tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     cache = StaticCache(config=module.config, max_cache_len=max_cache_len)
     module.forward(**step_inputs(cache, tokens, position=0))
-    for _ in range(_NUM_STEPS):
-        if call is None:
-            model(tokens, past_key_values=cache)
-        else:
-            call(tokens, cache)
-        bar.update()
+    names = cache_names() if call is None else ("",)
+    for name in names:
+        for _ in range(_NUM_STEPS):
+            if call is None:
+                model(tokens, **{name: cache})
+            else:
+                call(tokens, cache)
+            bar.update(1 / len(names))

@@ -67,6 +67,16 @@ def test_layers_that_are_not_named_have_the_default(model):
     assert rows_of(graph) == [("dense", 512)] * 2 + [("sparse", 64), ("dense", 512)]
 
 
+def test_a_layer_that_is_not_there_is_said(model):
+    said = "budget: there is no layer 99, only 0 to 3"
+    graph = run(model, budget={2: 64, 99: 64})
+    assert said in graph_text(graph)
+    assert "there is no layer" not in graph_text(run(model, budget={2: 64, 3: 64}))
+    with pytest.raises(Exception, match=f"strict=True: {said}"):
+        run(model, budget={"default": 64, 99: 64}, strict=True)
+    run(model, budget={"default": 64, 3: 64}, strict=True)
+
+
 def test_a_share_grows_with_the_context(model):
     attended = []
     for length in (100, 200, 400):

@@ -1,5 +1,6 @@
 """The commands of the README, as a user types them."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import NUM_LAYERS, VOCAB_SIZE, tiny_model
+from tiny_models import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 from quest_compile import QuestConfig, cli
 
@@ -20,16 +21,8 @@ SPARSE_AND_DENSE = f"4 attention calls: {NUM_SPARSE} sparse, {NUM_DENSE} dense, 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     """A tiny model with a tokenizer of one token per byte."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("model")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
-    assert len(vocabulary) == VOCAB_SIZE
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     tiny_model("llama").save_pretrained(folder)
     return folder
 
@@ -39,6 +32,13 @@ def prompt_file(tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("To be, or not to be, that is the question. " * 12, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,11 @@ def test_explain_takes_a_preset(model_folder, capsys):
 
 @pytest.mark.parametrize(
     ("budget", "message"),
-    [("0.25", None), ("1.5", "in (0, 1)"), ("abc", "tokens as 2048 or a share as 0.05, got 'abc'")],
+    [
+        ("0.25", None),
+        ("1.5", "in (0, 1)"),
+        ("abc", "tokens as 2048 or 2K, or a share as 0.05, got 'abc'"),
+    ],
 )
 def test_explain_takes_a_share_of_the_context(budget, message, model_folder, capsys):
     try:
@@ -95,6 +99,12 @@ def test_explain_takes_a_share_of_the_context(budget, message, model_folder, cap
     out, err = capsys.readouterr()
     assert status == (2 if message else 0)
     assert message in err if message else "budget 0.25, page_size 16" in out
+
+
+def test_explain_as_json(model_folder, capsys):
+    assert cli.main(["explain", str(model_folder), "--budget", "256", "--json"]) == 0
+    (graph,) = json.loads(capsys.readouterr().out)["graphs"]
+    assert [row["treatment"] for row in graph["rows"]] == ["dense", "dense", "sparse", "sparse"]
 
 
 def test_bench_lists_its_benchmarks(capsys):
@@ -111,14 +121,30 @@ def test_bench_lists_its_benchmarks(capsys):
         (["demo", "--budget", "0"], "budget: expected 1 or more tokens, got 0"),
         (["demo", "--budget", "8"], "budget: expected room for "),
         (["demo", "--model", "x", "--prompt-file", "nowhere.txt"], "nowhere.txt"),
-        (["explain", "no/such/folder"], "no/such/folder"),
+        (["explain", "no/such/folder"], "there is no folder no/such/folder"),
+        (["explain", "/nope"], "there is no folder /nope"),
+        (["eval", "--model", "./nope"], "there is no folder ./nope"),
+        (["explain", __file__], "is a file: a model is a folder"),
+        (["explain", str(ROOT)], "holds no model: it has no config.json"),
+        (["explain", "some/name"], "cannot be asked: HF_HUB_OFFLINE is set"),
+        (["serve", "/nope"], "there is no folder /nope"),
+        (["explain", "x", "--budgets", "1"], "unrecognized arguments: --budgets"),
+        (["explain"], "one of the arguments model --model is required"),
+        (["expain", "x"], "invalid choice: 'expain'"),
+        ([], "required: COMMAND"),
+        (["bench"], "which benchmark?"),
+        (["bench", "ops", "--dtype", "int8"], "--dtype must be of float32, bfloat16, float16"),
     ],
 )
-def test_mistakes_are_one_clear_line(arguments, message, capsys):
-    assert cli.main(arguments) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.startswith("quest-compile: ")
+def test_mistakes_are_one_clear_line(arguments, message, capsys, offline):
+    try:
+        status = cli.main(arguments)
+    except SystemExit as error:
+        status = error.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert message in line
+    assert line.startswith("quest-compile")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

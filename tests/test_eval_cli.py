@@ -105,7 +105,7 @@ class TestVerdicts:
 
     def test_a_task_that_dense_fails_says_nothing(self, out):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("quest_compile.eval.results._LEAST_DENSE_SCORE", 1.01)
+            patch.setattr("quest_compile.eval.results.LEAST_DENSE_SCORE", 1.01)
             assert evaluate(out, *SMALL, "--budgets", 256) == 0
         verdict = rows(out)["recall-16", "quest", 256]["verdict"]
         assert verdict == "dense fails the task: nothing to lose"
@@ -123,6 +123,20 @@ def test_ways_to_select_and_budgets_of_their_own(out):
     # 1024 tokens and a question of some tokens: 65 pages, the open one with few.
     assert 128 < read[own[0], 0] <= 144 and 64 < read[own[1], 0] <= 80
     assert read[mixed, 256] < 200
+
+
+def test_json_is_all_that_stdout_has_and_a_sentence_ends_the_rest(out, capsys):
+    assert evaluate(out, *SMALL, "--budgets", 512, "--json") == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out) == json.loads((out / "results.json").read_text())
+    said = found.err.splitlines()[-1]
+    assert said == json.loads(found.out)["sentence"]
+    assert "Of 16 questions (recall-16) about contexts of 1024 tokens the model answers" in said
+
+
+def test_a_layer_that_the_model_does_not_have_is_an_error(out, capsys):
+    assert evaluate(out, *SMALL, "--methods", "quest:budget=99:64/default:64") == 2
+    assert "there is no layer 99, only 0 to 2" in capsys.readouterr().err
 
 
 def test_agreement_without_a_tokenizer(out):
@@ -262,7 +276,7 @@ class TestWritten:
         (["recall", "--tasks", "passkey"], "passkey needs a tokenizer, and recall has none"),
         (["recall", "--tasks", "recall-2000"], "must be recall-N with N records from 1 to 511"),
         (["recall", "--lengths", "9000"], "--lengths 9000: the model has 8192 positions"),
-        (["recall", "--budgets", "0"], "--budgets must be positive"),
+        (["recall", "--budgets", "0"], "expected 1 or more tokens, got 0"),
         (["recall", "--budgets", "8"], "budget: expected room for "),
         (["recall", "--samples", "0"], "--samples must be at least 1"),
         (["recall", "--margin", "0"], "--margin must be between 0 and 100 points"),
@@ -288,8 +302,12 @@ class TestWritten:
     ],
 )
 def test_mistakes_are_one_clear_line_and_write_nothing(arguments, message, out, capsys):
-    assert evaluate(out, *arguments[1:], model=arguments[0]) == 2
+    try:
+        status = evaluate(out, *arguments[1:], model=arguments[0])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in err
-    assert err.startswith("quest-compile: ")
+    assert err.startswith("quest-compile eval: ")
     assert not out.exists()

@@ -139,7 +139,7 @@ class TestWhatCanGoWrong:
     def failure(self, capsys):
         assert cli.main(["fetch", "smollm2"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("quest-compile: ")
+        assert line.startswith("quest-compile fetch: ")
         assert nothing_is_left()
         return line
 

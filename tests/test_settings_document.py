@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from quest_compile import QuestConfig
-from quest_compile.config import PRESETS
+from quest_compile.choices import PRESETS
 from quest_compile.ops import Selection, SummaryFormat
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "settings.md"

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import quest_compile
 from quest_compile import ops
-from quest_compile.decoding import greedy_step, prefill
+from quest_compile.decoding import cache_names, greedy_step, prefill
 
 MAX_SEQ_LEN = 256
 SETTINGS = SHORT | {"budget": 64, "inner": "eager"}
@@ -96,7 +96,25 @@ class TestCompiledModels:
             model.forward(random_prompt(1, 200), past_key_values=cache)
             for _ in range(3):
                 step(random_prompt(1, 1), past_key_values=cache)
-        assert num_graphs() == num_warm == 1
+        assert num_graphs() == num_warm == len(cache_names())
+
+    @pytest.mark.parametrize("name", cache_names())
+    def test_the_cache_is_warm_under_every_name_it_has(self, name, recwarn):
+        model = tiny_model("llama")
+        step = torch.compile(model, backend=quest_compile.backend(**SETTINGS))
+        quest_compile.warmup(step, MAX_SEQ_LEN)
+        num_warm = num_graphs()
+        cache = prefill(model, random_prompt(1, 200), MAX_SEQ_LEN)
+        quest_compile.explain(model, **SETTINGS)
+        assert not [w for w in recwarn if "past_key_values" in str(w.message)]
+        num_explained = num_graphs()
+        ops.reset_counters()
+        with torch.no_grad():
+            step(random_prompt(1, 1), **{name: cache})
+        assert cache.get_seq_length() == 201
+        assert ops.counters()["sparse_calls"] == NUM_LAYERS - 2
+        assert num_graphs() == num_explained
+        assert num_warm == len(cache_names())
 
     def test_an_own_way_of_calling_is_compiled(self):
         model = tiny_model("llama")
@@ -121,7 +139,7 @@ class TestCompiledModels:
             num_warm = num_graphs()
             cache = prefill(model, random_prompt(1, 200), MAX_SEQ_LEN)
             step(random_prompt(1, 1), past_key_values=cache)
-        assert num_graphs() == num_warm == 1
+        assert num_graphs() == num_warm == len(cache_names())
         assert ops.counters()["sparse_calls"] > 0
 
 

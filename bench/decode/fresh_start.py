@@ -28,7 +28,7 @@ from quest_compile.bench.decode.models import (
 )
 from quest_compile.bench.results import RefusedError
 from quest_compile.bench.settings import Setting
-from quest_compile.bench.shapes import DTYPES, SHAPES
+from quest_compile.bench.shapes import SHAPES
 from quest_compile.decoding import rewind, step_inputs
 
 _STEPS = 5
@@ -73,7 +73,7 @@ def measure_fresh(probe: Probe) -> Found:
         RefusedError: nothing was replaced, or the logits are wrong.
     """
     torch.set_num_threads(probe.threads)
-    dtype = DTYPES[probe.dtype]
+    dtype = getattr(torch, probe.dtype)
     if probe.model:
         model = own_model(probe.model, dtype, probe.device)
     else:

@@ -17,8 +17,6 @@ from quest_compile.bench.results import RefusedError, Result
 from quest_compile.bench.rounds import Rounds, Sampler, Samples, measure_rounds
 from quest_compile.bench.settings import Setting
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon")
-
 
 def measure_levels(
     levels: list[str],

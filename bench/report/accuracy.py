@@ -14,7 +14,7 @@ from quest_compile.bench.report.names import KINDS, tokens
 from quest_compile.bench.report.plots import draw
 from quest_compile.bench.report.tables import select, values_of, whole
 from quest_compile.bench.results import Result
-from quest_compile.config import NO_FORCED_PAGES
+from quest_compile.choices import NO_FORCED_PAGES
 
 Row = dict[str, Any]
 

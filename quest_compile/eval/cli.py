@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +14,18 @@ from quest_compile import recall
 from quest_compile.cli import INTERRUPTED
 from quest_compile.config import QuestConfig
 from quest_compile.eval import plots
-from quest_compile.eval.copy_tasks import COPY_TASKS, copy_group, text_of
+from quest_compile.eval.copy_tasks import copy_group, text_of
 from quest_compile.eval.encode import Encoder
 from quest_compile.eval.markdown import markdown
 from quest_compile.eval.methods import parse_method
-from quest_compile.eval.options import RECALL_MODEL, fill_in
-from quest_compile.eval.recall_tasks import RECALL, recall_agreement, recall_group
+from quest_compile.eval.options import RECALL_MODEL
+from quest_compile.eval.recall_tasks import recall_agreement, recall_group
 from quest_compile.eval.records import Records
 from quest_compile.eval.results import Row, rows_of
 from quest_compile.eval.run import run
-from quest_compile.eval.samples import AGREEMENT, PERPLEXITY, Group
+from quest_compile.eval.samples import AGREEMENT, COPY_TASKS, PERPLEXITY, RECALL, Group
 from quest_compile.eval.settings import conditions_of, settings_of
+from quest_compile.eval.summary import sentence
 from quest_compile.eval.tasks import (
     answer_group,
     book_of,
@@ -35,7 +34,7 @@ from quest_compile.eval.tasks import (
 )
 from quest_compile.identity import identity
 from quest_compile.quantize import quantize
-from quest_compile.real_model import resolve_model
+from quest_compile.real_model.load import load_model, load_tokenizer
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -46,22 +45,23 @@ def evaluate(args: argparse.Namespace) -> int:
         OSError: the model or a file cannot be read.
         NotActiveError: a method attended everything.
     """
-    fill_in(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device")
     # Calls inside of CUDA graphs are not counted, and a method that is not seen to act is refused.
     counted = args.device == "cuda" and args.inner == "inductor"
+    given = {name: getattr(args, name) for name in ("page_size", "num_dense_layers", "inner")}
     config = QuestConfig(
-        page_size=args.page_size,
-        num_dense_layers=args.num_dense_layers,
-        inner=args.inner,
         inductor_options={"triton.cudagraphs": False} if counted else None,
+        **{name: value for name, value in given.items() if value is not None},
     )
+    args.page_size, args.num_dense_layers = config.page_size, config.num_dense_layers
     methods = [parse_method(name, config) for name in dict.fromkeys(args.methods)]
     for method in methods:
         for budget in [] if method.has_budget else args.budgets:
             config.replace({**dict(method.settings), "budget": budget})
     model, encoder = load(args)
+    for method in methods:
+        method.check_layers(model.config.get_text_config(decoder=True).num_hidden_layers)
     groups = make_groups(args, model, encoder)
     settings = settings_of(args, model, encoder)
     quantize(model, args.quantize)
@@ -83,27 +83,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> tuple[Any, Encoder | None]:
     """The model in eval mode, and its tokenizer if it has one."""
-    dtype = getattr(torch, args.dtype)
     if args.model == RECALL_MODEL:
-        return recall.load_model(dtype, args.device), None
-    path = resolve_model(args.model)
-    is_folder = Path(path).is_dir()
-    if not is_folder and (args.model.count("/") > 1 or args.model.startswith((".", "/", "~"))):
-        raise ValueError(f"there is no folder {args.model}")
-    if is_folder:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options = {"local_files_only": is_folder}
+        return recall.load_model(getattr(torch, args.dtype), args.device), None
+    model = load_model(args.model, args.dtype, args.device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {args.model}: {error}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError):
-        return model.to(args.device).eval(), None
-    return model.to(args.device).eval(), Encoder(tokenizer, not args.no_chat)
+        return model, Encoder(load_tokenizer(args.model), not args.no_chat)
+    except ValueError:
+        return model, None
 
 
 def make_groups(args: argparse.Namespace, model: Any, encoder: Encoder | None) -> list[Group]:
@@ -169,21 +155,25 @@ def write_results(
     margins = {"margin_points": args.margin, "loss_margin_nats": args.loss_margin}
     settings = records.settings | margins
     described = identity()
+    said = sentence(records.lines)
     result = {
+        "sentence": said,
         "identity": described,
         "settings": settings,
         "is_complete": is_complete,
         "conditions": records.conditions,
         "rows": [row.as_dict() for row in rows],
     }
+    aside = sys.stderr if args.json else sys.stdout
     text = markdown(rows, described, settings, records.conditions, is_complete)
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (args.out / "results.md").write_text(text, encoding="utf-8")
-    print(text)
+    print(json.dumps(result, indent=1) if args.json else text)
     written = ["results.json", "results.md", records.path.name]
     if plots.can_plot():
         written += [path.name for path in plots.plot(rows, args.out)]
     else:
-        print(plots.MISSING)
-    print(f"wrote {', '.join(written)} in {args.out}")
+        print(plots.MISSING, file=aside)
+    print(f"wrote {', '.join(written)} in {args.out}", file=aside)
+    print(said, file=aside)
     return rows

@@ -13,8 +13,8 @@ import torch
 
 from quest_compile.eval.encode import Encoder
 from quest_compile.eval.samples import COPY, Context, Group, Question
+from quest_compile.text_files import read_text
 
-COPY_TASKS = ("copy", "copy-multi")
 PASSAGE = 192
 # The model has to see some of the passage to know where it is.
 NOT_SCORED = 16
@@ -66,7 +66,7 @@ def _question(passage: torch.Tensor) -> Question:
 def text_of(path: Path | None) -> str:
     """The file, or without one what Python's ``help()`` says about the language."""
     if path is not None:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quest_compile.eval.metrics import METRICS, OF_TASK
+from quest_compile.text_files import read_text
 
 _TYPES: dict[str, Any] = {
     "context": str,
@@ -41,10 +42,10 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: a line is not JSON, lacks a field or has a wrong one; the message says which.
     """
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                rows.append(_read_row(f"{path} line {number}", number, line))
+    # Not splitlines(): JSON texts may hold other ends of lines.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            rows.append(_read_row(f"{path} line {number}", number, line))
     if not rows:
         raise ValueError(f"{path} has no lines")
     return rows

@@ -11,8 +11,9 @@ import torch
 
 from quest_compile import ops
 from quest_compile.backend import backend
-from quest_compile.budgets import LayerBudgets
-from quest_compile.config import NO_FORCED_PAGES, QuestConfig
+from quest_compile.budgets import LayerBudgets, TokensOrShare
+from quest_compile.choices import NO_FORCED_PAGES
+from quest_compile.config import QuestConfig
 from quest_compile.eval.attention import NAME, EvalAttention
 from quest_compile.eval.audited_mass import AuditedMass
 from quest_compile.eval.baselines import KEEP
@@ -37,9 +38,21 @@ class Method:
     def has_budget(self) -> bool:
         return "budget" in dict(self.settings)
 
-    def budgets(self, budgets: Sequence[int]) -> Sequence[int]:
+    def budgets(self, budgets: Sequence[TokensOrShare]) -> Sequence[TokensOrShare]:
         """Those it is measured with; 0 for its own."""
         return (0,) if self.has_budget else budgets
+
+    def check_layers(self, num_layers: int) -> None:
+        """
+        Raises:
+            ValueError: its own budget names a layer that the model does not have.
+        """
+        budget = dict(self.settings).get("budget")
+        layers = set(budget) - {"default"} if isinstance(budget, LayerBudgets) else set()
+        if layers and max(layers) >= num_layers:
+            raise ValueError(
+                f"method {self.name}: there is no layer {max(layers)}, only 0 to {num_layers - 1}"
+            )
 
     @property
     def needs_watching(self) -> bool:
@@ -123,11 +136,11 @@ class Decoder:
         self._activity = Activity()
         self._method = Method(DENSE, DENSE)
 
-    def config_of(self, method: Method, budget: int) -> QuestConfig:
+    def config_of(self, method: Method, budget: TokensOrShare) -> QuestConfig:
         own = dict(method.settings)
         return self.config.replace(own if method.has_budget else own | {"budget": budget})
 
-    def begin(self, method: Method, budget: int, label: str) -> Callable[..., Any]:
+    def begin(self, method: Method, budget: TokensOrShare, label: str) -> Callable[..., Any]:
         """The call for decode steps of this method; ``label`` seeds what is random."""
         config = self.config_of(method, budget) if method.kind != DENSE else self.config
         self._method, self._activity = method, Activity()
@@ -172,7 +185,7 @@ class Decoder:
             kernels = ops.cuda_kernels()
         return f"quest_compile.backend, inner {inner}, {kernels}"
 
-    def report(self, method: Method, budget: int) -> str:
+    def report(self, method: Method, budget: TokensOrShare) -> str:
         return str(_backend_of(self.config_of(method, budget)).report())
 
     def _compile(self, config: QuestConfig) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quest_compile.eval.words import distinct_pairs
+from quest_compile.text_files import read_text
 
 NOISE = "Rain fell on the roof. A cart went by. The kettle was warm. Nobody came to the door."
 
@@ -75,7 +76,7 @@ def read_sentences(path: Path) -> list[str]:
         OSError, UnicodeDecodeError: the file cannot be read as UTF-8.
         ValueError: there are hardly any sentences in it.
     """
-    text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
+    text = re.sub(r"\s+", " ", read_text(path))
     sentences = re.split(r"(?<=[.!?])\s+(?=[^a-z])", text)
     if len(sentences) < 10:
         raise ValueError(f"{path} has {len(sentences)} sentences; a haystack needs more")

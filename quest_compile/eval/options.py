@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from quest_compile.config import INNER_COMPILERS, QuestConfig
-from quest_compile.eval.copy_tasks import COPY_TASKS
+from quest_compile.choices import DTYPES, INNER_COMPILERS
 from quest_compile.eval.generators import TEXT_TASKS
-from quest_compile.eval.recall_tasks import RECALL
-from quest_compile.eval.samples import AGREEMENT, PERPLEXITY
+from quest_compile.eval.samples import AGREEMENT, COPY_TASKS, PERPLEXITY, RECALL
+from quest_compile.options import budget
 from quest_compile.quantize import add_quantize_argument, check_quantize
+from quest_compile.real_model.find import find_model
 from quest_compile.real_model.options import add_model_argument
 
 RECALL_MODEL = "recall"
-DTYPES = ("float32", "bfloat16", "float16")
+EXAMPLES = """\
+  quest-compile eval smollm2 --quick
+  quest-compile eval ./my-model --tasks copy --lengths 4096 --budgets 512 2K 0.05
+  quest-compile eval recall --tasks recall-16 --json > results.json"""
 
 _QUICK_SAMPLES = 20
 
@@ -30,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=Path, help="UTF-8 text for perplexity, agreement and copy; copy does without"
     )
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens; default 4096")
-    parser.add_argument("--budgets", type=int, nargs="+", help="tokens")
+    parser.add_argument("--budgets", type=budget, nargs="+", help="tokens, or shares as 0.05")
     parser.add_argument("--samples", type=int, help="questions per task and length; default 100")
     parser.add_argument("--decoded", type=int, default=256, help="tokens per window of --text")
     parser.add_argument(
@@ -41,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of the context), quest:budget=2:64/3:128 (of layers), quest-reference with the same, "
         "oracle, streaming, random, h2o, snapkv; dense is always measured; default quest",
     )
-    parser.add_argument("--page-size", type=int, default=QuestConfig.page_size)
-    parser.add_argument("--num-dense-layers", type=int, default=QuestConfig.num_dense_layers)
+    parser.add_argument("--page-size", type=int, help="tokens; default as Quest")
+    parser.add_argument("--num-dense-layers", type=int, help="default as Quest")
     parser.add_argument(
         "--inner", choices=INNER_COMPILERS, help="default eager on CPU, inductor on CUDA"
     )
@@ -56,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("quest-eval"), help="folder of results")
     parser.add_argument("--resume", action="store_true", help="go on with what --out has")
     parser.add_argument("--quick", action="store_true", help="a first look, in minutes")
+    parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Fill in defaults that depend on other options.
+
+    Raises:
+        ValueError: options that do not fit together or have a bad value; no such model.
+    """
+    fill_in(args)
+    if args.model != RECALL_MODEL:
+        find_model(args.model)
 
 
 def fill_in(args: argparse.Namespace) -> None:
@@ -105,9 +120,8 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("samples", "decoded"):
         if getattr(args, option) < 1:
             raise ValueError(f"--{option} must be at least 1, got {getattr(args, option)}")
-    for option in ("lengths", "budgets"):
-        if min(getattr(args, option)) < 1:
-            raise ValueError(f"--{option} must be positive, got {getattr(args, option)}")
+    if min(args.lengths) < 1:
+        raise ValueError(f"--lengths must be positive, got {args.lengths}")
     if not 0 < args.margin < 100:
         raise ValueError(f"--margin must be between 0 and 100 points, got {args.margin}")
     if args.loss_margin <= 0:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from quest_compile import recall
-from quest_compile.eval.samples import AGREEMENT, Context, Group, Question
+from quest_compile.eval.samples import AGREEMENT, RECALL, Context, Group, Question
 from quest_compile.recall.task import ANSWER_LEN, QUESTION_LEN, VOCAB_SIZE, max_records
 
-RECALL = "recall-"
 _MOST_QUESTIONS = 64
 _CONTINUATION = 4
 

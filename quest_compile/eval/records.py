@@ -15,7 +15,7 @@ class Cell(NamedTuple):
     length: int
     context: int
     method: str
-    budget: int
+    budget: int | float
 
 
 class Records:

@@ -16,7 +16,7 @@ from quest_compile.eval.statistics import INCONCLUSIVE, Comparison, compare
 BY_CONSTRUCTION = "dense by construction"
 DENSE_FAILS = "dense fails the task: nothing to lose"
 # Mean score of dense below which a task says nothing.
-_LEAST_DENSE_SCORE = 0.1
+LEAST_DENSE_SCORE = 0.1
 # Tokens of one run of the bootstrap over losses.
 RUN_LENGTH = 64
 
@@ -35,7 +35,7 @@ class Row:
     task: str
     length: int
     method: str
-    budget: int
+    budget: int | float
     kind: str
     implementation: str
     num_contexts: int
@@ -85,7 +85,7 @@ def _row(
         if kind == PERPLEXITY:
             comparison = compare_losses(_runs_of_differences(own, dense), loss_margin)
         else:
-            comparison = compare(*_paired_scores(own, dense, numbers, kind), margin)
+            comparison = compare(*paired_scores(own, dense, numbers, kind), margin)
         if kind == COPY:
             loss_comparison = compare_losses(_runs_of_differences(own, dense), loss_margin)
         verdict = _verdict(comparison, kind, sparse_steps)
@@ -123,14 +123,14 @@ def _mean(lines: list[dict], name: str) -> float:
 def _verdict(comparison: Comparison, kind: str, sparse_steps: int) -> str:
     if not sparse_steps:
         return BY_CONSTRUCTION
-    if kind != PERPLEXITY and comparison.dense < _LEAST_DENSE_SCORE:
+    if kind != PERPLEXITY and comparison.dense < LEAST_DENSE_SCORE:
         return DENSE_FAILS
     if comparison.verdict == INCONCLUSIVE:
         return f"{INCONCLUSIVE}: {comparison.num_needed} samples needed"
     return comparison.verdict
 
 
-def _paired_scores(
+def paired_scores(
     own: list[dict], dense: list[dict], numbers: list[int], kind: str
 ) -> tuple[list[float], list[float], list[Hashable]]:
     """With what each belongs to: its context, or the passage of copy, whose tokens are samples."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from quest_compile.budgets import TokensOrShare
 from quest_compile.config import QuestConfig
 from quest_compile.eval.attention import NAME
 from quest_compile.eval.encode import Encoder
@@ -17,6 +17,7 @@ from quest_compile.eval.methods import DENSE, Decoder, Method
 from quest_compile.eval.protocol import Measurement, Session
 from quest_compile.eval.records import Cell, Records
 from quest_compile.eval.samples import AGREEMENT, Context, Group, NotActiveError
+from quest_compile.progress import progress_bar
 
 
 def run(
@@ -24,7 +25,7 @@ def run(
     encoder: Encoder | None,
     groups: Sequence[Group],
     methods: Sequence[Method],
-    budgets: Sequence[int],
+    budgets: Sequence[TokensOrShare],
     config: QuestConfig,
     records: Records,
     progress: bool = True,
@@ -45,16 +46,14 @@ def _run(
     encoder: Encoder | None,
     groups: Sequence[Group],
     methods: Sequence[Method],
-    budgets: Sequence[int],
+    budgets: Sequence[TokensOrShare],
     config: QuestConfig,
     records: Records,
     progress: bool,
 ) -> None:
-    from tqdm import tqdm
-
     decoder, measurement = Decoder(model, config), Measurement(model, encoder)
     sessions: dict[int, Session] = {}
-    variants = [(Method(DENSE, DENSE), 0)]
+    variants: list[tuple[Method, TokensOrShare]] = [(Method(DENSE, DENSE), 0)]
     variants += [(m, budget) for m in methods if m.kind != DENSE for budget in m.budgets(budgets)]
     cells = {
         (group, number): [
@@ -70,19 +69,14 @@ def _run(
     }
     attention = model.config._attn_implementation
     try:
-        bar = tqdm(
-            total=sum(map(len, cells.values())),
-            initial=sum(map(len, cells.values())) - sum(map(len, missing.values())),
-            unit="cell",
-            file=sys.stderr,
-            ncols=90,
-            disable=None if progress else True,
-        )
+        total = sum(map(len, cells.values()))
+        num_done = total - sum(map(len, missing.values()))
+        bar = progress_bar(total, "cell", initial=num_done, is_shown=progress)
         with bar:
             for (group, number), wanted in missing.items():
                 if not wanted:
                     continue
-                bar.set_description(f"{group.task} {group.length or ''} prefill")
+                bar.doing(f"{group.task} {group.length or ''} prefill")
                 context = group.make(number)
                 session = sessions.get(group.max_seq_len)
                 if session is None:
@@ -93,7 +87,7 @@ def _run(
                     call = decoder.begin(Method(DENSE, DENSE), 0, "")
                     measurement.cell(group.kind, session, call, context, is_dense=True)
                 for cell, method in wanted:
-                    bar.set_description(f"{group.task} {group.length or ''} {method.name}")
+                    bar.doing(f"{group.task} {group.length or ''} {method.name}")
                     _measure(decoder, measurement, session, group, context, cell, method, records)
                     bar.update()
     finally:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ANSWER, PERPLEXITY, AGREEMENT, COPY = "answer", "perplexity", "agreement", "copy"
+# Names of tasks; the last one has a number of records behind it.
+COPY_TASKS = ("copy", "copy-multi")
+RECALL = "recall-"
 
 
 class NotActiveError(RuntimeError):

@@ -7,8 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from quest_compile.eval.copy_tasks import COPY_TASKS, text_of
+from quest_compile.eval.copy_tasks import text_of
 from quest_compile.eval.encode import Encoder
+from quest_compile.eval.samples import COPY_TASKS
 
 _OPTIONS = (
     "dtype",

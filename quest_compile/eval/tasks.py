@@ -13,6 +13,7 @@ from quest_compile.eval.generators import TEXT_TASKS, TextTask
 from quest_compile.eval.jsonl import Row, read_rows
 from quest_compile.eval.needles import read_sentences
 from quest_compile.eval.samples import PERPLEXITY, Context, Group, Question
+from quest_compile.text_files import read_text
 
 
 def answer_group(
@@ -120,7 +121,7 @@ def text_group(
     Raises:
         ValueError: the text is too short for one window, or the window for what is decoded.
     """
-    tokens = torch.tensor(encoder.plain(path.read_text(encoding="utf-8")))
+    tokens = torch.tensor(encoder.plain(read_text(path)))
     if length <= num_tokens + 1:
         raise ValueError(f"--lengths {length} must be more than the {num_tokens} decoded tokens")
     if len(tokens) < length:

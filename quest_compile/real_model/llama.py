@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PreTokenizer = Callable[[], Any]
 
@@ -31,6 +32,7 @@ def convert(data: bytes, folder: Path, pre_tokenizer: PreTokenizer) -> None:
     Raises:
         ValueError: not the GGUF file of a Llama.
     """
+    import torch
     from safetensors.torch import save_file
 
     from quest_compile.real_model.gguf import read_gguf

@@ -3,6 +3,7 @@
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from quest_compile.decoding import cache_names
 from quest_compile.recall.task import ANSWER_LEN, RecallContext
 
 
@@ -14,11 +15,12 @@ def evaluate_dense(model: PreTrainedModel, context: RecallContext) -> float:
     is wrong in any case, so this counts what greedy decoding would.
     """
     cache = DynamicCache()
-    model(context.tokens[None], past_key_values=cache, logits_to_keep=1)
+    cached = {cache_names()[0]: cache}
+    model(context.tokens[None], **cached, logits_to_keep=1)
     num_right = 0
     for question, answer in zip(context.questions, context.answers, strict=True):
         fed = torch.cat([question, answer[:-1]])
-        logits = model(fed[None], past_key_values=cache, logits_to_keep=ANSWER_LEN).logits[0]
+        logits = model(fed[None], **cached, logits_to_keep=ANSWER_LEN).logits[0]
         cache.crop(-len(fed))
         num_right += int(torch.equal(logits.argmax(-1), answer))
     return num_right / len(context.questions)

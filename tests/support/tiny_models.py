@@ -119,6 +119,19 @@ def tiny_model(family: str, **settings: Any) -> Any:
     return model
 
 
+def tiny_tokenizer() -> Any:
+    """One token per byte, for ``tiny_model``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
+    assert len(vocabulary) == VOCAB_SIZE
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
 def random_prompt(batch: int, length: int, *, seed: int = 0) -> torch.Tensor:
     """Token ids [batch, length]; id 0 is padding and does not occur."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,47 @@
+"""The options of ``quest-compile demo``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from quest_compile.budgets import DEFAULT_BUDGET
+from quest_compile.choices import DTYPES
+from quest_compile.options import add_budget_argument, add_preset_argument
+from quest_compile.quantize import add_quantize_argument
+from quest_compile.real_model.find import find_model
+from quest_compile.real_model.options import MODEL_HELP
+
+RECALL_BUDGET = 256
+EXAMPLES = """\
+  quest-compile demo
+  quest-compile demo --model smollm2 --prompt-file long.txt --budget 512"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help=f"{MODEL_HELP}; default: the recall model shipped here")
+    parser.add_argument("--prompt-file", type=Path, help="UTF-8 text to continue (with --model)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="with --model; default 64")
+    add_budget_argument(parser, f"{RECALL_BUDGET} ({DEFAULT_BUDGET} with --model)")
+    add_preset_argument(parser)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    add_quantize_argument(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: options that do not fit together or have a bad value; no such model.
+        OSError: there is no such file.
+    """
+    if args.model is None:
+        if args.prompt_file is not None:
+            raise ValueError("--prompt-file needs --model")
+        return
+    if args.prompt_file is None:
+        raise ValueError("--model needs --prompt-file, the text to continue")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    args.prompt_file.stat()
+    find_model(args.model)

@@ -1,0 +1,28 @@
+"""The command line says ``--help`` and finds mistakes without torch, which takes seconds to import.
+
+``import quest_compile`` imports torch and registers the operators, and examples rely on that. Only
+the process of a command waits with both until ``import_all``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+_is_waiting = sys.orig_argv[1:3] == ["-m", "quest_compile"] or (
+    [os.path.basename(name) for name in sys.orig_argv[1:2]] == ["quest-compile"]
+)
+
+
+def is_waiting() -> bool:
+    """Was Python started as ``quest-compile`` or ``python -m quest_compile``, and not more yet?"""
+    return _is_waiting
+
+
+def import_all() -> None:
+    """What ``import quest_compile`` does elsewhere."""
+    global _is_waiting
+    if _is_waiting:
+        _is_waiting = False
+        importlib.reload(importlib.import_module("quest_compile"))
