@@ -32,7 +32,7 @@ help: ## show this list
 
 install: $(INSTALLED) ## make .venv and build the package into it (editable)
 
-demo: $(INSTALLED) ## answer questions about a long context: dense against Quest
+demo: $(INSTALLED) ## a small real model reads a book: dense against Quest (ARGS=--recall: no network)
 	$(BIN)/quest-compile demo $(ARGS)
 
 real-model: $(INSTALLED) ## get a really trained small model (93 MB), for --model smollm2

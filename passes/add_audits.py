@@ -12,7 +12,7 @@ from quest_compile.config import QuestConfig
 from quest_compile.passes.add_page_summaries import add_static_input
 from quest_compile.passes.graph import example_value
 
-_SPARSE = (torch.ops.quest.sparse_decode.default, torch.ops.quest.sparse_decode_step.default)
+SPARSE = (torch.ops.quest.sparse_decode.default, torch.ops.quest.sparse_decode_step.default)
 
 
 def add_audits(graph: fx.Graph, *, config: QuestConfig) -> list[fx.Node]:
@@ -20,7 +20,7 @@ def add_audits(graph: fx.Graph, *, config: QuestConfig) -> list[fx.Node]:
     *_, last = graph.find_nodes(op="placeholder")
     added: list[fx.Node] = []
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in _SPARSE:
+        if node.op != "call_function" or node.target not in SPARSE:
             continue
         query, key_cache, value_cache, *rest = node.args
         if node.target is torch.ops.quest.sparse_decode_step.default:

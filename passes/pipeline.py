@@ -12,6 +12,7 @@ from torch import fx
 from quest_compile.config import QuestConfig
 from quest_compile.passes.add_audits import add_audits
 from quest_compile.passes.add_page_summaries import SummaryInputs, add_page_summaries
+from quest_compile.passes.add_recordings import add_recordings
 from quest_compile.passes.decide import Decision, decide
 from quest_compile.passes.graph import copy_graph, example_value, module_of
 from quest_compile.passes.mark_static_caches import mark_static_caches
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
     """A rewritten graph: ``gm`` takes the inputs of the original, then the state of ``summaries``,
-    then the totals of ``audits``, one per sparse call.
+    then the totals of ``audits`` and the pages of ``recordings``, one each per sparse call.
 
     ``gm`` is the original object when nothing was rewritten.
     """
@@ -34,15 +35,20 @@ class Rewrite:
     summaries: list[SummaryInputs]
     seconds: float
     audits: list[fx.Node] = dataclasses.field(default_factory=list)
+    recordings: list[fx.Node] = dataclasses.field(default_factory=list)
 
     def state_values(self) -> list[torch.Tensor]:
         """Fakes of the added inputs, in their order."""
         nodes = [node for inputs in self.summaries for node in inputs.nodes]
-        return [*map(example_value, nodes), *self.audit_values()]
+        return [example_value(node) for node in (*nodes, *self.audits, *self.recordings)]
 
     def audit_values(self) -> list[torch.Tensor]:
-        """Fakes of the last added inputs."""
+        """Fakes of the totals."""
         return [example_value(node) for node in self.audits]
+
+    def recording_values(self) -> list[torch.Tensor]:
+        """Fakes of the recorded pages."""
+        return [example_value(node) for node in self.recordings]
 
 
 def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
@@ -52,12 +58,15 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     decisions = decide(match_attention(graph), config)
     summaries: list[SummaryInputs] = []
     audits: list[fx.Node] = []
+    recordings: list[fx.Node] = []
     rewritten = gm
     if any(decision.is_rewritten for decision in decisions):
         summaries = add_page_summaries(graph, decisions, config=config)
         replace_attention(graph, decisions, summaries, config=config)
         if config.audit:
             audits = add_audits(graph, config=config)
+        if config.record:
+            recordings = add_recordings(graph, config=config)
         mark_static_caches(decisions)
         graph.lint()
         rewritten = module_of(graph, gm)
@@ -65,4 +74,4 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     log.debug(
         "%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds
     )
-    return Rewrite(rewritten, decisions, summaries, seconds, audits)
+    return Rewrite(rewritten, decisions, summaries, seconds, audits, recordings)

@@ -13,6 +13,7 @@ from torch import fx
 from typing_extensions import Unpack
 
 from quest_compile import ops
+from quest_compile.added_inputs import AddedInputs
 from quest_compile.audits import GraphAudits
 from quest_compile.compiled_functions import is_given_up
 from quest_compile.config import QuestConfig, QuestSettings, takes_settings
@@ -60,14 +61,18 @@ class QuestBackend:
         is_graphed = wants_cuda_graph(rewrite.decisions, inner, mode, patches)
         if is_graphed:
             patches |= cuda_graph_options()
-        audits = GraphAudits([value.device for value in rewrite.audit_values()])
-        graph = report_rewrite(rewrite, config, mode, inner, patches, audits)
+        audits = GraphAudits(rewrite.audit_values())
+        recordings = AddedInputs(rewrite.recording_values(), fill=-1)
+        graph = report_rewrite(rewrite, config, mode, inner, patches, audits, recordings)
         self._graphs.append(graph)
         if config.strict:
             _check_rows(graph)
         compiled = compile_rewrite(rewrite, example_inputs, inner, patches)
         if is_graphed:
             compiled = with_own_outputs(compiled)
+        # What is appended inside stands behind.
+        if rewrite.recordings:
+            compiled = recordings.append_to(compiled)
         if rewrite.audits:
             compiled = audits.append_to(compiled)
         if rewrite.summaries:
@@ -98,6 +103,25 @@ class QuestBackend:
     def note_dense_generation(self, cause: str) -> None:
         """A ``generate`` call that decodes densely, for the report."""
         self._dense_generations[cause] += 1
+
+    def recorded(self) -> dict[int, torch.Tensor]:
+        """Of the last step with ``record=True``: the pages that each sparse layer attended.
+
+        Returns:
+            Layer, as in the report, -> int32 [max_q_len, batch, num_kv_heads, pages of the budget],
+            on the device (num_q_heads with ``group_reduce="none"``): ascending, -1 in unused slots
+            and for queries that there were not. Copies.
+
+        Raises:
+            ValueError: no step has run with ``record=True``.
+        """
+        ran = [g.recordings for g in self._graphs if g.recordings and g.recordings.last_call]
+        if not ran:
+            raise ValueError("recorded(): no sparse layer has run yet with record=True")
+        latest = max(ran, key=lambda recordings: recordings.last_call)
+        (graph,) = (g for g in self._graphs if g.recordings is latest)
+        layers = [row.layer for row in graph.rows if row.treatment is Treatment.SPARSE]
+        return {k: v.clone() for k, v in zip(layers, latest.values(), strict=True)}
 
     def reset(self) -> None:
         """Forget the report; called by ``torch._dynamo.reset()``."""

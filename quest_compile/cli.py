@@ -15,6 +15,7 @@ import quest_compile
 from quest_compile import demo_options, explain_command, serve_options
 from quest_compile.eval import options as eval_options
 from quest_compile.eval.samples import NotActiveError
+from quest_compile.look import options as look_options
 from quest_compile.options import Parser
 from quest_compile.real_model import fetch
 from quest_compile.start import import_all
@@ -46,6 +47,12 @@ COMMANDS = {
         "answer questions over a long context, sparse and dense",
         demo_options,
         "quest_compile.demo:run",
+        ("transformers", "tqdm"),
+    ),
+    "look": Command(
+        "an HTML file: which pages were read for every token",
+        look_options,
+        "quest_compile.look.command:run",
         ("transformers", "tqdm"),
     ),
     "explain": Command(

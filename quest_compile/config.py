@@ -43,6 +43,7 @@ class QuestSettings(TypedDict, total=False):
     sketch_bits: int
     top_p: float
     audit: int
+    record: bool
     inner: str
     strict: bool
     inductor_options: Mapping[str, Any] | None
@@ -75,6 +76,8 @@ class QuestConfig:
             the softmax over the page scores; ``budget`` caps them. 1: ``budget`` alone decides.
         audit: every so many calls a sparse layer computes full attention too and compares, for
             ``report()``; 0: never.
+        record: keep which pages the sparse layers attended, for ``recorded()``; the parts of their
+            operator run one by one then, with the same results.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
         strict: raise when a layer that should be sparse is not, or runs uncompiled.
         inductor_options: Inductor settings, as in ``torch.compile(options=)``, for these graphs.
@@ -95,6 +98,7 @@ class QuestConfig:
     sketch_bits: int = SummaryFormat.sketch_bits
     top_p: float = Selection.top_p
     audit: int = 0
+    record: bool = False
     inner: str = "inductor"
     strict: bool = False
     inductor_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
@@ -104,8 +108,9 @@ class QuestConfig:
         require.integer("max_q_len", self.max_q_len, 1)
         require.integer("audit", self.audit, 0)
         require.choice("inner", self.inner, INNER_COMPILERS)
-        if not isinstance(self.strict, bool):
-            raise TypeError(f"strict: expected a bool, got {self.strict!r}")
+        for name in ("record", "strict"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {value!r}")
         if isinstance(self.budget, Mapping):
             object.__setattr__(self, "budget", LayerBudgets(self.budget))
         for budget in self._known_budgets():

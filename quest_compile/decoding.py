@@ -9,13 +9,27 @@ from typing import Any
 import torch
 
 
-def prefill(model: Any, tokens: torch.Tensor, max_seq_len: int) -> Any:
-    """A new StaticCache of ``max_seq_len`` positions that holds ``tokens`` [B, T]; eager."""
+def prefill(
+    model: Any,
+    tokens: torch.Tensor,
+    max_seq_len: int,
+    *,
+    part: int | None = None,
+    on_part: Callable[[int], Any] = lambda num_tokens: None,
+) -> Any:
+    """A new StaticCache of ``max_seq_len`` positions that holds ``tokens`` [B, T]; eager.
+
+    All at once, or ``part`` tokens after the other; ``on_part`` gets the number of each.
+    """
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=max_seq_len)
+    position = 0
     with torch.no_grad():
-        model(**step_inputs(cache, tokens, position=0), logits_to_keep=1)
+        for some in tokens.split(part or tokens.shape[1], dim=1):
+            model(**step_inputs(cache, some, position), logits_to_keep=1)
+            position += some.shape[1]
+            on_part(some.shape[1])
     return cache
 
 

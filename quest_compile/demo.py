@@ -1,4 +1,4 @@
-"""The demonstration: answer questions about a long context, with Quest and then densely."""
+"""The demonstration: a book, records or your text, answered densely and with Quest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,18 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device")
     check_quantize(args.quantize)
-    return _run_recall(args) if args.model is None else _run_own_model(args)
+    if args.model is not None:
+        return _run_own_model(args)
+    return _run_recall(args) if args.recall else _run_book(args)
+
+
+def _run_book(args: argparse.Namespace) -> int:
+    from quest_compile.book import demo as book_demo
+
+    quest = _backend_of(args, DEFAULT_BUDGET)
+    if not book_demo.have_model(is_needed=args.chat):
+        return _run_recall(args)
+    return book_demo.run(args, quest)
 
 
 def _run_recall(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from quest_compile import ops
+from quest_compile.added_inputs import AddedInputs
 from quest_compile.audits import GraphAudits
 from quest_compile.compiled_functions import CompiledFunction
 from quest_compile.config import QuestConfig
@@ -49,7 +50,7 @@ class GraphReport:
     ``inner``: what compiled the rewritten graph; not ``config.inner`` where that was not possible.
     ``function``: what was compiled: a model, or a part of it.
     ``is_cuda_graph``: Inductor was asked to run it as a CUDA graph.
-    ``audits``: of the sparse rows; reading them waits for the device.
+    ``audits``: of the sparse rows; reading them waits for the device. ``recordings``: their pages.
     """
 
     rows: tuple[ReportRow, ...]
@@ -60,6 +61,7 @@ class GraphReport:
     function: CompiledFunction
     is_cuda_graph: bool = False
     audits: GraphAudits | None = None
+    recordings: AddedInputs | None = None
 
     def audited_rows(self) -> list[tuple[ReportRow, ops.Audit | None]]:
         """Every row, the sparse ones with what their audits found; None without ``audit``."""
@@ -100,6 +102,8 @@ def report_row(decision: Decision, config: QuestConfig) -> ReportRow:
     if is_sparse or decision.uses_dense_decode:
         attention = "quest::sparse_decode" if is_sparse else "quest::dense_decode"
         attention += "_step" if decision.updates_summary else ""
+        if is_sparse and config.record:
+            attention = "quest::recorded_decode"
     elif decision.needs_summary:
         attention = "sdpa + page summary"
     return ReportRow(

@@ -13,6 +13,7 @@ import torch
 from quest_compile import ops
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, rewind
+from quest_compile.reading import Reading
 
 # (token [1, 1], position) -> the next token [1, 1]
 Step = Callable[[torch.Tensor, int], torch.Tensor]
@@ -20,13 +21,17 @@ Step = Callable[[torch.Tensor, int], torch.Tensor]
 
 @dataclasses.dataclass
 class Run:
-    """What one method did: its answers, the seconds of each steady step, and what was read."""
+    """What one method did: its answers, the seconds of each steady step, and what was read.
+
+    ``first_seconds``: from each question to the first token of its answer, where that was timed.
+    """
 
     name: str
     answers: list[list[int]]
     compile_seconds: float
     step_seconds: list[float]
     counters: dict[str, int]
+    first_seconds: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ def measure(name: str, compiler: Any, task: Task) -> Run:
 
 
 def print_comparison(
-    quest: Run, dense: Run, config: QuestConfig, task: Task, results: tuple[str, str]
+    quest: Run, dense: Run, config: QuestConfig, task: Task | Reading, results: tuple[str, str]
 ) -> None:
     """The table of both runs, ``results`` being a cell for each, and the proof of activity."""
     num_pages = -(-task.length // config.page_size)
@@ -87,7 +92,9 @@ def print_comparison(
         for layer in task.cache.layers
         for cached in (layer.keys, layer.values)
     )
-    rows = [("", "answers", "tokens/s", "ms/step", "KV read/step", "tokens/query", "pages/query")]
+    names = ["answers", "tokens/s", "ms/step", "KV read/step", "tokens/query", "pages/query"]
+    is_first_timed = bool(quest.first_seconds and dense.first_seconds)
+    rows = [["", *names, *["first token"] * is_first_timed]]
     for run, result in ((quest, results[0]), (dense, results[1])):
         seconds, counted = statistics.median(run.step_seconds), run.counters
         bytes_read, tokens, pages = dense_bytes, str(task.length), str(num_pages)
@@ -97,7 +104,10 @@ def print_comparison(
             budget = config.layer_budget(config.num_dense_layers, task.length)
             pages = f"{budget.pages} of {num_pages}"
         speed = (f"{1 / seconds:.0f}", f"{1e3 * seconds:.2f}")
-        rows.append((run.name, result, *speed, f"{bytes_read / 2**20:.2f} MiB", tokens, pages))
+        cells = [run.name, result, *speed, f"{bytes_read / 2**20:.2f} MiB", tokens, pages]
+        if is_first_timed:
+            cells.append(f"{statistics.median(run.first_seconds):.2f} s")
+        rows.append(cells)
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

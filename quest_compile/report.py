@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from quest_compile import ops
+from quest_compile.added_inputs import AddedInputs
 from quest_compile.audits import AUDIT_COLUMNS, GraphAudits, audit_cells
 from quest_compile.budgets import LayerBudget
 from quest_compile.compiled_functions import function_of, is_given_up
@@ -103,6 +104,7 @@ def report_rewrite(
     inner: str,
     inductor_options: Mapping[str, Any],
     audits: GraphAudits | None = None,
+    recordings: AddedInputs | None = None,
 ) -> GraphReport:
     """Describe one rewritten graph, and tell the log and the structured trace."""
     graph = GraphReport(
@@ -114,6 +116,7 @@ def report_rewrite(
         function=function_of(rewrite.gm),
         is_cuda_graph=_is_cuda_graph(rewrite, inner, inductor_options),
         audits=audits,
+        recordings=recordings,
     )
     if graph.rows:
         log.info("%s", "\n".join([graph.summary, _settings(graph), *_table(graph)]))

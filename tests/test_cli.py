@@ -48,7 +48,7 @@ def _fresh():
 
 @pytest.mark.inductor
 def test_demo_answers_right_and_proves_that_it_was_sparse(capsys):
-    assert cli.main(["demo"]) == 0
+    assert cli.main(["demo", "--recall"]) == 0
     out = capsys.readouterr().out
     assert "3 attention calls: 1 sparse, 2 dense, 0 untouched" in out
     (quest,) = [line for line in out.splitlines() if line.startswith("quest, budget 256")]
@@ -118,6 +118,8 @@ def test_bench_lists_its_benchmarks(capsys):
     [
         (["demo", "--prompt-file", "x.txt"], "--prompt-file needs --model"),
         (["demo", "--model", "x"], "--model needs --prompt-file"),
+        (["demo", "--model", "x", "--chat"], "leave --model out"),
+        (["demo", "--recall", "--chat"], "leave one of them out"),
         (["demo", "--budget", "0"], "budget: expected 1 or more tokens, got 0"),
         (["demo", "--budget", "8"], "budget: expected room for "),
         (["demo", "--model", "x", "--prompt-file", "nowhere.txt"], "nowhere.txt"),

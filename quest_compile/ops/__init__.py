@@ -18,6 +18,7 @@ from quest_compile.ops.native import (
     warn_if_missing,
 )
 from quest_compile.ops.operator import OPERATORS
+from quest_compile.ops.recorded_decode import new_recording
 from quest_compile.ops.score_pages import score_pages
 from quest_compile.ops.select_pages import select_pages
 from quest_compile.ops.settings import Selection, SummaryFormat
@@ -44,6 +45,7 @@ __all__ = [
     "empty_page_summary",
     "native_status",
     "new_audit_totals",
+    "new_recording",
     "provider_of",
     "read_audit",
     "reset_counters",

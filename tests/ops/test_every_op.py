@@ -49,8 +49,8 @@ def call_of(name, inputs):
     return (keys, inputs.seq_lens - 1, *state), case.page_format()
 
 
-# That of audits: test_audit.py.
-NAMES = tuple(name for name in ops.OPERATORS if name != "audit")
+# Those of audits and recordings: test_audit.py, test_recorded_decode.py.
+NAMES = tuple(name for name in ops.OPERATORS if name not in ("audit", "recorded_decode"))
 names = pytest.mark.parametrize("name", NAMES)
 # Of the operators that write in place: which arguments.
 WRITTEN = {"update_page_summary": slice(2, 4), "sparse_decode_step": slice(4, 6)}
