@@ -19,10 +19,11 @@ def adapters(tmp_path_factory):
     """Folders of two adapters that answer differently."""
     folders = [str(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
     for seed, folder in enumerate(folders):
-        torch.manual_seed(seed)
         config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
         config.init_lora_weights = False
-        peft.get_peft_model(base(), config).save_pretrained(folder)
+        model = base()
+        torch.manual_seed(seed)
+        peft.get_peft_model(model, config).save_pretrained(folder)
     return folders
 
 

@@ -10,7 +10,7 @@ import torch
 
 from quest_compile import ops
 from quest_compile.bench.settings import Setting
-from quest_compile.bench.shapes import SHAPES, Layer, workload_name
+from quest_compile.bench.shapes import SHAPES, Layer, dtype_name, workload_name
 from quest_compile.huge_pages import use_huge_pages
 
 # Larger than the last-level cache of the machine together.
@@ -40,7 +40,9 @@ class Workload:
 
     @property
     def name(self) -> str:
-        return workload_name(self.shape, self.dtype, self.batch, self.context, self.threads)
+        return workload_name(
+            self.shape, dtype_name(self.dtype), self.batch, self.context, self.threads
+        )
 
     @property
     def dense_bytes(self) -> int:
