@@ -8,10 +8,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 ANSWERS = "2026-11-24_epyc-avx2-2-cores_e311a7e_eval-recall.json"
-# Record -> budgets of its table.
+# Record -> labels and budgets of its table.
 COPIES = {
-    "2026-11-28_epyc-avx2-2-cores_1670863_eval-smollm2-copy.json": (128, 256),
-    "2026-11-28_epyc-avx2-2-cores_5fd5192_eval-smollm2-copy.json": (256, 512),
+    "2026-11-28_epyc-avx2-2-cores_7ba9e2f_eval-smollm2-copy.json": (1, (128, 256, 512)),
+    "2026-11-28_epyc-avx2-2-cores_1670863_eval-smollm2-copy.json": (2, (128, 256)),
+    "2026-11-28_epyc-avx2-2-cores_5fd5192_eval-smollm2-copy.json": (2, (256, 512)),
 }
 TEXT = (ROOT / "docs" / "accuracy.md").read_text("utf-8")
 
@@ -62,11 +63,13 @@ def test_copying_of_a_really_trained_model(record):
     rows = {(row["method"], row["budget"]): row for row in load(record)["rows"]}
     dense = rows["dense", 0]
     right, loss = f"{100 * dense['value']:.1f}", f"{dense['loss']:.2f}"
-    budgets = " | ".join(map(str, COPIES[record]))
-    _, *body = table(f"copy, 3 passages, dense {right} %, loss {loss} | {budgets}")
-    assert len(body) == 2
+    num_labels, budgets = COPIES[record]
+    num_passages = 3 * dense["num_contexts"]
+    columns = " | ".join(map(str, budgets))
+    _, *body = table(f"copy, {num_passages} passages, dense {right} %, loss {loss} | {columns}")
+    assert len(body) == num_labels
     for label, *cells in body:
-        for budget, cell in zip(COPIES[record], cells, strict=True):
+        for budget, cell in zip(budgets, cells, strict=True):
             row = rows[METHODS[label], budget]
             low, high = (100 * row["comparison"][end] for end in ("low", "high"))
             found = f"{100 * row['value']:.1f} ({low:+.0f} to {high:+.0f}), {row['loss']:.2f}"
