@@ -11,6 +11,8 @@ MARKS := not nightly$(if $(shell command -v c++ || command -v clang++ || command
 # One thread per process: the processes share the cores.
 PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n $(JOBS) -m '$(MARKS)'
 TRANSFORMERS := 5.24.0 5.23.0 4.57.6
+# It says more than a page when transformers imports it, so $(VENV) has none.
+TORCHAO := torchao-0.18.0
 
 # torch and the build tools come before the package, which is built against the installed torch.
 TOOLCHAIN := $(shell \
@@ -25,7 +27,7 @@ HAS_CUDA := $(if $(filter 0,$(QUEST_COMPILE_CUDA)),,$(shell command -v nvcc))
 CUDA_TIME := $(if $(HAS_CUDA),; CUDA kernels: some more (QUEST_COMPILE_CUDA=0: none))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real-model quick test test-nightly test-real-model test-no-native test-sanitizers test-transformers lint format bench clean distclean
+.PHONY: help install demo real-model quick test test-nightly test-real-model test-no-native test-sanitizers test-transformers test-torchao lint format bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -59,9 +61,12 @@ test-sanitizers: $(INSTALLED) ## run kernels, CUDA ones in emulation, under ASan
 
 test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 
-test-transformers-%: $(VENV)-transformers-%/installed.stamp
-	$(subst $(BIN),$(VENV)-transformers-$*/bin,$(PYTEST)) tests/test_models.py \
+test-transformers-%: $(VENV)-with-transformers-%/installed.stamp
+	$(subst $(BIN),$(<D)/bin,$(PYTEST)) tests/test_models.py \
 	  tests/test_model_matrix.py tests/test_state_machine.py $(ARGS)
+
+test-torchao: $(VENV)-with-$(TORCHAO)/installed.stamp ## run the tests of quantised weights
+	$(subst $(BIN),$(<D)/bin,$(PYTEST)) -n 0 tests/test_quantize.py $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check
@@ -82,7 +87,7 @@ clean: ## remove what was built, keep the virtual environments
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove the virtual environments too
-	rm -rf $(VENV) $(VENV)-transformers-*
+	rm -rf $(VENV) $(VENV)-with-*
 
 # bin/pip is the last thing venv writes: an interrupted run is started again.
 $(BIN)/pip:
@@ -101,12 +106,12 @@ $(INSTALLED): $(VENV)/toolchain.stamp CMakeLists.txt $(NATIVE_SOURCES)
 	@touch $@
 
 # An environment that sees everything in $(VENV), the editable package included, but has its own
-# transformers and what that version needs.
-$(VENV)-transformers-%/installed.stamp: $(INSTALLED)
+# version of a package (with a "-" before the version), and what that needs.
+$(VENV)-with-%/installed.stamp: $(INSTALLED)
 	$(BIN)/python -m venv --without-pip $(@D)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "$(SITE_PACKAGES)")')" \
 	  > "$$($(@D)/bin/python -c "$(SITE_PACKAGES)")/base.pth"
-	$(@D)/bin/python $(PIP) transformers==$*
+	$(@D)/bin/python $(PIP) $(subst -,==,$*)
 	@touch $@
 
 .SECONDARY:

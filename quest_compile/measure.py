@@ -13,6 +13,7 @@ import torch
 from quest_compile import ops
 from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, rewind
+from quest_compile.progress import progress_bar
 from quest_compile.reading import Reading
 
 # (token [1, 1], position) -> the next token [1, 1]
@@ -52,8 +53,6 @@ class Task:
 
 def measure(name: str, compiler: Any, task: Task) -> Run:
     """Compile with one step, which is timed apart, then answer everything with a progress bar."""
-    from tqdm import tqdm
-
     compiled = torch.compile(task.model, backend=compiler)
     seconds: list[float] = []
 
@@ -75,7 +74,8 @@ def measure(name: str, compiler: Any, task: Task) -> Run:
         compile_seconds = time.perf_counter() - start
         ops.reset_counters()
         total = task.num_questions * task.steps_per_question
-        with tqdm(total=total, desc=f"[{name}]", unit="step", ncols=80) as progress:
+        with progress_bar(total, "step") as progress:
+            progress.doing(f"[{name}]")
             for number in range(task.num_questions):
                 rewind(task.cache, task.length)
                 answers.append(task.answer(step, number))

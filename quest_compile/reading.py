@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from quest_compile.decoding import greedy_step, prefill, rewind
+from quest_compile.progress import progress_bar
 
 Step = Callable[..., Any]
 # Tokens that go through the model at once while it reads: a bar that moves every few seconds.
@@ -56,8 +57,6 @@ def read(model: Any, tokenizer: Any, text: str, room: int) -> Reading:
     Raises:
         ValueError: the text has no token, or with ``room`` more than the model can take.
     """
-    from tqdm import tqdm
-
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids.to(model.device)
     length = ids.shape[1]
     config = model.config.get_text_config(decoder=True)
@@ -68,7 +67,8 @@ def read(model: Any, tokenizer: Any, text: str, room: int) -> Reading:
             f"with room for {room} tokens of questions and answers"
         )
     start = time.perf_counter()
-    with tqdm(total=length, desc="reading", unit="token", ncols=80) as progress:
+    with progress_bar(length, "token") as progress:
+        progress.doing("reading")
         cache = prefill(model, ids, length + room, part=_PART, on_part=progress.update)
     return Reading(model, tokenizer, ids, room, cache, time.perf_counter() - start)
 
