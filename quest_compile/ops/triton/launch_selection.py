@@ -69,9 +69,9 @@ def select_rows(
 def fitting_pages(selection: Selection, page_size: int) -> int:
     """A row with that many pages in use, or fewer, attends them all."""
     page_budget = selection.budget // page_size
-    budget_of = functools.partial(page_budget_of, **selection.in_pages(page_size))
+    limits = selection.in_pages(page_size)
     num_pages = range(1, page_budget + 1)
-    return bisect.bisect_left(num_pages, True, key=lambda n: n > budget_of(n))
+    return bisect.bisect_left(num_pages, True, key=lambda n: n > page_budget_of(n, **limits))
 
 
 def _bits_of(value: float) -> int:
