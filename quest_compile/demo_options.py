@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quest_compile.budgets import DEFAULT_BUDGET
 from quest_compile.choices import DTYPES
-from quest_compile.options import add_budget_argument, add_preset_argument
+from quest_compile.options import add_budget_argument, add_preset_argument, check_file
 from quest_compile.quantize import add_quantize_argument
 from quest_compile.real_model.find import find_model
 from quest_compile.real_model.options import MODEL_HELP
@@ -52,5 +52,5 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--model needs --prompt-file, the text to continue")
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    args.prompt_file.stat()
+    check_file("--prompt-file", args.prompt_file)
     find_model(args.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
 
 from quest_compile.budgets import DEFAULT_BUDGET, check_budget
@@ -49,6 +50,15 @@ def add_budget_argument(parser: argparse.ArgumentParser, default: object = DEFAU
 
 def add_preset_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), help="other defaults")
+
+
+def check_file(option: str, path: Path) -> None:
+    """
+    Raises:
+        ValueError: there is no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{option}: there is no file {path}")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

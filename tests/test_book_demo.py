@@ -31,7 +31,7 @@ def tiny_book(model_folder, monkeypatch):  # noqa: F811
 
 
 def arguments(**given):
-    defaults = {"device": "cpu", "dtype": "float32", "chat": False}
+    defaults = {"device": "cpu", "dtype": "float32", "chat": False, "quantize": None}
     return argparse.Namespace(**defaults | given)
 
 
@@ -57,7 +57,7 @@ def test_right_is_what_the_book_says(task):
 
 def test_both_answer_and_only_quest_is_sparse(tiny_book, capsys):
     quest = quest_compile.backend(**SHORT, budget=64, inner="eager")
-    assert book_demo.run(arguments(), torch.float32, quest) == 0
+    assert book_demo.run(arguments(), quest) == 0
     out = capsys.readouterr().out
     assert out.count("dense, eager ") >= 2 and out.count("[WRONG") + out.count("[right") == 4
     assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
@@ -72,7 +72,7 @@ def test_a_conversation_goes_on_in_one_cache(room, is_full, tiny_book, monkeypat
     questions = iter(["Who?", "Where?", ""])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(questions))
     quest = quest_compile.backend(**SHORT, budget=64, inner="eager")
-    assert book_demo.run(arguments(chat=True), torch.float32, quest) == 0
+    assert book_demo.run(arguments(chat=True), quest) == 0
     out = capsys.readouterr().out
     assert out.count("first token after") == 2
     assert "Quest was active" in out and ("the cache is full" in out) == is_full

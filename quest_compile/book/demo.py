@@ -48,8 +48,9 @@ def have_model(is_needed: bool) -> bool:
 
 def run(args: argparse.Namespace, quest: QuestBackend) -> int:
     """The model is here; 0 when the demonstration is done, right or wrong."""
-    tokenizer = load_tokenizer(NAME)
-    model = quantize(load_model(NAME, args.dtype, args.device), args.quantize)
+    folder = str(model_folder(NAME))
+    tokenizer = load_tokenizer(folder)
+    model = quantize(load_model(folder, args.dtype, args.device), args.quantize)
     print(
         f"SmolLM2-135M-Instruct (4-bit weights, computed in {args.dtype}) reads {book.TITLE}, with "
         f"{len(book.PLACED)} sentences placed in it.\n"

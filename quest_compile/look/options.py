@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from quest_compile.options import add_budget_argument, add_preset_argument
+from quest_compile.options import add_budget_argument, add_preset_argument, check_file
 from quest_compile.real_model.find import find_model
 from quest_compile.real_model.options import MODEL_HELP
 
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: a bad value, or no such model.
-        OSError: there is no such text, or the output cannot be written.
+        ValueError: a bad value, no such text, or no such model.
+        OSError: the output cannot be written.
     """
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    args.prompt_file.stat()
+    check_file("--prompt-file", args.prompt_file)
     find_model(args.model)
     args.output.touch()

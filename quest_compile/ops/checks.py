@@ -37,7 +37,10 @@ def query(tensor: Tensor, num_kv_heads: int, takes_several: bool) -> None:
         require.that(q_len == 1, lambda: f"query: expected q_len (dimension 2) 1, got {q_len}")
     require.that(
         num_q_heads % num_kv_heads == 0,
-        lambda: f"query: expected a multiple of {num_kv_heads} KV heads, got {num_q_heads} heads",
+        lambda: (
+            f"query: expected a multiple of {num_kv_heads} KV heads, got {num_q_heads} heads "
+            "([batch, num_q_heads, q_len, head_dim])"
+        ),
     )
 
 

@@ -200,6 +200,8 @@ class SparseSettings(FormatSettings, ChoiceSettings, total=False):
 
 def take_sparse(settings: dict[str, Any]) -> tuple[Selection, SummaryFormat]:
     """Of keyword settings; takes them out."""
+    if "budget" not in settings:
+        raise TypeError("budget: expected the tokens that a query attends at most, got nothing")
     selection, page_format = Selection.take(settings), SummaryFormat.take(settings)
     selection.check_format(page_format)
     return selection, page_format
