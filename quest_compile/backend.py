@@ -104,12 +104,12 @@ class QuestBackend:
         """A ``generate`` call that decodes densely, for the report."""
         self._dense_generations[cause] += 1
 
-    def recorded(self) -> dict[int, torch.Tensor]:
+    def recorded(self) -> dict[int | None, torch.Tensor]:
         """Of the last step with ``record=True``: the pages that each sparse layer attended.
 
         Returns:
-            Layer, as in the report, -> int32 [max_q_len, batch, num_kv_heads, pages of the budget],
-            on the device (num_q_heads with ``group_reduce="none"``): ascending, -1 in unused slots
+            Layer, as in the report (None: not known), -> int32 [max_q_len, batch, num_kv_heads,
+            pages of the budget], on the device (num_q_heads with ``group_reduce="none"``): ascending, -1 in unused slots
             and for queries that there were not. Copies.
 
         Raises:

@@ -44,7 +44,13 @@ def notes_on(graphs: Sequence[GraphReport]) -> Iterator[str]:
 
 def unknown_layers(graphs: Sequence[GraphReport]) -> str:
     """Of graphs with one configuration: which layers its budget names that none of them has."""
-    rows = [row.layer for graph in graphs if graph.is_decode for row in graph.rows]
+    rows = [
+        row.layer
+        for graph in graphs
+        if graph.is_decode
+        for row in graph.rows
+        if row.layer is not None
+    ]
     budget = graphs[0].config.budget
     named = set(budget) - {"default"} if isinstance(budget, LayerBudgets) else set()
     if not rows or not (unknown := sorted(named - set(rows))):

@@ -24,8 +24,8 @@ class LookedStep:
 
     text: str
     seq_len: int
-    pages: dict[int, torch.Tensor]
-    kept_mass: dict[int, float]
+    pages: dict[int | None, torch.Tensor]
+    kept_mass: dict[int | None, float]
 
 
 @dataclasses.dataclass
@@ -80,8 +80,8 @@ class _KeptMass:
 
     def __init__(self, quest: QuestBackend) -> None:
         self._quest = quest
-        self._sums: dict[tuple[int, int], tuple[float, int]] = {}
-        self.of_last_step: dict[int, float] = {}
+        self._sums: dict[tuple[int, int | None], tuple[float, int]] = {}
+        self.of_last_step: dict[int | None, float] = {}
 
     def read(self) -> None:
         self.of_last_step = {}

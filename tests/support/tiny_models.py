@@ -121,7 +121,7 @@ def tiny_model(family: str, **settings: Any) -> Any:
 
 def tiny_tokenizer() -> Any:
     """One token per byte, for ``tiny_model``."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -129,6 +129,7 @@ def tiny_tokenizer() -> Any:
     assert len(vocabulary) == VOCAB_SIZE
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
 
 
