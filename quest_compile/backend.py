@@ -109,8 +109,8 @@ class QuestBackend:
 
         Returns:
             Layer, as in the report (None: not known), -> int32 [max_q_len, batch, num_kv_heads,
-            pages of the budget], on the device (num_q_heads with ``group_reduce="none"``): ascending, -1 in unused slots
-            and for queries that there were not. Copies.
+            pages of the budget], on the device (num_q_heads with ``group_reduce="none"``):
+            ascending, -1 in unused slots and for queries that there were not. Copies.
 
         Raises:
             ValueError: no step has run with ``record=True``.
