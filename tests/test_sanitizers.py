@@ -84,7 +84,7 @@ def run(request, library, preloaded):
 
 
 def test_read_behind_a_cache_is_noticed(run):
-    code, output = run("tests/planted_errors.py", "overrun")
+    code, output = run("tests/support/planted_errors.py", "overrun")
     assert code != 0 and "before" in output and "not noticed" not in output
     assert "AddressSanitizer: heap-buffer-overflow" in output
     assert f"quest::{run.level}::" in output
@@ -92,7 +92,7 @@ def test_read_behind_a_cache_is_noticed(run):
 
 @pytest.mark.parametrize("run", LEVELS[:1], indirect=True)
 def test_undefined_behaviour_is_noticed(run):
-    code, output = run("tests/planted_errors.py", "misaligned")
+    code, output = run("tests/support/planted_errors.py", "misaligned")
     assert code != 0 and "before" in output and "not noticed" not in output
     assert "runtime error: load of misaligned address" in output
 
