@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 MARKS := not nightly$(if $(shell command -v c++ || command -v clang++ || command -v $(CXX)),, and not inductor)
 # One thread per process: the processes share the cores.
 PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n $(JOBS) -m '$(MARKS)'
-TRANSFORMERS := 5.24.0 5.23.0 4.57.6
+TRANSFORMERS := 5.23.0 4.57.6
 # It says more than a page when transformers imports it, so $(VENV) has none.
 TORCHAO := torchao-0.18.0
 

@@ -41,7 +41,7 @@ def run():
     if None in preloaded:
         pytest.skip("no sanitizer libraries")
     environment = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}
-    path = [str(FOLDER), str(FOLDER.parent), environment.get("PYTHONPATH", "")]
+    path = [str(FOLDER), str(FOLDER.parent / "support"), environment.get("PYTHONPATH", "")]
     environment |= {
         "QUEST_COMPILE_EMULATED_LIBRARY": str(library),
         "LD_PRELOAD": " ".join(preloaded),
