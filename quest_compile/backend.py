@@ -115,13 +115,17 @@ class QuestBackend:
         Raises:
             ValueError: no step has run with ``record=True``.
         """
-        ran = [g.recordings for g in self._graphs if g.recordings and g.recordings.last_call]
+        ran = [(g.recordings, g) for g in self._graphs if g.recordings and g.recordings.last_call]
         if not ran:
             raise ValueError("recorded(): no sparse layer has run yet with record=True")
-        latest = max(ran, key=lambda recordings: recordings.last_call)
-        (graph,) = (g for g in self._graphs if g.recordings is latest)
-        layers = [row.layer for row in graph.rows if row.treatment is Treatment.SPARSE]
-        return {k: v.clone() for k, v in zip(layers, latest.values(), strict=True)}
+        found: dict[int | None, torch.Tensor] = {}
+        # A model may be several graphs; of a layer the latest counts.
+        for recordings, graph in sorted(ran, key=lambda pair: pair[0].last_call):
+            layers = [row.layer for row in graph.rows if row.treatment is Treatment.SPARSE]
+            if layers.count(None) > 1:
+                raise ValueError("recorded(): nothing tells the sparse layers of a graph apart")
+            found |= zip(layers, (x.clone() for x in recordings.values()), strict=True)
+        return found
 
     def reset(self) -> None:
         """Forget the report; called by ``torch._dynamo.reset()``."""

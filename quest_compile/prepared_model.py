@@ -38,7 +38,9 @@ def prepare(model: Any, backend: QuestBackend) -> None:
 
 def restore(model: Any) -> None:
     """Undo :func:`prepare`; what was compiled is given back."""
-    model.__class__ = getattr(type(model), "_unprepared_class", type(model))
+    if not hasattr(type(model), "_unprepared_class"):
+        return
+    model.__class__ = type(model)._unprepared_class
     for name in (*_COMPILED, "_quest_backend"):
         vars(model).pop(name, None)
 
@@ -115,11 +117,16 @@ def _check_length(
 ) -> None:
     """Writing behind the end of a cache stops a GPU for the whole process."""
     sizes = [getattr(x, "max_cache_len", 0) for x in getattr(cache, "layers", ()) if _is_full(x)]
-    num_new = setting_of_call("max_new_tokens", model, generation_config, kwargs)
-    if not sizes or num_new is None:
-        return
-    mask = kwargs.get("attention_mask")
+    mask, embeds = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
     num_prompt = _prompt_length(inputs, kwargs) if mask is None else mask.shape[-1]
+    if mask is None and embeds is not None:
+        num_prompt = max(num_prompt, embeds.shape[1])
+    num_new = setting_of_call("max_new_tokens", model, generation_config, kwargs)
+    if num_new is None:
+        max_length = setting_of_call("max_length", model, generation_config, kwargs)
+        num_new = max((max_length or 0) - num_prompt, 1)
+    if not sizes:
+        return
     if max(sizes) and num_prompt + num_new - 1 > max(sizes):
         raise ValueError(
             f"the cache passed has {max(sizes)} positions, but {num_prompt} tokens of prompt and "

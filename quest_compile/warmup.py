@@ -168,7 +168,7 @@ def _decode(
     """Decode steps on a static cache, after an eager prefill of one token."""
     from transformers import StaticCache
 
-    from quest_compile.decoding import cache_names, step_inputs
+    from quest_compile.decoding import cache_names, rewind, step_inputs
 
     module = _module_of(model)
     device = next(module.parameters()).device
@@ -177,6 +177,7 @@ def _decode(
     module.forward(**step_inputs(cache, tokens, position=0))
     names = cache_names() if call is None else ("",)
     for name in names:
+        rewind(cache, 1)
         for _ in range(_NUM_STEPS):
             if call is None:
                 model(tokens, **{name: cache})

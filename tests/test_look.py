@@ -142,6 +142,6 @@ def test_the_command_writes_a_file_that_needs_nothing_else(model_folder, tmp_pat
     out = capsys.readouterr().out
     assert "4 tokens, 2 sparse layers; 22 sparse attention calls, at most 6" in out
     html = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert not re.findall(r"(?:src|href|@import|url)\\s*[=(]", html) and "http" not in html
+    assert not re.findall(r"(?:src|href|@import|url)\s*[=(]", html) and "http" not in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
     assert len(data["steps"]) == len(data["dense"]) == 4

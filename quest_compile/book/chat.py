@@ -20,7 +20,10 @@ def chat(reading: Reading, step: Step, quest: QuestBackend) -> int:
         ids = carried + reading.encode(f"\n\nQuestion: {question}\nAnswer:")
         if position + len(ids) + _MAX_NEW_TOKENS > reading.length + reading.room:
             print("[the cache is full: back to the end of the book]")
-            position, ids = reading.length, ids[len(carried) :]
+            position, ids, carried = reading.length, ids[len(carried) :], []
+        if len(ids) + _MAX_NEW_TOKENS > reading.room:
+            print(f"[{len(ids)} tokens are too many: {reading.room - _MAX_NEW_TOKENS} at most]")
+            continue
         made = answer(
             step,
             reading,

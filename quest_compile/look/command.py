@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from quest_compile import ops
 from quest_compile.backend import backend
 from quest_compile.look.html import write_html
 from quest_compile.look.looked import look_at
@@ -27,7 +26,13 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model, "float32", "cpu")
     asked = tokenizer(args.ask, add_special_tokens=False).input_ids
     reading = read(model, tokenizer, text, len(asked) + args.max_new_tokens)
-    ops.reset_counters()
+    config = quest.config
+    budget = config.layer_budget(config.num_dense_layers, reading.length)
+    if budget.covers(config.page_format.num_pages(reading.length)):
+        raise ValueError(
+            f"--budget: {config.budget} covers the {reading.length} tokens of the text, all "
+            "of which is read: give a smaller one"
+        )
     print("quest: ", end="", flush=True)
     looked = look_at(reading, quest, asked, args.max_new_tokens, print_piece)
     print()

@@ -32,11 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: a bad value, no such text, or no such model.
-        OSError: the output cannot be written.
+        ValueError: a bad value, no such text, model or folder of the output.
     """
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     check_file("--prompt-file", args.prompt_file)
     find_model(args.model)
-    args.output.touch()
+    folder = args.output.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"--output: there is no folder {folder}")
