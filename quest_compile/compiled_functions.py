@@ -8,7 +8,6 @@ import time
 
 import torch
 from torch import fx
-from torch._dynamo.utils import get_compilation_metrics
 from torch._guards import CompileContext
 
 # The outermost line of a stack trace.
@@ -45,6 +44,9 @@ def is_given_up(function: CompiledFunction) -> bool:
 
     Torch remembers its last 64 compilations.
     """
+    # Brings Dynamo and Triton, which a graph has brought already and importing this does not.
+    from torch._dynamo.utils import get_compilation_metrics
+
     return any(
         re.fullmatch(rf"{function.frame}/\d+", metrics.compile_id or "")
         and "limit exceeded" in (metrics.fail_reason or "")
