@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quest_compile import ops
-from quest_compile.bench.ops.levels import LEVELS
+from quest_compile.bench.parsers import LEVELS
 
 FOLDER = Path(__file__).parent
 TESTS = (
