@@ -102,21 +102,22 @@ PageSummary check_page_summary(const Tensor& page_summary, SummaryFormat format,
   const DType dtype = check_float_dtype(like, "key_cache or query");
   PageSummary summary;
   summary.format = format;
-  if (format.kind == SummaryKind::kMinMax) {
-    summary.element_size = element_size(dtype);
-    summary.row_bytes = 2 * head_dim * summary.element_size;
-    CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
-    CHECK_DTYPE(page_summary, like.scalar_type());
-    QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
-                "page_summary: expected contiguous rows [2, head_dim], got strides ",
-                to_string(page_summary.strides()));
-  } else {
-    const int64_t row_bytes = sketch_row(static_cast<int32_t>(head_dim), format).row_bytes;
-    summary.element_size = 1;
-    summary.row_bytes = row_bytes;
-    CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, row_bytes);
-    CHECK_DTYPE(page_summary, ScalarType::Byte);
-    CHECK_LAST_DIM_CONTIGUOUS(page_summary);
+  summary.element_size = row_element_size(format.kind, element_size(dtype));
+  switch (format.kind) {
+    case SummaryKind::kMinMax:
+      summary.row_bytes = 2 * head_dim * summary.element_size;
+      CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, 2, head_dim);
+      CHECK_DTYPE(page_summary, like.scalar_type());
+      QUEST_CHECK(page_summary.stride(4) == 1 && page_summary.stride(3) == head_dim,
+                  "page_summary: expected contiguous rows [2, head_dim], got strides ",
+                  to_string(page_summary.strides()));
+      break;
+    case SummaryKind::kSketch:
+      summary.row_bytes = sketch_row(static_cast<int32_t>(head_dim), format).row_bytes;
+      CHECK_SHAPE(page_summary, batch, num_kv_heads, num_pages, summary.row_bytes);
+      CHECK_DTYPE(page_summary, ScalarType::Byte);
+      CHECK_LAST_DIM_CONTIGUOUS(page_summary);
+      break;
   }
   CHECK_SAME_DEVICE(page_summary, like);
   summary.data = page_summary.mutable_data_ptr();

@@ -51,7 +51,9 @@ struct Boxed<op> {
     constexpr uint64_t kExpected = (kNumArguments<Parameters> + ...);
     QUEST_CHECK(num_arguments == kExpected && num_results == kNumResults,
                 "expected an operator with ", kExpected, " arguments and ", kNumResults,
-                " results, got ", num_arguments, " and ", num_results);
+                " results, got ", num_arguments, " and ", num_results,
+                ": the native library is of another version than the Python code; build it again, "
+                "or set QUEST_COMPILE_NATIVE=0");
     Stack arguments(stack);
     std::tuple<Parameters...> values{arguments.take<Parameters>()...};
     if constexpr (std::is_void_v<Result>) {

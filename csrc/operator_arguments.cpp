@@ -11,13 +11,13 @@ namespace {
 // Of a score, to a logit: sums over a group are those of its mean query.
 double score_scale_of(GroupReduce group_reduce, SummaryKind kind, std::optional<double> scale,
                       int64_t head_dim, int64_t group_size) {
-  if (kind == SummaryKind::kSketch) return 1;
+  if (scores_tokens(kind)) return 1;
   const double each = scale.value_or(std::pow(static_cast<double>(head_dim), -0.5));
   return group_reduce == GroupReduce::kSum ? each / static_cast<double>(group_size) : each;
 }
 
 void check_group_reduce(GroupReduce group_reduce, SummaryKind kind) {
-  QUEST_CHECK(kind != SummaryKind::kSketch || group_reduce != GroupReduce::kSum,
+  QUEST_CHECK(takes_sum(kind) || group_reduce != GroupReduce::kSum,
               "group_reduce: expected 'softmax' or 'none' with summary='sketch', got 'sum'");
 }
 
@@ -101,8 +101,7 @@ ScoreArguments check_score(const Tensor& query, const Tensor& page_summary, cons
                                       s.num_pages, s.head_dim);
   check_seq_lens(seq_lens, query, s.batch);
   // Bounds know neither single tokens nor what a logit is.
-  const bool takes_mask =
-      format.kind == SummaryKind::kSketch || group_reduce == GroupReduce::kSoftmax;
+  const bool takes_mask = scores_tokens(format.kind) || group_reduce == GroupReduce::kSoftmax;
   for (const auto& [name, is_given] :
        {std::pair("attn_mask", attn_mask.has_value()), std::pair("scale", scale.has_value())}) {
     QUEST_CHECK(takes_mask || !is_given, name,

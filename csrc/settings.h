@@ -16,6 +16,41 @@ enum class GroupReduce : int32_t { kSum, kSoftmax, kNone };
 // kSketch: sketch_row.h.
 enum class SummaryKind : int32_t { kMinMax, kSketch };
 
+// What the kinds differ in beside their rows. No default: the compiler names what a new kind lacks.
+
+// A score is made of single tokens, by the mask and as a logit; else it bounds those of the page.
+QUEST_EVERYWHERE constexpr bool scores_tokens(SummaryKind kind) {
+  switch (kind) {
+    case SummaryKind::kMinMax:
+      return false;
+    case SummaryKind::kSketch:
+      return true;
+  }
+  return false;
+}
+
+// The score of the summed queries of a group stands for the group.
+QUEST_EVERYWHERE constexpr bool takes_sum(SummaryKind kind) {
+  switch (kind) {
+    case SummaryKind::kMinMax:
+      return true;
+    case SummaryKind::kSketch:
+      return false;
+  }
+  return false;
+}
+
+// Bytes of an element of a row.
+QUEST_EVERYWHERE constexpr int64_t row_element_size(SummaryKind kind, int64_t key_element_size) {
+  switch (kind) {
+    case SummaryKind::kMinMax:
+      return key_element_size;
+    case SummaryKind::kSketch:
+      return 1;
+  }
+  return 1;
+}
+
 struct SummaryFormat {
   int64_t page_size;
   SummaryKind kind;

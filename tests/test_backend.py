@@ -19,6 +19,7 @@ from tiny_models import FEW_PAGES, NUM_LAYERS, SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import ops
+from quest_compile.config import QuestSettings
 from quest_compile.decoding import greedy_step, prefill
 
 LENGTH, MAX_SEQ_LEN = 200, 512
@@ -368,6 +369,7 @@ class TestOptions:
         expected = {field.name: (field.type, field.default) for field in fields}
         assert spelled_out.pop("preset")[1] is None
         assert spelled_out == expected
+        assert set(QuestSettings.__annotations__) == {"preset", *expected}
         text = pydoc.render_doc(function, renderer=pydoc.plaintext)
         for field in fields:
             assert re.search(rf"\b{field.name}: .+? = {re.escape(repr(field.default))}[,)]", text)

@@ -42,7 +42,7 @@ bool find_live_pages(const Mask& mask, int64_t q_len, int64_t row, int64_t first
 
 LiveTokens find_live_tokens(const Scoring& scoring, const Mask& mask, int64_t row, int64_t kv_head,
                             int64_t end, Scratch& scratch) {
-  if (scoring.page_summary.format.kind != SummaryKind::kSketch || !mask.data || end == 0) {
+  if (!scores_tokens(scoring.page_summary.format.kind) || !mask.data || end == 0) {
     return {nullptr, 0};
   }
   const int64_t num_heads = mask.head_stride ? scoring.group_size : 1;
@@ -92,7 +92,7 @@ void join_scores(const Scoring& scoring, const Mask& mask, int64_t row, int64_t 
                  int64_t num_pages, float* scores, int64_t scores_stride, float* shares,
                  Scratch& scratch) {
   const SummaryFormat& format = scoring.page_summary.format;
-  if (format.kind == SummaryKind::kMinMax && mask.data) {
+  if (!scores_tokens(format.kind) && mask.data) {
     uint8_t* live = scratch.take<uint8_t>(num_pages);
     for (int64_t h = 0; h < scoring.group_size; ++h) {
       const int64_t head = kv_head * scoring.group_size + h;

@@ -40,7 +40,7 @@ void choose_samples(int64_t first_position, int64_t num_kept, int64_t* samples) 
 // Asks for the samples of a head while those of the one before it are looked at.
 void fetch_samples(const PageSummaryParams& p, const int64_t* samples, int64_t summary_bytes) {
   const int64_t row_bytes = p.head_dim * element_size(p.dtype);
-  const int64_t element = p.format.kind == SummaryKind::kMinMax ? element_size(p.dtype) : 1;
+  const int64_t element = row_element_size(p.format.kind, element_size(p.dtype));
   for (int64_t i = 0; i < kSamples; ++i) {
     const char* summary =
         static_cast<const char*>(p.page_summary) + samples[i] * p.summary_stride * element;

@@ -90,7 +90,7 @@ Summaries make_summaries(const PageSummary& rows, DType dtype, int64_t batch, in
 }
 
 float score_scale(GroupReduce group_reduce, SummaryKind kind, float scale) {
-  return kind == SummaryKind::kSketch || group_reduce == GroupReduce::kSoftmax ? scale : 1;
+  return scores_tokens(kind) || group_reduce == GroupReduce::kSoftmax ? scale : 1;
 }
 
 Update make_update(const UpdateArguments& u) {
@@ -160,7 +160,7 @@ int64_t plan_attend(AttendCall& call, const Device& device) {
 // As many pages at a time as the shared memory allows; of min/max rows, whose number is fixed, as
 // many steps.
 void choose_steps(ScoreCall& call, const Device& device) {
-  const bool is_sketch = call.summaries.rows.format.kind == SummaryKind::kSketch;
+  const bool is_sketch = scores_tokens(call.summaries.rows.format.kind);
   const int64_t most = std::min(device.shared_bytes, kScoreBytes);
   call.pages_per_step = call.query.data ? pages_per_step(call.summaries) : 1;
   for (;; call.pages_per_step /= 2) {

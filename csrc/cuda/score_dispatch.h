@@ -12,8 +12,13 @@ namespace cuda {
 // Calls f with a pointer to the Kind of the summaries. T: of keys and query.
 template <class T, class F>
 auto visit_kind(const Summaries& s, const F& f) {
-  return s.rows.format.kind == SummaryKind::kSketch ? f(static_cast<Sketch<T>*>(nullptr))
-                                                    : f(static_cast<MinMax<T>*>(nullptr));
+  switch (s.rows.format.kind) {
+    case SummaryKind::kMinMax:
+      return f(static_cast<MinMax<T>*>(nullptr));
+    case SummaryKind::kSketch:
+      break;
+  }
+  return f(static_cast<Sketch<T>*>(nullptr));
 }
 
 template <class T>

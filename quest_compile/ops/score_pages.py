@@ -25,7 +25,8 @@ def _check(
     require.tensors(query=query, page_summary=page_summary, seq_lens=seq_lens)
     page_format = SummaryFormat(**settings)
     check_reduction(group_reduce, page_format.summary)
-    row = SUMMARIES[page_format.summary].row(8, query.dtype, page_format)
+    summary = SUMMARIES[page_format.summary]
+    row = summary.row(8, query.dtype, page_format)
     layout = f"[batch, num_kv_heads, num_pages, {row.layout}]"
     require.rank("page_summary", page_summary, 3 + len(row.shape), layout)
     num_kv_heads, num_pages = page_summary.shape[1:3]
@@ -33,7 +34,7 @@ def _check(
     sizes = (query.shape[0], num_kv_heads, num_pages, query.shape[3])
     checks.page_summary(page_summary, page_format, query, sizes)
     checks.seq_lens(seq_lens, query, num_pages * page_format.page_size)
-    if page_format.summary != "sketch" and group_reduce != "softmax":
+    if not summary.scores_tokens and group_reduce != "softmax":
         for name, value in (("attn_mask", attn_mask), ("scale", scale)):
             if value is not None:
                 raise ValueError(

@@ -32,7 +32,7 @@ WAYS = (
 )
 FORMATS = tuple(
     {"summary": summary, "sketch_bits": bits}
-    for summary, bits in (("sketch", 2), ("sketch", 1), ("minmax", 2))
+    for summary, bits in dict.fromkeys((way["summary"], way["sketch_bits"]) for way in WAYS)
 )
 
 

@@ -166,10 +166,7 @@ void score_rows(const ScoreParams& p) {
   }
 }
 
-}  // namespace
-
-void score_pages(const ScoreParams& p) {
-  if (p.format.kind == SummaryKind::kSketch) return score_sketches(p);
+void score_bounds(const ScoreParams& p) {
   switch (p.dtype) {
     case DType::kFloat32:
       return score_rows<float>(p);
@@ -177,6 +174,17 @@ void score_pages(const ScoreParams& p) {
       return score_rows<BFloat16>(p);
     case DType::kFloat16:
       return score_rows<Float16>(p);
+  }
+}
+
+}  // namespace
+
+void score_pages(const ScoreParams& p) {
+  switch (p.format.kind) {
+    case SummaryKind::kMinMax:
+      return score_bounds(p);
+    case SummaryKind::kSketch:
+      return score_sketches(p);
   }
 }
 

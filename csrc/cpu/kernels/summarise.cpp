@@ -77,17 +77,20 @@ static_assert(kMaxRowBytes >= 2 * kMaxHeadDim * 4, "room for bounds in float32 a
 // The summary of a page to `row`; returns its bytes.
 template <class Key>
 int64_t summarise_page(const PageSummaryParams& p, int64_t page, char* row) {
-  if (p.format.kind == SummaryKind::kSketch) {
-    sketch_page(p, page, row);
-    return sketch_row(p.head_dim, p.format).row_bytes;
+  switch (p.format.kind) {
+    case SummaryKind::kMinMax:
+      reduce_page(p, page, reinterpret_cast<Key*>(row));
+      return 2 * p.head_dim * sizeof(Key);
+    case SummaryKind::kSketch:
+      sketch_page(p, page, row);
+      return sketch_row(p.head_dim, p.format).row_bytes;
   }
-  reduce_page(p, page, reinterpret_cast<Key*>(row));
-  return 2 * p.head_dim * sizeof(Key);
+  return 0;
 }
 
 template <class Key>
 char* stored_row(const PageSummaryParams& p, int64_t page) {
-  const int64_t size = p.format.kind == SummaryKind::kMinMax ? sizeof(Key) : 1;
+  const int64_t size = row_element_size(p.format.kind, sizeof(Key));
   return static_cast<char*>(p.page_summary) + page * p.summary_stride * size;
 }
 

@@ -30,6 +30,7 @@ from quest_compile.ops.reference.scores import score_pages, score_scale_of
 from quest_compile.ops.reference.selection import page_budget_of, select_pages
 from quest_compile.ops.reference.update import update_page_summary
 from quest_compile.ops.settings import FormatSettings, take_sparse
+from quest_compile.ops.summaries import SUMMARIES
 
 __all__ = [
     "attend_pages",
@@ -82,7 +83,7 @@ def score_and_select(
     score, select = (ops.score_pages, ops.select_pages) if ops else (score_pages, select_pages)
     reduce, summary = selection.group_reduce, page_format.summary
     of_tokens = {}
-    if summary == "sketch" or reduce == "softmax":
+    if SUMMARIES[summary].scores_tokens or reduce == "softmax":
         of_tokens = {"attn_mask": attn_mask, "scale": scale}
     scores = score(
         query, page_summary, seq_lens, group_reduce=reduce, **of_tokens, **page_format.as_kwargs()

@@ -17,7 +17,14 @@ from quest_compile.ops.summaries.sketch import Sketch
 
 
 class Summary(Protocol):
-    """Shape suffixes: those of ops/reference."""
+    """Shape suffixes: those of ops/reference.
+
+    scores_tokens: a score is made of single tokens, by the mask and as a logit; else it bounds
+        those of the page. A page with NaN in any key scores NaN; finite keys have finite scores
+        up to where bounds overflow.
+    """
+
+    scores_tokens: bool
 
     def row(self, head_dim: int, dtype: torch.dtype, page_format: SummaryFormat) -> Row:
         """What one page has; ``dtype``: of the keys."""

@@ -12,6 +12,8 @@ from quest_compile.ops.summaries.row import Row
 
 
 class MinMax:
+    scores_tokens = False
+
     def row(self, head_dim, dtype, page_format):
         return Row((2, head_dim), dtype, "2, head_dim")
 

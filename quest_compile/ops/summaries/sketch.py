@@ -21,6 +21,8 @@ _PAGES_AT_A_TIME = 1024
 
 
 class Sketch:
+    scores_tokens = True
+
     def row(self, head_dim, dtype, page_format):
         size = row_bytes(head_dim, page_format.page_size, page_format.sketch_bits)
         return Row((size,), torch.uint8, "bytes_per_page")

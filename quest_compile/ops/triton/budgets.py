@@ -22,10 +22,10 @@ def double_of(bits):
 
 
 @triton.jit
-def row_budget(num_used, fraction_bits, page_budget, num_sink_pages, num_recent_pages):
+def row_budget(num_used, fraction_bits, page_budget, num_forced_pages):
     """int64: pages that a row with num_used pages selects at most."""
     share = tl.ceil(num_used.to(tl.float64) * double_of(fraction_bits)).to(tl.int64)
-    return tl.minimum(tl.maximum(share, num_sink_pages + num_recent_pages + 1), page_budget)
+    return tl.minimum(tl.maximum(share, num_forced_pages + 1), page_budget)
 
 
 @triton.jit

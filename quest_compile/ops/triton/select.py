@@ -88,8 +88,9 @@ def select(
         budget = tl.full([], page_budget, tl.int64)
         if HAS_FRACTION:
             num_used = (seq_len + PAGE_SIZE - 1) // PAGE_SIZE
-            budget = row_budget(num_used, fraction_bits, page_budget, num_sink_pages,
-                                num_recent_pages)  # fmt: skip
+            budget = row_budget(
+                num_used, fraction_bits, page_budget, num_sink_pages + num_recent_pages
+            )
         if HAS_TOP_P:
             budget = tl.minimum(budget, top_p_budget(ranks_ptr, rank, num_pages, top_p_bits,
                                                      scale_log2, PAGE_TILE, NUM_TILES))  # fmt: skip
