@@ -56,8 +56,8 @@ test-real-model: real-model ## run the tests on the really trained model (nightl
 test-no-native: $(INSTALLED) ## run the operator tests on the plain-torch reference
 	QUEST_COMPILE_NATIVE=0 $(PYTEST) --dist loadfile tests/ops $(ARGS)
 
-test-sanitizers: $(INSTALLED) ## run kernels, CUDA ones in emulation, under ASan and UBSan (part of make test)
-	$(PYTEST) -n 0 tests/test_sanitizers.py tests/cuda_emulated/test_emulated_sanitized.py $(ARGS)
+test-sanitizers: $(INSTALLED) ## run kernels, CUDA ones in emulation, under ASan and UBSan
+	$(PYTEST) -n 0 -m '' tests/test_sanitizers.py tests/cuda_emulated/test_emulated_sanitized.py $(ARGS)
 
 test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests with other versions
 

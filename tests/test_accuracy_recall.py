@@ -211,7 +211,10 @@ def test_questions_do_not_depend_on_those_before(many):
 
 
 @pytest.mark.parametrize("bug", BUGS)
-@pytest.mark.parametrize(("settings", "budget"), [("minmax", 128), ("sketch", 64)])
+@pytest.mark.parametrize(
+    ("settings", "budget"),
+    [pytest.param("minmax", 128, marks=pytest.mark.nightly), ("sketch", 64)],
+)
 def test_a_planted_bug_is_caught(many, settings, budget, bug):
     """By comparison with plain torch; a dense pass by the counters, other bugs by the answers."""
     expected = many(quest_reference(settings), budget)

@@ -4,7 +4,7 @@ begins, and the page that says how was read."""
 import pytest
 import torch
 from test_real_model import NAME
-from test_real_model import pytestmark as pytestmark
+from test_real_model import pytestmark as real_model
 
 import quest_compile
 from quest_compile import book, ops
@@ -14,6 +14,7 @@ from quest_compile.reading import answer, read
 from quest_compile.real_model import resolve_model
 
 NUM_LAYERS = 30
+pytestmark = [*real_model, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")

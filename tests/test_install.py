@@ -132,12 +132,14 @@ def test_wheel_holds_every_module_and_the_data(pure_wheel: Path, tree: Path) -> 
     assert pure_wheel.name.endswith("-py3-none-any.whl")
 
 
+@pytest.mark.nightly
 @needs_compiler
 def test_wheel_from_sdist_adds_only_the_library(native_wheel: Path, pure_wheel: Path) -> None:
     assert contents(native_wheel) == contents(pure_wheel) | {LIBRARY}
     assert "-py3-none-linux_" in native_wheel.name
 
 
+@pytest.mark.nightly
 @needs_compiler
 def test_wheel_works_outside_the_repository(native_wheel: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path)

@@ -72,16 +72,20 @@ def _fresh():
 
 
 parametrize = pytest.mark.parametrize
-all_cases = [parametrize("family", FAMILIES), parametrize("prompt", PROMPTS)]
+all_prompts = parametrize("prompt", PROMPTS)
+# generate is one for all of them: the others nightly.
+SOME = ("llama", "mixtral")
+some_families = parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in SOME else pytest.mark.nightly)
+        for family in FAMILIES
+    ],
+)
 
 
-def _all_cases(test):
-    for mark in all_cases:
-        test = mark(test)
-    return test
-
-
-@_all_cases
+@all_prompts
+@parametrize("family", FAMILIES)
 def test_direct_call_with_a_static_cache_gives_dense_tokens(family, prompt):
     model = tiny_model(family)
     backend = quest_compile.backend(**SETTINGS)
@@ -107,7 +111,8 @@ def test_direct_call_with_a_static_cache_gives_dense_tokens(family, prompt):
     assert backend.report().count("untouched") == 0
 
 
-@_all_cases
+@all_prompts
+@some_families
 def test_generate_with_a_compile_config_gives_dense_tokens(family, prompt):
     model = _model_with_large_cache(family, prompt)
     backend = quest_compile.backend(**SETTINGS)
@@ -125,7 +130,8 @@ def test_generate_with_a_compile_config_gives_dense_tokens(family, prompt):
     assert backend.report().count("untouched") == 0
 
 
-@_all_cases
+@all_prompts
+@some_families
 def test_compile_for_generate_gives_dense_tokens(family, prompt):
     model = _model_with_large_cache(family, prompt)
     assert quest_compile.compile_for_generate(model, **SETTINGS) is model

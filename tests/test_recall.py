@@ -148,7 +148,7 @@ def test_query_heads_of_a_group_differ():
     assert (difference > 0.3 * queries[:, 0].norm(dim=(1, 2))).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_training_script_runs_every_phase_and_writes_a_loadable_model(tmp_path):
     transformers = pytest.importorskip("transformers")
     command = [sys.executable, "-m", "quest_compile.recall.train", str(tmp_path)]

@@ -54,7 +54,13 @@ def library(preloaded):
     return BUILD / "libquest.so"
 
 
-@pytest.fixture(params=LEVELS)
+# Those that not every CPU has: nightly.
+@pytest.fixture(
+    params=[
+        pytest.param(level, marks=() if level in ("scalar", "avx2") else pytest.mark.nightly)
+        for level in LEVELS
+    ]
+)
 def run(request, library, preloaded):
     """Run a program in a process with sanitizers."""
     inherited = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     transformers.__version__ < "5", reason="transformers 4 keeps positions outside of the cache"
 )
 
-NUM_PROGRAMS = 100
+NUM_PROGRAMS = 50
 NUM_NIGHTLY_PROGRAMS, NUM_NIGHTLY_PARTS = 2000, 10
 NUM_RULES = 12
 

@@ -95,7 +95,7 @@ def test_each_rank_compiles_one_graph_and_reports_it(ranks, how):
         assert rank[how]["treatments"] == [["dense", "dense", "sparse"]]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_example_of_the_document_runs(folder, tmp_path):
     text = (ROOT / "docs" / "tensor_parallel.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -33,7 +33,7 @@ def test_tests_that_are_stopped_name_what_failed(workers, tmp_path):
         "import time, pytest\n"
         "@pytest.mark.parametrize('x', ['a', 'a b', 'slow'])\n"
         "def test(x):\n"
-        "    time.sleep(60 * (x == 'slow'))\n"
+        "    time.sleep(600 * (x == 'slow'))\n"
         "    assert x == 'a'\n"
     )
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *workers]

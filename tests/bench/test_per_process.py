@@ -114,6 +114,7 @@ def test_memory_of_a_model_of_ones_own_and_resume(llama, tmp_path, monkeypatch, 
     assert len(load_results(tmp_path / "out")) == len(results)
 
 
+@pytest.mark.nightly
 @pytest.mark.inductor
 def test_compile_with_cold_and_warm_caches_and_resume(tmp_path, monkeypatch):
     arguments = [*TINY, *SHAPE, "--layers", "3", "--methods", "quest_64"]

@@ -1,4 +1,5 @@
 """The emulated kernels under AddressSanitizer and UndefinedBehaviorSanitizer."""
+# Most of it is compiling: minutes.
 
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 # Every kernel, memory that is not aligned, lengths outside of the cache.
-IN_CI = (
+EVERY_KERNEL = (
     "test_emulated_shapes.py",
     "test_emulated_kernels.py::test_rows_at_any_address_give_the_same_bits",
     "test_emulated_kernels.py::test_lengths_and_positions_out_of_range_are_clamped",
@@ -26,6 +27,8 @@ import emulated_library, os, planted_errors
 with emulated_library.serving_cpu_tensors(os.environ["QUEST_COMPILE_EMULATED_LIBRARY"]):
     planted_errors.overrun()
 """
+
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +77,10 @@ def test_read_behind_a_cache_is_noticed(run):
     assert "AddressSanitizer: heap-buffer-overflow" in output and "quest::cuda::" in output
 
 
-@pytest.mark.slow  # most of it compiling
 def test_every_kernel_touches_its_own_memory_only(run):
-    assert_passes(run, *IN_CI)
+    assert_passes(run, *EVERY_KERNEL)
 
 
-@pytest.mark.nightly
 def test_kernels_touch_no_memory_that_is_not_theirs(run):
     names = ("operators", "kernels", "selection")
     assert_passes(run, *(f"test_emulated_{name}.py" for name in names), "-k", CHOSEN)

@@ -22,7 +22,7 @@ from test_several_queries import make_call, run, run_alone
 
 from quest_compile import ops
 
-NUM_CALLS = int(os.environ.get("QUEST_COMPILE_FUZZ", 300))
+NUM_CALLS = int(os.environ.get("QUEST_COMPILE_FUZZ", 150))
 NUM_NIGHTLY_CALLS = 20_000
 NUM_PARTS = 10
 GO_TOGETHER = ({"key_cache", "value_cache"}, {"page_summary", "summary", "sketch_bits"})

@@ -67,6 +67,7 @@ def test_operators_in_the_interpreter(names):
     run_interpreted(names, _QUICK[names])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", _SMALL)
 def test_small_cases_in_the_interpreter(name):
     run_interpreted([name], _SMALL[name])
