@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 
 
@@ -15,7 +16,8 @@ def _is_command() -> bool:
     name = (sys.argv or [""])[0]
     # While Python looks for the module of -m, that stands for its path; behind come the arguments.
     if name == "-m":
-        return sys.orig_argv[-len(sys.argv)].rpartition("-m")[2] == "quest_compile"
+        module = sys.orig_argv[-len(sys.argv)]
+        return re.fullmatch(r"(-[A-Za-z]*m)?quest_compile", module) is not None
     return os.path.basename(name) == "quest-compile"
 
 
