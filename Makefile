@@ -44,7 +44,7 @@ quick: $(INSTALLED) ## run the tests of the inner loop: operators, passes, backe
 	$(PYTEST) --dist loadfile -m '$(MARKS) and not slow and not inductor' tests/ops tests/passes \
 	  tests/test_backend.py tests/test_budgets.py $(ARGS)
 
-test: $(INSTALLED) ## run all tests (pass pytest options in ARGS)
+test: $(INSTALLED) ## run all tests (pytest options in ARGS; those of a web page need chromium)
 	$(PYTEST) --dist loadfile $(ARGS)
 
 test-nightly: $(INSTALLED) ## run the long forms of randomised tests, and soaks (an hour)
@@ -63,7 +63,7 @@ test-transformers: $(TRANSFORMERS:%=test-transformers-%) ## run the model tests 
 
 test-transformers-%: $(VENV)-with-transformers-%/installed.stamp
 	$(subst $(BIN),$(<D)/bin,$(PYTEST)) tests/test_models.py \
-	  tests/test_model_matrix.py tests/test_state_machine.py $(ARGS)
+	  tests/test_model_matrix.py tests/test_state_machine.py $(if $(filter 5.%,$*),tests/test_warmup.py) $(ARGS)
 
 test-torchao: $(VENV)-with-$(TORCHAO)/installed.stamp ## run the tests of quantised weights
 	$(subst $(BIN),$(<D)/bin,$(PYTEST)) -n 0 tests/test_quantize.py $(ARGS)

@@ -71,7 +71,7 @@ class QuestBackend:
         if is_graphed:
             compiled = with_own_outputs(compiled)
         # What is appended inside stands behind.
-        if rewrite.recordings:
+        if config.record:
             compiled = recordings.append_to(compiled)
         if rewrite.audits:
             compiled = audits.append_to(compiled)
@@ -84,11 +84,12 @@ class QuestBackend:
     def _checked_when_called_again(
         self, compiled: Callable[..., Any], graph: GraphReport
     ) -> Callable[..., Any]:
-        """A graph may be one layer of a model: by its second call the others were compiled too."""
+        """A graph may be one layer of a model: by its second call the others were compiled too.
+        Later its function may be given up."""
         calls = itertools.count()
 
         def step(*args: Any) -> Any:
-            if next(calls) == 1:
+            if next(calls) == 1 or is_given_up(graph.function):
                 _check_whole(self._graphs, graph)
             return compiled(*args)
 
@@ -107,25 +108,33 @@ class QuestBackend:
     def recorded(self) -> dict[int | None, torch.Tensor]:
         """Of the last step with ``record=True``: the pages that each sparse layer attended.
 
+        A step may run several graphs, each for some layers; a step of another batch size or cache
+        length runs others.
+
         Returns:
             Layer, as in the report (None: not known), -> int32 [max_q_len, batch, num_kv_heads,
             pages of the budget], on the device (num_q_heads with ``group_reduce="none"``):
             ascending, -1 in unused slots and for queries that there were not. Copies.
 
         Raises:
-            ValueError: no step has run with ``record=True``.
+            ValueError: no step has run with ``record=True``, or the last one had no sparse layer.
         """
         ran = [(g.recordings, g) for g in self._graphs if g.recordings and g.recordings.last_call]
-        if not ran:
-            raise ValueError("recorded(): no sparse layer has run yet with record=True")
         found: dict[int | None, torch.Tensor] = {}
-        # A model may be several graphs; of a layer the latest counts.
-        for recordings, graph in sorted(ran, key=lambda pair: pair[0].last_call):
+        seen: set[int | None] = set()
+        for recordings, graph in sorted(ran, key=lambda pair: -pair[0].last_call):
+            if seen.intersection(row.layer for row in graph.rows):
+                # A layer that has run again since: a step before the last one.
+                break
+            seen.update(row.layer for row in graph.rows)
             layers = [row.layer for row in graph.rows if row.treatment is Treatment.SPARSE]
             if layers.count(None) > 1:
                 raise ValueError("recorded(): nothing tells the sparse layers of a graph apart")
             found |= zip(layers, (x.clone() for x in recordings.values()), strict=True)
-        return found
+        if not found:
+            which = "the last step had no sparse layer" if seen else "no attention has run yet"
+            raise ValueError(f"recorded(): {which} with record=True")
+        return dict(sorted(found.items(), key=lambda pair: (pair[0] is None, pair[0])))
 
     def reset(self) -> None:
         """Forget the report; called by ``torch._dynamo.reset()``."""

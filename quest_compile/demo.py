@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
 from typing import Any
 
 import torch
@@ -33,11 +36,17 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device cuda, but torch sees no CUDA device")
     check_quantize(args.quantize)
     if args.model is not None:
-        return _run_own_model(args)
-    return _run_recall(args) if args.recall else _run_book(args)
+        demonstrate = _run_own_model
+    else:
+        demonstrate = _run_recall if args.recall else _run_book
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        found = demonstrate(args)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    return 0
 
 
-def _run_book(args: argparse.Namespace) -> int:
+def _run_book(args: argparse.Namespace) -> dict[str, Any]:
     from quest_compile.book import demo as book_demo
 
     quest = _backend_of(args, DEFAULT_BUDGET)
@@ -46,7 +55,7 @@ def _run_book(args: argparse.Namespace) -> int:
     return book_demo.run(args, quest)
 
 
-def _run_recall(args: argparse.Namespace) -> int:
+def _run_recall(args: argparse.Namespace) -> dict[str, Any]:
     quest = _backend_of(args, RECALL_BUDGET)
     model = recall.load_model(dtype=getattr(torch, args.dtype), device=args.device)
     model = quantize(model, args.quantize)
@@ -79,13 +88,11 @@ def _run_recall(args: argparse.Namespace) -> int:
         answer=answer,
     )
     runs = _measure_both(quest, task, args)
-    right = [sum(a == w for a, w in zip(run.answers, wanted)) for run in runs]
-    results = (f"{right[0]}/{len(wanted)} right", f"{right[1]}/{len(wanted)} right")
-    print_comparison(*runs, quest.config, task, results)
-    return 0
+    sparse, dense = (sum(a == w for a, w in zip(run.answers, wanted)) for run in runs)
+    return print_comparison(*runs, quest, task, (sparse, dense), len(wanted))
 
 
-def _run_own_model(args: argparse.Namespace) -> int:
+def _run_own_model(args: argparse.Namespace) -> dict[str, Any]:
     quest = _backend_of(args, DEFAULT_BUDGET)
     text = read_text(args.prompt_file)
     tokenizer = load_tokenizer(args.model)
@@ -118,9 +125,8 @@ def _run_own_model(args: argparse.Namespace) -> int:
     for run in runs:
         print(f"[{run.name}] {tokenizer.decode(run.answers[0])}\n")
     same = sum(a == b for a, b in zip(runs[0].answers[0], runs[1].answers[0]))
-    results = (f"{same}/{args.max_new_tokens} as dense", "")
-    print_comparison(*runs, quest.config, task, results)
-    return 0
+    right = (same, args.max_new_tokens)
+    return print_comparison(*runs, quest, task, right, args.max_new_tokens, "as dense")
 
 
 def _backend_of(args: argparse.Namespace, default_budget: int) -> QuestBackend:

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     add_quantize_argument(parser)
+    parser.add_argument("--json", action="store_true", help="what was measured as JSON")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -42,6 +43,8 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.recall and args.chat:
         raise ValueError("--chat asks the book, and --recall has none: leave one of them out")
+    if args.json and args.chat:
+        raise ValueError("--chat is for people, and --json for machines: leave one of them out")
     if args.model is None:
         if args.prompt_file is not None:
             raise ValueError("--prompt-file needs --model")

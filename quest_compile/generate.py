@@ -62,8 +62,7 @@ def restore(model: Model) -> Model:
     generation_config = _generation_config_of(model)
     from quest_compile import prepared_config, prepared_model
 
-    if isinstance(generation_config, prepared_config.PreparedGenerationConfig):
-        prepared_config.restore(generation_config)
+    prepared_config.restore(generation_config)
     prepared_model.restore(_module_that_generates(model))
     return model
 

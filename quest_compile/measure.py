@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from quest_compile import ops
-from quest_compile.config import QuestConfig
+from quest_compile.backend import QuestBackend
 from quest_compile.decoding import greedy_step, rewind
 from quest_compile.progress import progress_bar
 from quest_compile.reading import Reading
@@ -83,9 +83,17 @@ def measure(name: str, compiler: Any, task: Task) -> Run:
 
 
 def print_comparison(
-    quest: Run, dense: Run, config: QuestConfig, task: Task | Reading, results: tuple[str, str]
-) -> None:
-    """The table of both runs, ``results`` being a cell for each, and the proof of activity."""
+    quest: Run,
+    dense: Run,
+    backend: QuestBackend,
+    task: Task | Reading,
+    right: tuple[int, int],
+    num_answers: int,
+    word: str = "right",
+) -> dict[str, Any]:
+    """The table of both runs, ``right`` being how many of the answers are, for each, and the proof
+    of activity; the same for a machine."""
+    config = backend.config
     num_pages = -(-task.length // config.page_size)
     dense_bytes = sum(
         cached[:, :, : task.length].nbytes
@@ -95,7 +103,8 @@ def print_comparison(
     names = ["answers", "tokens/s", "ms/step", "KV read/step", "tokens/query", "pages/query"]
     is_first_timed = bool(quest.first_seconds and dense.first_seconds)
     rows = [["", *names, *["first token"] * is_first_timed]]
-    for run, result in ((quest, results[0]), (dense, results[1])):
+    methods = []
+    for run, num_right in ((quest, right[0]), (dense, right[1])):
         seconds, counted = statistics.median(run.step_seconds), run.counters
         bytes_read, tokens, pages = dense_bytes, str(task.length), str(num_pages)
         if counted["sparse_rows"]:
@@ -104,10 +113,22 @@ def print_comparison(
             budget = config.layer_budget(config.num_dense_layers, task.length)
             pages = f"{budget.pages} of {num_pages}"
         speed = (f"{1 / seconds:.0f}", f"{1e3 * seconds:.2f}")
+        result = f"{num_right}/{num_answers} {word}"
         cells = [run.name, result, *speed, f"{bytes_read / 2**20:.2f} MiB", tokens, pages]
         if is_first_timed:
             cells.append(f"{statistics.median(run.first_seconds):.2f} s")
         rows.append(cells)
+        methods.append(
+            {
+                "name": run.name,
+                word: num_right,
+                "step_seconds": seconds,
+                "first_token_seconds": run.first_seconds,
+                "compile_seconds": run.compile_seconds,
+                "cache_bytes_read_per_step": bytes_read,
+                "counters": counted,
+            }
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -121,3 +142,9 @@ def print_comparison(
         )
     else:
         print("Quest was NOT active: no sparse attention call ran (see the report above).")
+    return {
+        "context_tokens": task.length,
+        "answers": num_answers,
+        "methods": methods,
+        "report": backend.report().as_dict(),
+    }

@@ -1,42 +1,69 @@
-"""Generation settings of a model that ``compile_for_generate`` has prepared."""
+"""Generation settings of a model that ``compile_for_generate`` has prepared have a subclass of
+their class, of the same name."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig
 
-
-class PreparedGenerationConfig(GenerationConfig):
-    """Is saved as it was before it was prepared, and so are its deep copies."""
-
-    # What cache_implementation was.
-    _replaced_cache: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        fields = super().to_dict()
-        fields.pop("_replaced_cache", None)
-        return fields
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        original: Any = copy.deepcopy(self)
-        restore(original)
-        original.save_pretrained(*args, **kwargs)
+# What is replaced; the value from before is kept under the name with this in front.
+_FIELDS = ("cache_implementation", "compile_config")
+_BEFORE = "_before_quest_"
 
 
 def prepare(config: Any, compile_config: CompileConfig) -> None:
     """Ask for a static cache and for ``compile_config``, once more where that has been done."""
-    if type(config) is GenerationConfig:
-        setattr(config, "_replaced_cache", config.cache_implementation)  # noqa: B010
-        config.__class__ = PreparedGenerationConfig
+    if not hasattr(config, "_unprepared_class"):
+        for name in _FIELDS:
+            setattr(config, _BEFORE + name, getattr(config, name))
+        base: Any = type(config)
+        config.__class__ = _prepared_class(base)
     config.cache_implementation = "static"
     config.compile_config = compile_config
 
 
 def restore(config: Any) -> None:
-    """Of a prepared one."""
-    config.cache_implementation = config._replaced_cache
-    config.compile_config = None
-    del config._replaced_cache
-    config.__class__ = GenerationConfig
+    """Undo :func:`prepare`; what was not prepared stays as it is."""
+    if not hasattr(config, "_unprepared_class"):
+        return
+    for name in _FIELDS:
+        setattr(config, name, vars(config).pop(_BEFORE + name, None))
+    config.__class__ = config._unprepared_class
+
+
+@functools.cache
+def _prepared_class(base: Any) -> Any:
+    """Is saved as it was before it was prepared, and so are its deep copies."""
+
+    @functools.wraps(base.to_dict)
+    def to_dict(self: Any) -> dict[str, Any]:
+        fields = base.to_dict(self)
+        return {name: value for name, value in fields.items() if not name.startswith(_BEFORE)}
+
+    @functools.wraps(base.save_pretrained)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+        original = copy.deepcopy(self)
+        restore(original)
+        original.save_pretrained(*args, **kwargs)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _new, (base,), vars(self)
+
+    fields = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__reduce_ex__": reduce,
+        "_unprepared_class": base,
+        "to_dict": to_dict,
+        "save_pretrained": save_pretrained,
+    }
+    return type(base.__name__, (base,), fields)
+
+
+def _new(base: Any) -> Any:
+    prepared = _prepared_class(base)
+    return prepared.__new__(prepared)

@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import GenerationMixin
 
 from quest_compile.backend import QuestBackend, QuestStrictError
+from quest_compile.context_length import context_length
 from quest_compile.dense_causes import (
     NEEDS_DYNAMIC_CACHE,
     DenseCause,
@@ -87,8 +89,10 @@ def _generate(
     causes = causes_in_call(model, generation_config, kwargs)
     _say(backend, causes + causes_in_model(model))
     cache = brought_cache(kwargs)
+    num_prompt = _prompt_length(inputs, kwargs)
+    _say_if_too_long(model, num_prompt)
     if cache is not None:
-        _check_length(model, cache, inputs, generation_config, kwargs)
+        _check_length(model, cache, num_prompt, generation_config, kwargs)
     if cache is not None or NEEDS_DYNAMIC_CACHE.intersection(causes):
         kwargs["cache_implementation"] = None
     with counted_sparse_steps() as steps:
@@ -112,15 +116,21 @@ def _say(backend: QuestBackend, causes: list[DenseCause]) -> None:
         warnings.warn(f"{text} (quest_compile, docs/generate.md)", stacklevel=4)
 
 
+def _say_if_too_long(model: Any, num_prompt: int) -> None:
+    most = context_length(model.config)
+    if most is not None and num_prompt > most and not model.config.is_encoder_decoder:
+        warnings.warn(
+            f"the prompt has {num_prompt} tokens, and the model was made for {most}: expect "
+            "nonsense, dense as with Quest (quest_compile)",
+            stacklevel=4,
+        )
+
+
 def _check_length(
-    model: Any, cache: Any, inputs: Any, generation_config: Any, kwargs: dict
+    model: Any, cache: Any, num_prompt: int, generation_config: Any, kwargs: dict
 ) -> None:
     """Writing behind the end of a cache stops a GPU for the whole process."""
     sizes = [getattr(x, "max_cache_len", 0) for x in getattr(cache, "layers", ()) if _is_full(x)]
-    mask, embeds = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
-    num_prompt = _prompt_length(inputs, kwargs) if mask is None else mask.shape[-1]
-    if mask is None and embeds is not None:
-        num_prompt = max(num_prompt, embeds.shape[1])
     num_new = setting_of_call("max_new_tokens", model, generation_config, kwargs)
     if num_new is None:
         max_length = setting_of_call("max_length", model, generation_config, kwargs)
@@ -140,14 +150,23 @@ def _is_full(layer: Any) -> bool:
 
 
 def _prompt_length(inputs: Any, kwargs: dict) -> int:
+    """Tokens that the model has seen before the first new one, those in a cache too."""
+    mask, embeds = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
+    if isinstance(mask, torch.Tensor):
+        return mask.shape[-1]
+    return max(_num_ids(inputs, kwargs), 0 if embeds is None else embeds.shape[1])
+
+
+def _num_ids(inputs: Any, kwargs: dict) -> int:
+    """Of those that generate returns in front of the new ones; sounds and images have none."""
     prompt = kwargs.get("input_ids") if inputs is None else inputs
-    return 0 if prompt is None else prompt.shape[-1]
+    return 0 if prompt is None or prompt.is_floating_point() else prompt.shape[-1]
 
 
 def _num_new_tokens(model: Any, out: Any, inputs: Any, kwargs: dict) -> int:
     """What a generate call returned behind its prompt; 0 of another kind of output."""
     num_tokens = getattr(getattr(out, "sequences", out), "shape", (0,))[-1]
-    start = 1 if model.config.is_encoder_decoder else _prompt_length(inputs, kwargs)
+    start = 1 if model.config.is_encoder_decoder else _num_ids(inputs, kwargs)
     return num_tokens - start
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from quest_compile.context_length import context_length
 from quest_compile.decoding import greedy_step, prefill, rewind
 from quest_compile.progress import progress_bar
 
@@ -59,8 +60,7 @@ def read(model: Any, tokenizer: Any, text: str, room: int) -> Reading:
     """
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids.to(model.device)
     length = ids.shape[1]
-    config = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    limit = context_length(model.config) or sys.maxsize
     if not 1 <= length <= limit - room:
         raise ValueError(
             f"the text has {length} tokens; this model takes 1 to {limit - room}, "
@@ -86,9 +86,10 @@ def answer(
 ) -> Answer:
     """Decode the tokens of a question and an answer one by one, behind the text or at ``position``.
 
-    Ends after ``max_new_tokens``, at the tokenizer's end of text, or at one of the texts ``stop``,
-    which belongs to the answer. ``on_token`` gets each new token as the text it adds; ``on_step``
-    is called after every step, those of the question too.
+    Ends after ``max_new_tokens``, at an end of text (of the tokenizer or of the model's generation
+    settings, which may have several), or at one of the texts ``stop``, which belongs to the answer.
+    ``on_token`` gets each new token as the text it adds; ``on_step`` is called after every step,
+    those of the question too.
 
     Raises:
         ValueError: the question is empty, or does not fit with its answer.
@@ -98,6 +99,7 @@ def answer(
     rewind(reading.cache, position)
     made = Answer(question)
     feeding, token = list(question), reading.tokens[:, -1:]
+    ends = _ends(reading)
     begun = time.perf_counter()
     while len(made.tokens) < max_new_tokens:
         fed = reading.tokens.new_tensor([[feeding.pop(0)]]) if feeding else token
@@ -113,9 +115,16 @@ def answer(
         made.first_seconds = made.first_seconds or time.perf_counter() - begun
         made.tokens.append(number)
         on_token(made, _new_text(reading.tokenizer, made))
-        if number == reading.tokenizer.eos_token_id or any(s in made.text for s in stop):
+        if number in ends or any(s in made.text for s in stop):
             break
     return made
+
+
+def _ends(reading: Reading) -> set[int | None]:
+    """Token ids."""
+    settings = getattr(reading.model, "generation_config", None)
+    ends = getattr(settings, "eos_token_id", None)
+    return {reading.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
 
 
 def _check_room(reading: Reading, position: int, num_asked: int, max_new_tokens: int) -> None:

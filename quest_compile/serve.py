@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import threading
 import time
@@ -12,9 +13,10 @@ import torch
 
 from quest_compile import ops
 from quest_compile.backend import QuestBackend, backend
+from quest_compile.context_length import context_length
 from quest_compile.generate import compile_for_generate
 from quest_compile.options import settings_of
-from quest_compile.real_model.find import find_model
+from quest_compile.real_model.find import found_model
 from quest_compile.serve_options import DEFAULT_CONTEXT
 from quest_compile.warmup import warmup
 
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         from transformers.cli.serve import Serve
-        from transformers.cli.serving import model_manager
+        from transformers.cli.serving import model_manager, utils
     except ImportError as error:
         from transformers import __version__
 
@@ -35,9 +37,15 @@ def run(args: argparse.Namespace) -> int:
             f"this needs the server of transformers 5.17 or newer, here is {__version__}: {error}"
         ) from error
 
-    # Serve makes its manager of the class that it finds there.
-    made = _manager_class(model_manager.ModelManager, args)
-    setattr(model_manager, "ModelManager", made)  # noqa: B010
+    import uvicorn
+
+    # Serve takes the classes that it finds there.
+    for module, name, made in (
+        (model_manager, "ModelManager", _manager_class(model_manager.ModelManager, args)),
+        (utils, "GenerateManager", _checking_class(utils.GenerateManager)),
+        (uvicorn, "Server", _announcing_class(uvicorn.Server, args)),
+    ):
+        setattr(module, name, made)
     print(f"loading {args.model}, then compiling: up to some minutes", file=sys.stderr, flush=True)
     Serve(
         force_model=args.model,
@@ -60,9 +68,10 @@ def _manager_class(manager: type[Any], args: argparse.Namespace) -> type[Any]:
         _lock = threading.Lock()
 
         def load_model_and_processor(self, name: str, *rest: Any, **options: Any) -> Any:
-            if name == self.process_model_name(args.model):
-                name = self.process_model_name(find_model(args.model))
-            model, processor = super().load_model_and_processor(name, *rest, **options)
+            with found_model(args.model) as path:
+                if name == self.process_model_name(args.model):
+                    name = self.process_model_name(path)
+                model, processor = super().load_model_and_processor(name, *rest, **options)
             with self._lock:
                 if id(model) not in self._prepared:
                     _prepare(model, processor, quest, settings, args.context)
@@ -77,10 +86,53 @@ def _manager_class(manager: type[Any], args: argparse.Namespace) -> type[Any]:
     return QuestModelManager
 
 
+def _checking_class(manager: type[Any]) -> type[Any]:
+    """Theirs, but a prompt that is longer than the model's context is an error of the client."""
+
+    class CheckingManager(manager):
+        def generate_streaming(self, model: Any, processor: Any, inputs: Any, *rest, **options):
+            _check_prompt(model, inputs)
+            return super().generate_streaming(model, processor, inputs, *rest, **options)
+
+        def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, *rest, **options):
+            _check_prompt(model, inputs)
+            return super().generate_non_streaming(model, processor, inputs, *rest, **options)
+
+    return CheckingManager
+
+
+def _check_prompt(model: Any, inputs: Any) -> None:
+    """
+    Raises:
+        HTTPException: status 400.
+    """
+    from fastapi import HTTPException
+
+    num_tokens, most = inputs["input_ids"].shape[-1], context_length(model.config)
+    if most is not None and num_tokens > most:
+        raise HTTPException(
+            400, f"the prompt has {num_tokens} tokens, and the model was made for {most}"
+        )
+
+
+def _announcing_class(server: type[Any], args: argparse.Namespace) -> type[Any]:
+    """Theirs, but with ``--json`` it says when it listens, and where."""
+
+    class AnnouncingServer(server):
+        async def startup(self, *rest: Any, **options: Any) -> None:
+            await super().startup(*rest, **options)
+            if args.json and self.started:
+                port = self.servers[0].sockets[0].getsockname()[1]
+                host = f"[{args.host}]" if ":" in args.host else args.host
+                said = {"model": args.model, "url": f"http://{host}:{port}/v1"}
+                print(json.dumps(said), flush=True)
+
+    return AnnouncingServer
+
+
 def _prepare(
     model: Any, processor: Any, quest: QuestBackend, settings: dict[str, Any], context: int | None
 ) -> None:
-    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     compile_for_generate(model, **settings)
     generate = model.generate
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -92,7 +144,8 @@ def _prepare(
         return generate(tokens, tokenizer=processor, **options)
 
     model.generate = as_asked
-    warmup(model, context or min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT))
+    most = context_length(model.config) or DEFAULT_CONTEXT
+    warmup(model, context or min(DEFAULT_CONTEXT, most))
     print(quest.report(), file=sys.stderr, flush=True)
 
     def said(*inputs: Any, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import socket
 
 from quest_compile.choices import DTYPES, INNER_COMPILERS
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default auto")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--inner", choices=INNER_COMPILERS, help="default inductor")
+    parser.add_argument(
+        "--json", action="store_true", help="model and address as a line of JSON, once it listens"
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -42,12 +46,25 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.context is not None and args.context < 8:
         raise ValueError(f"--context must be at least 8 tokens, got {args.context}")
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port must be 0 (any free one) to 65535, got {args.port}")
     find_model(args.model)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        _try_to_listen(args.host, args.port)
+    except OSError as error:
+        raise OSError(f"cannot listen at --host {args.host} --port {args.port}: {error}") from error
+
+
+def _try_to_listen(host: str, port: int) -> None:
+    """At every address of the host, as the server does."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for family, kind, _, _, address in addresses:
         try:
-            probe.bind((args.host, args.port))
-        except (OSError, OverflowError) as error:
-            raise OSError(
-                f"cannot listen at --host {args.host} --port {args.port}: {error}"
-            ) from error
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            # A machine without IPv6 may still give localhost an address of it.
+            is_missing = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+            if not is_missing or len(addresses) == 1:
+                raise

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 
-_is_waiting = sys.orig_argv[1:3] == ["-m", "quest_compile"] or (
-    [os.path.basename(name) for name in sys.orig_argv[1:2]] == ["quest-compile"]
-)
+
+def _is_command() -> bool:
+    name = (sys.argv or [""])[0]
+    # While Python looks for the module of -m, that stands for its path; behind come the arguments.
+    if name == "-m":
+        module = sys.orig_argv[-len(sys.argv)]
+        return re.fullmatch(r"(-[A-Za-z]*m)?quest_compile", module) is not None
+    return os.path.basename(name) == "quest-compile"
+
+
+_is_waiting = _is_command()
 
 
 def is_waiting() -> bool:

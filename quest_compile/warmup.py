@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from quest_compile.backend import QuestBackend, quest, report
+from quest_compile.progress import progress_bar
 from quest_compile.report import Report
 
 # The second step shows Dynamo what changes from step to step; with CUDA graphs, the second warms up
@@ -42,7 +42,7 @@ def warmup(
             ``model(tokens, past_key_values=cache)`` and, where transformers knows that name, from
             5.24 on, ``model(tokens, cache=cache)``. Gradients are off, as they must be; inference
             mode is as it is around ``warmup``.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show on stderr how far it is, by a bar if that is a terminal.
 
     Returns:
         The report of the model's backend; ``print`` it.
@@ -54,18 +54,10 @@ def warmup(
     backend, uses_generate = _backend_of(model)
     if uses_generate and call is not None:
         raise ValueError("call: generate() calls this model itself; leave it out")
-    from tqdm import tqdm
-
-    bar = tqdm(
-        total=len(batches) * _NUM_STEPS,
-        desc="quest_compile: warm-up",
-        unit="step",
-        file=sys.stderr,
-        disable=None if progress else True,
-    )
-    with bar, torch.no_grad():
+    total, title = len(batches) * _NUM_STEPS, "quest_compile: warm-up"
+    with progress_bar(total, "step", title, is_shown=progress) as bar, torch.no_grad():
         for batch in batches:
-            bar.set_postfix_str(f"batch size {batch}")
+            bar.doing(f"batch size {batch}")
             if uses_generate:
                 _generate(model, batch, max_cache_len, bar)
             else:

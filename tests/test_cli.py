@@ -60,11 +60,18 @@ def test_demo_answers_right_and_proves_that_it_was_sparse(capsys):
 
 @pytest.mark.inductor
 def test_demo_with_an_own_model_and_text(model_folder, prompt_file, capsys):
-    arguments = ["--model", str(model_folder), "--prompt-file", str(prompt_file)]
-    assert cli.main(["demo", *arguments, "--max-new-tokens", "8", "--budget", "256"]) == 0
-    out = capsys.readouterr().out
-    assert SPARSE_AND_DENSE in out
-    assert f"Quest was active: {8 * NUM_SPARSE} sparse attention calls in 8 steps" in out
+    """The budget is a share of the context, in whole pages; what was found is JSON."""
+    arguments = ["--model", str(model_folder), "--prompt-file", str(prompt_file), "--json"]
+    assert cli.main(["demo", *arguments, "--max-new-tokens", "8", "--budget", "0.1"]) == 0
+    out, err = capsys.readouterr()
+    assert SPARSE_AND_DENSE in err
+    assert f"Quest was active: {8 * NUM_SPARSE} sparse attention calls in 8 steps" in err
+    found = json.loads(out)
+    quest, dense = found["methods"]
+    assert (found["answers"], dense["as dense"]) == (8, 8) and 0 <= quest["as dense"] <= 8
+    assert quest["counters"]["sparse_calls"] == 8 * NUM_SPARSE
+    assert quest["counters"]["max_tokens_attended"] < 0.1 * (found["context_tokens"] + 8) + 16
+    assert quest["cache_bytes_read_per_step"] < dense["cache_bytes_read_per_step"]
 
 
 def test_explain_needs_only_the_configuration(model_folder, tmp_path, capsys):
@@ -120,6 +127,8 @@ def test_bench_lists_its_benchmarks(capsys):
         (["demo", "--model", "x"], "--model needs --prompt-file"),
         (["demo", "--model", "x", "--chat"], "leave --model out"),
         (["demo", "--recall", "--chat"], "leave one of them out"),
+        (["demo", "--chat", "--json"], "leave one of them out"),
+        (["serve", "x", "--port", "99999"], "--port must be 0 (any free one) to 65535"),
         (["demo", "--budget", "0"], "budget: expected 1 or more tokens, got 0"),
         (["demo", "--budget", "8"], "budget: expected room for "),
         (["demo", "--model", "x", "--prompt-file", "nowhere.txt"], "nowhere.txt"),

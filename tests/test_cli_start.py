@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -115,12 +116,41 @@ def test_what_is_not_installed_is_said_with_the_way_to_install_it(
     assert f"this needs {missing}: pip install 'quest-compile[{extra}]'" in line
 
 
-@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
-def test_ctrl_c_and_a_closed_output_end_a_command_without_a_trace(raised, status, monkeypatch):
+@pytest.mark.parametrize("command", [["demo", "--recall"], ["eval", "recall", "--out", "."]])
+def test_ctrl_c_ends_a_command_with_one_line(command, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "quest_compile", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    # It has begun to say something, and works for some seconds more.
+    stream = process.stdout if command[0] == "demo" else process.stderr
+    assert stream.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith(f"quest-compile {command[0]}: interrupted")
+    assert "Traceback" not in err
+
+
+def test_a_closed_output_ends_a_command_without_a_trace(monkeypatch):
     def run(command, args):
-        raise raised
+        raise BrokenPipeError
 
     monkeypatch.setattr(cli, "_run", run)
     monkeypatch.setattr(cli.os, "dup2", lambda *files: None)
     monkeypatch.setattr("sys.stdout.fileno", lambda: 1, raising=False)
-    assert cli.main(["fetch", "smollm2"]) == status
+    assert cli.main(["fetch", "smollm2"]) == 141
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-X", "importtime", "-m", "quest_compile"],
+        ["-Bmquest_compile"],
+        ["-BIXimporttime", "-m", "quest_compile"],
+    ],
+)
+def test_options_of_the_interpreter_change_nothing(options):
+    done, imported = start(*options, "explain", "--help")
+    assert done.stdout.startswith("usage: quest-compile explain ")
+    assert "quest_compile" in imported and not HEAVY & imported

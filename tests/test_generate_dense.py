@@ -152,6 +152,47 @@ def test_strict_wants_no_sparse_step_of_a_call_that_makes_one_token():
     assert ops.counters()["sparse_calls"] == 0
 
 
+def test_a_prompt_longer_than_the_context_of_the_model_is_said():
+    model = quest_compile.compile_for_generate(
+        tiny_model("llama", max_position_embeddings=LENGTH), **SETTINGS
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model)
+    too_long = torch.cat([PROMPT, PROMPT[:, :1]], 1)
+    with pytest.warns(UserWarning, match="prompt has 201 tokens, and the model was made for 200"):
+        model.generate(too_long, max_new_tokens=2, do_sample=False)
+    assert ops.counters()["sparse_calls"] == 12
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_a_hook_registered_late_runs_in_decode_with_the_switch_of_the_document(is_seen):
+    calls = []
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=not is_seen):
+        model = prepared()
+        generate(model)
+        model.model.layers[2].register_forward_hook(lambda *args: calls.append(1))
+        generate(model)
+    assert len(calls) == (6 if is_seen else 1)
+    assert ops.counters()["sparse_calls"] == 20
+
+
+def test_continuous_batching_is_dense_and_the_report_names_it():
+    batching = transformers.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=256)
+    config = transformers.GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    (answer,) = (
+        prepared()
+        .generate_batch(
+            PROMPT.tolist(), generation_config=config, continuous_batching_config=batching
+        )
+        .values()
+    )
+    assert answer.generated_tokens == generate(tiny_model("llama")).tolist()
+    assert ops.counters()["sparse_calls"] == 0
+    report = str(quest_compile.backend(**SETTINGS).report())
+    assert "no graph was compiled" in report and "generate_batch()" in report
+
+
 def test_the_document_explains_every_cause():
     rows = re.findall(r"^\| `([A-Z_]+)` \| .{20,} \|$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
     assert rows == [cause.name for cause in DenseCause]

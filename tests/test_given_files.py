@@ -1,5 +1,6 @@
 """Models and texts that users name: what is wrong with them is said at once, in one line."""
 
+import os
 import socket
 
 import pytest
@@ -31,13 +32,14 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", f"http://localhost:{port}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    find._why_unreachable.cache_clear()
     return constants
 
 
 class TestFindModel:
     @pytest.mark.parametrize("name", ["/nope", "./nope", "~/nope", "a/b/c", "../nope/x"])
     def test_what_looks_like_a_path_is_not_asked_for_at_the_hub(self, name, monkeypatch):
-        monkeypatch.setattr(find, "_check_hub", pytest.fail)
+        monkeypatch.setattr(find, "_is_only_cached", pytest.fail)
         with pytest.raises(ValueError, match=f"there is no folder {name}$"):
             find.find_model(name)
 
@@ -47,8 +49,18 @@ class TestFindModel:
 
     def test_then_what_the_cache_has_is_used_without_asking_again(self, hub, tmp_path):
         (tmp_path / "models--some--name" / "snapshots").mkdir(parents=True)
-        assert find.find_model("some/name") == "some/name"
-        assert hub.HF_HUB_OFFLINE is True
+        with find.found_model("some/name") as path:
+            assert path == "some/name" and hub.HF_HUB_OFFLINE is True
+        assert hub.HF_HUB_OFFLINE is False
+
+    def test_a_folder_is_loaded_without_asking_and_others_may_ask_later(self, hub, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        before = dict(os.environ)
+        assert find.find_model(str(tmp_path)) == str(tmp_path) and not hub.HF_HUB_OFFLINE
+        with pytest.raises(RuntimeError), find.found_model(str(tmp_path)):
+            assert hub.HF_HUB_OFFLINE
+            raise RuntimeError
+        assert not hub.HF_HUB_OFFLINE and os.environ == before
 
     def test_what_the_hub_answers_is_left_to_transformers(self, hub, monkeypatch):
         def answer(*args, **kwargs):

@@ -134,13 +134,33 @@ def test_a_browser_shows_another_picture_for_another_token(reading, tmp_path):
     assert shown["foundPages"] >= 11 and shown["forced"] == 3
 
 
+@pytest.mark.parametrize(
+    "fault", ["console.error('x')", "throw Error('x')", "Promise.reject(Error('x'))"]
+)
+def test_a_fault_of_a_page_is_one_of_its_test(fault, tmp_path):
+    for name, script in (("good", ""), ("bad", fault)):
+        page = tmp_path / f"{name}.html"
+        page.write_text(f"<!doctype html><meta charset='utf-8'><body><script>{script}</script>")
+    assert run_in_browser(tmp_path / "good.html", "return 7") == 7
+    with pytest.raises(AssertionError, match="CONSOLE"):
+        run_in_browser(tmp_path / "bad.html", "return 7")
+
+
 def test_the_command_writes_a_file_that_needs_nothing_else(model_folder, tmp_path, capsys):  # noqa: F811
     (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
     files = ["--prompt-file", str(tmp_path / "book.txt"), "--output", str(tmp_path / "x.html")]
     asked = ["--ask", " Whether", "--budget", "64", "--max-new-tokens", "4", "--dense"]
-    assert cli.main(["look", "--model", str(model_folder), *files, *asked]) == 0
-    out = capsys.readouterr().out
-    assert "4 tokens, 2 sparse layers; 22 sparse attention calls, at most 6" in out
+    assert cli.main(["look", "--model", str(model_folder), *files, *asked, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    most = found["counters"]["max_tokens_attended"]
+    # Four pages, of which the last is not full yet.
+    assert 48 < most <= 64
+    said = f"4 tokens, 2 sparse layers; 22 sparse attention calls, at most {most} tokens per query"
+    assert f"{said} of {len(TEXT)}." in err
+    assert (found["file"], found["answer_tokens"]) == (str(tmp_path / "x.html"), 4)
+    assert (found["sparse_layers"], found["context_tokens"]) == ([2, 3], len(TEXT))
+    assert found["counters"]["sparse_calls"] == 22 and found["dense_answer"] is not None
     html = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href|@import|url)\s*[=(]", html) and "http" not in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])

@@ -10,9 +10,9 @@ class _Terminal(io.StringIO):
         return True
 
 
-def shown(monkeypatch, stream, **options):
+def shown(monkeypatch, stream, *title, **options):
     monkeypatch.setattr("sys.stderr", stream)
-    with progress.progress_bar(3, "cell", **options) as bar:
+    with progress.progress_bar(3, "cell", *title, **options) as bar:
         for name in "abc":
             bar.doing(name)
             bar.update()
@@ -36,6 +36,11 @@ def test_a_terminal_has_one_line_that_changes(monkeypatch):
     text = shown(monkeypatch, _Terminal())
     assert "c: " in text
     assert text.count("\n") == 1
+
+
+def test_what_goes_on_stands_behind_a_title(monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE", 0)
+    assert "bench: c: 100%" in shown(monkeypatch, _Terminal(), "bench")
 
 
 def test_not_shown(monkeypatch):

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from quest_compile.config import QuestConfig
 from quest_compile.decoding import greedy_step, prefill
 
 NUM_STEPS, LENGTH = 3, 200
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "quantised_weights.md"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,20 @@ def test_int8_weights_decode_sparsely(model):
     backend = QuestBackend(QuestConfig(**SHORT, budget=256, inner="eager", strict=True))
     assert decode(model, torch.compile(model, backend=backend)) == decode(model, model)
     assert ops.counters()["sparse_calls_covered"] == NUM_STEPS
+
+
+def test_the_recipe_of_the_document_decodes_sparsely(tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao")
+    tiny_model("llama", num_hidden_layers=3).save_pretrained(tmp_path)
+    torch._dynamo.reset()
+    ops.reset_counters()
+    recipe = re.search(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)[1]
+    settings = SHORT | {"budget": 64, "inner": "eager", "strict": True}
+    names = {"path": tmp_path, "settings": settings}
+    exec(recipe.replace("budget=2048", "**settings"), names)
+    names["model"].generate(random_prompt(1, LENGTH), max_new_tokens=NUM_STEPS + 1)
+    assert ops.counters()["sparse_calls"] == NUM_STEPS
+    assert weight_bytes(names["model"]) < weight_bytes(tiny_model("llama", num_hidden_layers=3)) / 2
 
 
 def test_int8_weights_are_counted_as_they_are_stored(model):

@@ -29,14 +29,15 @@ def _fresh():
     ops.reset_counters()
 
 
-def decode(model, backend, on_step=lambda: None, max_seq_len=MAX_SEQ_LEN):
+def decode(model, backend, on_step=lambda: None, length=LENGTH, max_seq_len=MAX_SEQ_LEN):
     """The tokens, and what the operators counted."""
-    prompt = random_prompt(1, LENGTH)
+    prompt = random_prompt(1, length)
     cache = prefill(model, prompt[:, :-1], max_seq_len)
-    step, token, tokens = torch.compile(model, backend=backend), prompt[:, -1:], []
+    step = torch.compile(model, backend=backend, dynamic=False)
+    token, tokens = prompt[:, -1:], []
     ops.reset_counters()
     with torch.no_grad():
-        for position in range(LENGTH - 1, LENGTH - 1 + STEPS):
+        for position in range(length - 1, length - 1 + STEPS):
             token = greedy_step(step, cache, token, position)
             tokens.append(int(token))
             on_step()
@@ -66,3 +67,20 @@ def test_the_pages_are_those_that_were_attended(model, settings):
         pages = pages[0, 0].repeat_interleave(len(seen) // pages.shape[2], 0)
         for head, of_head in zip(pages.tolist(), seen):
             assert [p for p in head if p >= 0] == of_head.nonzero()[:, 0].tolist()
+
+
+def test_of_several_graphs_only_the_last_step_counts(model):
+    """Three lengths of cache: the budget of layer 3 covers the second, both cover the third."""
+    settings = SETTINGS | {"budget": {2: 64, 3: 128}, "inner": "eager"}
+    backend = quest_compile.backend(**settings, record=True)
+    layers = []
+    keep = lambda: layers.append(list(backend.recorded()))  # noqa: E731
+    decode(model, backend, keep)
+    decode(model, backend, keep, length=100, max_seq_len=112)
+    assert layers == [[2, 3]] * STEPS + [[2]] * STEPS
+    decode(model, backend, length=40, max_seq_len=64)
+    with pytest.raises(ValueError, match="the last step had no sparse layer"):
+        backend.recorded()
+    decode(model, backend, keep)
+    assert layers[2 * STEPS :] == [[2, 3]] * STEPS
+    assert len(backend.report().graphs) == 3

@@ -65,14 +65,16 @@ def backend_of(**settings):
     return QuestBackend(QuestConfig(**FEW_PAGES | {"inner": "eager"} | settings))
 
 
-def decode(model):
+def decode(model, step=None):
+    """``step``: the model, where it was compiled as a whole."""
+    step = model if step is None else step
     prompt = random_prompt(1, LENGTH)
     with torch.compiler.set_stance("force_eager"):
         cache = prefill(model, prompt[:, :-1], MAX_SEQ_LEN)
     token, tokens = prompt[:, -1:], []
     with torch.no_grad():
         for i in range(NUM_STEPS):
-            token = greedy_step(model, cache, token, LENGTH - 1 + i)
+            token = greedy_step(step, cache, token, LENGTH - 1 + i)
             tokens.append(int(token))
     return tokens
 
@@ -112,6 +114,28 @@ def test_strict_names_the_function_with_layers_that_run_uncompiled():
     with torch._dynamo.config.patch(recompile_limit=3):
         with pytest.raises(Exception, match=r"strict=True: forward \(modeling_llama.py\) has more"):
             decode(model)
+
+
+def test_strict_notices_a_function_that_is_given_up_later():
+    model, backend = tiny_model("llama"), backend_of(num_dense_layers=0, budget=64, strict=True)
+    step = torch.compile(model, backend=backend)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        decode(model, step)
+        other = tiny_model("llama").bfloat16()
+        decode(other, torch.compile(other, backend=backend))
+        with pytest.raises(Exception, match="strict=True: .* has more layers or shapes"):
+            decode(model, step)
+
+
+def test_what_was_given_up_is_remembered_over_many_compilations():
+    model, backend = tiny_model("llama"), backend_of(num_dense_layers=0, budget=64)
+    compile_in_place(model, backend)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        decode(model)
+    for number in range(70):
+        exec(f"def other(x): return x + {number}", names := {})
+        torch.compile(names["other"], backend="eager")(torch.ones(2))
+    assert backend.report().uncompiled == ("forward (modeling_llama.py)",)
 
 
 def test_a_function_that_has_just_enough_graphs_is_not_called_uncompiled():

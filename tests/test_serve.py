@@ -22,33 +22,41 @@ PROMPT = "To be, or not to be, that is the question. " * 5
 SPARSE_CALLS = (NUM_TOKENS - 1) * (NUM_LAYERS - 2)
 
 
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 class Server:
-    """A process of its own; ``log`` is a file that it writes."""
+    """A process of its own; ``log`` is a file that it writes, ``said`` its line of JSON."""
 
     def __init__(self, folder, log):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            self.port = probe.getsockname()[1]
         self.model, self.log = str(folder), log
+        self.host = "::1" if has_ipv6() else "localhost"
         arguments = ["--budget", "64", "--context", "512", "--inner", "eager", "--device", "cpu"]
         command = [sys.executable, "-m", "quest_compile", "serve", self.model, *arguments]
         with log.open("w") as file:
-            command += ["--port", str(self.port)]
+            command += ["--host", self.host, "--port", "0", "--json"]
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         self._wait()
 
     def _wait(self):
         for _ in range(1200):
             assert self.process.poll() is None, self.log.read_text()
-            try:
-                return self.ask("/health")
-            except urllib.error.URLError:
-                time.sleep(0.25)
+            for line in self.log.read_text().splitlines():
+                if line.startswith("{"):
+                    self.said = json.loads(line)
+                    return
+            time.sleep(0.25)
         raise AssertionError(self.log.read_text())
 
     def ask(self, path, body=None):
         data = None if body is None else json.dumps({"model": self.model} | body).encode()
-        request = urllib.request.Request(f"http://localhost:{self.port}{path}", data)
+        request = urllib.request.Request(self.said["url"] + path, data)
         request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request, timeout=300) as response:
             return response.read().decode()
@@ -67,27 +75,27 @@ def server(tmp_path_factory):
     server.process.wait()
 
 
-def said(server):
-    """What the log says about the last request."""
-    for _ in range(40):
-        found = [
-            line for line in server.log.read_text().splitlines() if "with their prompt" in line
-        ]
-        if found:
-            return found[-1]
-        time.sleep(0.25)
+def lines_about_requests(server):
+    return [line for line in server.log.read_text().splitlines() if "with their prompt" in line]
 
 
 def test_what_is_compiled_is_said_before_the_first_request(server):
     assert f"4 attention calls: {NUM_LAYERS - 2} sparse, 2 dense" in server.log.read_text()
-    (model,) = json.loads(server.ask("/v1/models"))["data"]
-    assert model["id"] == server.model
+    (model,) = json.loads(server.ask("/models"))["data"]
+    assert model["id"] == server.said["model"] == server.model
+
+
+def test_where_it_listens_is_said_as_json(server):
+    host = f"[{server.host}]" if server.host == "::1" else server.host
+    assert server.said["url"].startswith(f"http://{host}:")
+    assert f"Uvicorn running on {server.said['url'].removesuffix('/v1')} " in server.log.read_text()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_is_answered_sparsely_and_compiles_nothing(server, stream):
     asked = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": NUM_TOKENS}
-    answer = server.ask("/v1/chat/completions", asked | {"stream": stream})
+    num_lines = len(lines_about_requests(server))
+    answer = server.ask("/chat/completions", asked | {"stream": stream})
     if stream:
         chunks = [line for line in answer.splitlines() if line.startswith("data: {")]
         assert len(chunks) > 2
@@ -95,15 +103,33 @@ def test_a_request_is_answered_sparsely_and_compiles_nothing(server, stream):
     else:
         usage = json.loads(answer)["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(PROMPT), NUM_TOKENS)
-    line = said(server)
+    for _ in range(40):
+        if lines := lines_about_requests(server)[num_lines:]:
+            break
+        time.sleep(0.25)
+    (line,) = lines
     assert f"{len(PROMPT) + NUM_TOKENS} tokens with their prompt" in line
     assert f"{SPARSE_CALLS} sparse attention calls" in line
     assert "anew" not in line
 
 
+def refusal(server, path, asked):
+    with pytest.raises(urllib.error.HTTPError, match="400") as raised:
+        server.ask(path, asked)
+    return json.loads(raised.value.read())["detail"]
+
+
 def test_another_model_is_refused(server):
-    with pytest.raises(urllib.error.HTTPError, match="400"):
-        server.ask("/v1/completions", {"model": "other", "prompt": "x"})
+    assert "other" in refusal(server, "/completions", {"model": "other", "prompt": "x"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/completions", "/chat/completions"])
+def test_a_prompt_longer_than_the_context_of_the_model_is_refused(server, path, stream):
+    message = {"role": "user", "content": "x" * 2049}
+    prompt = {"messages": [message]} if "chat" in path else {"prompt": message["content"]}
+    said = refusal(server, path, prompt | {"stream": stream, "max_tokens": 2})
+    assert said == "the prompt has 2049 tokens, and the model was made for 2048"
 
 
 def test_ctrl_c_ends_it_cleanly(server):

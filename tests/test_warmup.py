@@ -151,17 +151,18 @@ class _Terminal(io.StringIO):
 class TestProgress:
     @pytest.mark.parametrize(
         ("stream", "progress", "is_shown"),
-        [(_Terminal, True, True), (_Terminal, False, False), (io.StringIO, True, False)],
+        [(_Terminal, True, True), (_Terminal, False, False), (io.StringIO, True, True)],
     )
-    def test_the_bar_is_shown_on_terminals_only(self, monkeypatch, stream, progress, is_shown):
+    def test_how_far_it_is_is_shown(self, monkeypatch, stream, progress, is_shown):
+        monkeypatch.setattr("quest_compile.progress._SECONDS_BEFORE", 0)
+        monkeypatch.setattr("quest_compile.progress._SECONDS_BETWEEN_LINES", 0)
         model = quest_compile.compile_for_generate(tiny_model("llama"), **SETTINGS)
         monkeypatch.setattr(sys, "stderr", stream())
         quest_compile.warmup(model, MAX_SEQ_LEN, progress=progress)
         text = sys.stderr.getvalue()
         if is_shown:
-            assert "quest_compile: warm-up: 100%" in text
+            assert "quest_compile: warm-up: batch size 1: 100%" in text
             assert "3/3" in text
-            assert "batch size 1" in text
         else:
             assert "warm-up" not in text
 

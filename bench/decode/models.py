@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from quest_compile.bench.shapes import ModelShape
+from quest_compile.context_length import context_length
 from quest_compile.decoding import prefill, rewind
 from quest_compile.quantize import stored_bytes
 from quest_compile.real_model import resolve_model
@@ -61,7 +62,7 @@ def check_context(path: str | None, context: int, num_tokens: int) -> None:
         from transformers import AutoConfig
 
         config: Any = AutoConfig.from_pretrained(resolve_model(path))
-        limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = context_length(config)
     if limit is not None and context + num_tokens > limit:
         raise ValueError(
             f"--contexts: {path or 'models with random weights'} take at most {limit} tokens, got "

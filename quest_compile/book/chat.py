@@ -10,7 +10,7 @@ _MAX_NEW_TOKENS = 48
 _HELP = "Ask about the book; an empty line ends. Every answer stays in the cache for the next."
 
 
-def chat(reading: Reading, step: Step, quest: QuestBackend) -> int:
+def chat(reading: Reading, step: Step, quest: QuestBackend) -> None:
     """Until an empty line or the end of the input; then what was read."""
     print(f"\n{_HELP}")
     ops.reset_counters()
@@ -45,7 +45,6 @@ def chat(reading: Reading, step: Step, quest: QuestBackend) -> int:
             f"calls in {num_steps} steps, at most {counted['max_tokens_attended']} tokens per "
             f"query of {position}."
         )
-    return 0
 
 
 def _asked() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
@@ -13,12 +14,12 @@ from quest_compile.book.chat import chat
 from quest_compile.decoding import greedy_step, rewind
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, print_comparison
+from quest_compile.progress import waiting
 from quest_compile.quantize import quantize
 from quest_compile.reading import Reading, Step, answer, print_piece, read
 from quest_compile.real_model import SOURCES, model_folder
 from quest_compile.real_model.fetch import FetchError, fetch
 from quest_compile.real_model.load import load_model, load_tokenizer
-from quest_compile.waiting import waiting
 
 NAME = "smollm2"
 # For the questions, which take their places in turn, or for a conversation.
@@ -46,8 +47,8 @@ def have_model(is_needed: bool) -> bool:
     return True
 
 
-def run(args: argparse.Namespace, quest: QuestBackend) -> int:
-    """The model is here; 0 when the demonstration is done, right or wrong."""
+def run(args: argparse.Namespace, quest: QuestBackend) -> dict[str, Any]:
+    """The model is here; what was measured, nothing of a chat."""
     folder = str(model_folder(NAME))
     tokenizer = load_tokenizer(folder)
     model = quantize(load_model(folder, args.dtype, args.device), args.quantize)
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace, quest: QuestBackend) -> int:
     reading = read(model, tokenizer, book.text(), _CHAT_ROOM if args.chat else _ROOM)
     with_quest = torch.compile(model, backend=quest)
     if args.chat:
-        return chat(reading, with_quest, quest)
+        chat(reading, with_quest, quest)
+        return {}
     inner = inner_compiler(quest.config.inner, [reading.tokens])
     steps = {
         f"dense, {inner}": torch.compile(model, backend=inner),
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace, quest: QuestBackend) -> int:
     return _ask_both(reading, steps, quest)
 
 
-def _ask_both(reading: Reading, steps: dict[str, Step], quest: QuestBackend) -> int:
+def _ask_both(reading: Reading, steps: dict[str, Step], quest: QuestBackend) -> dict[str, Any]:
     tasks = book.tasks()
     runs = [Run(name, [], _compile(name, step, reading), [], {}) for name, step in steps.items()]
     width = max(map(len, steps))
@@ -97,10 +99,9 @@ def _ask_both(reading: Reading, steps: dict[str, Step], quest: QuestBackend) -> 
     # Dense attention is transformers' own and calls none of our operators: all of this is Quest's.
     sparse.counters, dense.counters = ops.counters(), dict.fromkeys(ops.counters(), 0)
     print(f"\n{quest.report()}\n")
-    cells = [f"{right[run.name]}/{len(tasks)} right" for run in (sparse, dense)]
     print(f"Reading the book took {reading.seconds:.0f} s, once for all questions.")
-    print_comparison(sparse, dense, quest.config, reading, (cells[0], cells[1]))
-    return 0
+    num_right = (right[sparse.name], right[dense.name])
+    return print_comparison(sparse, dense, quest, reading, num_right, len(tasks))
 
 
 def _compile(name: str, step: Step, reading: Reading) -> float:

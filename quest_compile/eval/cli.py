@@ -13,6 +13,7 @@ import torch
 from quest_compile import recall
 from quest_compile.cli import INTERRUPTED
 from quest_compile.config import QuestConfig
+from quest_compile.context_length import context_length
 from quest_compile.eval import plots
 from quest_compile.eval.copy_tasks import copy_group, text_of
 from quest_compile.eval.encode import Encoder
@@ -99,7 +100,7 @@ def make_groups(args: argparse.Namespace, model: Any, encoder: Encoder | None) -
         ValueError: a task does not fit the model or the lengths.
     """
     config = model.config.get_text_config(decoder=True)
-    most = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    most = context_length(model.config) or sys.maxsize
     for length in args.lengths:
         if length > most:
             raise ValueError(f"--lengths {length}: the model has {most} positions")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
+from typing import Any
 
 from quest_compile.backend import backend
 from quest_compile.look.html import write_html
@@ -20,6 +24,14 @@ def run(args: argparse.Namespace) -> int:
         ValueError: a bad option, a text that is not UTF-8, or no layer was sparse.
         OSError: the model or the text cannot be read, or the file not be written.
     """
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        found = _look(args)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def _look(args: argparse.Namespace) -> dict[str, Any]:
     quest = backend(**settings_of(args), audit=int(args.audit), record=True, inner="eager")
     text = read_text(args.prompt_file)
     tokenizer = load_tokenizer(args.model)
@@ -43,10 +55,18 @@ def run(args: argparse.Namespace) -> int:
         )
         print()
     write_html(looked, args.model, args.output)
-    counted = looked.counters
+    counted, layers = looked.counters, list(looked.steps[0].pages)
     print(
-        f"{args.output}: {len(looked.steps)} tokens, {len(looked.steps[0].pages)} sparse layers; "
+        f"{args.output}: {len(looked.steps)} tokens, {len(layers)} sparse layers; "
         f"{counted['sparse_calls']} sparse attention calls, at most "
         f"{counted['max_tokens_attended']} tokens per query of {reading.length}."
     )
-    return 0
+    return {
+        "file": str(args.output),
+        "context_tokens": reading.length,
+        "answer": looked.answer.text,
+        "answer_tokens": len(looked.steps),
+        "dense_answer": looked.dense and looked.dense.text,
+        "sparse_layers": layers,
+        "counters": counted,
+    }

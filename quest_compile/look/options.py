@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audit", action="store_true", help="how much attention the pages kept (slow)"
     )
     parser.add_argument("--dense", action="store_true", help="the dense answer beside it")
+    parser.add_argument("--json", action="store_true", help="the file and what was read as JSON")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from quest_compile.real_model.find import find_model
+from quest_compile.context_length import context_length
+from quest_compile.real_model.find import found_model
 
 _Loaded = TypeVar("_Loaded")
 
@@ -16,7 +17,7 @@ _Loaded = TypeVar("_Loaded")
 def load_config(name: str) -> Any:
     """
     Raises:
-        ValueError: see ``find_model``; or it cannot be read.
+        ValueError: see ``found_model``; or it cannot be read.
     """
     from transformers import AutoConfig
 
@@ -27,7 +28,7 @@ def load_model(name: str, dtype: str, device: str) -> Any:
     """A model for text, in eval mode; ``dtype`` as "float32".
 
     Raises:
-        ValueError: see ``find_model``; or it cannot be loaded.
+        ValueError: see ``found_model``; or it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,7 +41,7 @@ def load_model(name: str, dtype: str, device: str) -> Any:
 def load_tokenizer(name: str) -> Any:
     """
     Raises:
-        ValueError: see ``find_model``; or it has none.
+        ValueError: see ``found_model``; or it has none.
     """
     from transformers import AutoTokenizer
 
@@ -48,20 +49,20 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _load(name: str, load: Callable[[str], _Loaded], what: str = "") -> _Loaded:
-    path = find_model(name)
-    try:
-        return load(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot load {what}the model {name}: {reason}") from error
+    with found_model(name) as path:
+        try:
+            return load(path)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"cannot load {what}the model {name}: {reason}") from error
 
 
 def warn_beyond_context(config: Any, num_tokens: int) -> None:
     """Say on stderr that ``num_tokens`` are more than the model of this config was made for."""
-    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    most = context_length(config)
     if most is not None and num_tokens > most:
         print(
             f"warning: {num_tokens} tokens, prompt and answer, are more than the {most} that the "
-            "model was made for (max_position_embeddings): expect nonsense, dense as with Quest",
+            "model was made for: expect nonsense, dense as with Quest",
             file=sys.stderr,
         )
