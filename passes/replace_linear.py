@@ -57,9 +57,7 @@ def _replace(graph: fx.Graph, layer: LinearLayer) -> None:
             weight = graph.call_method("t", (weight,))
             weight.meta["example_value"] = example_value(layer.weight).t()
         bias = () if layer.bias is None else (layer.bias,)
-        new = graph.call_function(
-            torch.ops.quest.linear_decode.default, (layer.x, weight, *bias)
-        )
+        new = graph.call_function(torch.ops.quest.linear_decode.default, (layer.x, weight, *bias))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)

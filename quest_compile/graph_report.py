@@ -83,7 +83,9 @@ class GraphReport:
     def linear_layers(self) -> str:
         """A line on them; empty where a graph has none of few rows."""
         linear = self.linear
-        left = ", ".join(f"{count} left to torch: {why.value}" for why, count in linear.left.items())
+        left = ", ".join(
+            f"{count} left to torch: {why.value}" for why, count in linear.left.items()
+        )
         if not linear.num_replaced and set(linear.left) <= {LinearReason.MANY_ROWS}:
             return ""
         size = f"{linear.weight_bytes / 1e6:,.1f} MB of weights per step"

@@ -35,8 +35,8 @@ def decode(model, step, batch=1):
     return tokens, ops.counters()
 
 
-def backend_of(inner="eager", **settings):
-    return QuestBackend(QuestConfig(**SHORT, budget=1024, inner=inner, **settings))
+def backend_of(inner="eager", budget=1024, **settings):
+    return QuestBackend(QuestConfig(**SHORT, budget=budget, inner=inner, **settings))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi", "mixtral"])
@@ -95,7 +95,7 @@ def test_the_setting_leaves_them_to_torch():
 def test_the_report_says_how_many_and_why_others_are_not():
     model = tiny_model("llama")
     model.lm_head.double().register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    backend = backend_of(strict=True)
+    backend = backend_of(budget=64, strict=True)
     decode(model, torch.compile(model, backend=backend))
     (graph,) = backend.report().graphs
     size = sum(x.nbytes for x in model.parameters() if x.ndim == 2 and x.dtype == torch.float32)

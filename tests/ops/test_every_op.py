@@ -56,7 +56,11 @@ def linear_arguments(inputs):
     case = inputs.case
     seeded = torch.Generator().manual_seed(0)
     weight = torch.randn(case.max_seq_len, case.head_dim, generator=seeded).to(case.dtype)
-    return inputs.query[:, 0], weight.to(inputs.query.device), weight[:, 0].to(inputs.query.device)
+    return (
+        inputs.query[:, 0].contiguous(),
+        weight.to(inputs.query.device),
+        weight[:, 0].to(inputs.query.device),
+    )
 
 
 # Those of audits and recordings: test_audit.py, test_recorded_decode.py.
