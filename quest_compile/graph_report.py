@@ -83,14 +83,12 @@ class GraphReport:
     def linear_layers(self) -> str:
         """A line on them; empty where a graph has none of few rows."""
         linear = self.linear
-        left = ", ".join(
-            f"{count} left to torch: {why.value}" for why, count in linear.left.items()
-        )
+        left = (f"{count} left to torch: {why.value}" for why, count in linear.left.items())
         if not linear.num_replaced and set(linear.left) <= {LinearReason.MANY_ROWS}:
             return ""
         size = f"{linear.weight_bytes / 1e6:,.1f} MB of weights per step"
         replaced = f"{linear.num_replaced} quest::linear_decode, {size}"
-        return f"linear layers: {replaced}" + (f"; {left}" if left else "")
+        return "linear layers: " + "; ".join([replaced, *left])
 
     @property
     def summary(self) -> str:

@@ -1,4 +1,4 @@
-"""Linear layers of whole models: replaced however they are compiled, and the tokens are the same."""
+"""Linear layers of models: replaced however these are compiled, and the tokens are the same."""
 
 import pytest
 import torch
