@@ -18,6 +18,8 @@ enum class Counter {
   kTokensAttended,
   kMaxTokensAttended,
   kBytesRead,
+  kLinearCalls,
+  kWeightBytesRead,
   kCount,
 };
 

@@ -148,6 +148,25 @@ struct CombineParams {
   float* lse;             // [num_heads], natural log; may be nullptr
 };
 
+// A few rows times rows [first_output, last_output) of a weight, and the bias.
+struct LinearParams {
+  DType dtype;
+  int32_t num_rows;     // 1 to kMaxLinearRows
+  int64_t in_features;  // a multiple of 8
+  int64_t out_features;
+  const void* input;      // [num_rows, in_features]
+  int64_t input_stride;   // row to row
+  void* factors;          // [num_rows, factor_stride * 4 bytes]: the input as it is multiplied
+  int64_t factor_stride;  // in_features rounded up to kPartialAlignment
+  const void* weight;     // [out_features, in_features]
+  int64_t weight_stride;  // row to row
+  const void* bias;       // [out_features]; may be nullptr
+  void* out;              // [num_rows, out_features]
+  int64_t first_output;
+  int64_t last_output;
+};
+constexpr int32_t kMaxLinearRows = 8;
+
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
   const char* name;
@@ -160,6 +179,9 @@ struct KernelTable {
   int32_t (*select_pages)(const SelectParams& p);
   void (*attend)(const AttendParams& p);
   void (*combine)(const CombineParams& p);
+  // Makes LinearParams::factors, which `linear` reads.
+  void (*prepare_linear)(const LinearParams& p);
+  void (*linear)(const LinearParams& p);
 };
 
 }  // namespace quest

@@ -13,8 +13,8 @@ RETURNS_SELF = frozenset({"index_copy_", "index_put_", "scatter_", "copy_", "fil
 
 # Methods and functions that may give a view of, or the same tensor as, their first argument.
 VIEWS = frozenset(
-    "getitem view view_as reshape expand expand_as unsqueeze squeeze flatten unflatten transpose "
-    "permute swapaxes narrow select detach contiguous to alias t mT T".split()
+    "getitem getattr view view_as reshape expand expand_as unsqueeze squeeze flatten unflatten "
+    "transpose permute swapaxes narrow select detach contiguous to alias t mT T".split()
 )
 
 

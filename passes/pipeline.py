@@ -18,6 +18,7 @@ from quest_compile.passes.graph import copy_graph, example_value, module_of
 from quest_compile.passes.mark_static_caches import mark_static_caches
 from quest_compile.passes.match_attention import match_attention
 from quest_compile.passes.replace_attention import replace_attention
+from quest_compile.passes.replace_linear import LinearLayers, replace_linear
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Rewrite:
     seconds: float
     audits: list[fx.Node] = dataclasses.field(default_factory=list)
     recordings: list[fx.Node] = dataclasses.field(default_factory=list)
+    linear: LinearLayers = LinearLayers()
 
     def state_values(self) -> list[torch.Tensor]:
         """Fakes of the added inputs, in their order."""
@@ -52,14 +54,16 @@ class Rewrite:
 
 
 def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
-    """Give attention over static caches in ``gm`` Quest decoding; ``gm`` itself is not edited."""
+    """Give attention over static caches in ``gm`` Quest decoding, and linear layers of few rows
+    their operator; ``gm`` itself is not edited."""
     start = time.perf_counter()
     graph = copy_graph(gm)
     decisions = decide(match_attention(graph), config)
     summaries: list[SummaryInputs] = []
     audits: list[fx.Node] = []
     recordings: list[fx.Node] = []
-    rewritten = gm
+    linear = replace_linear(graph, config=config)
+    is_rewritten = linear.num_replaced > 0
     if any(decision.is_rewritten for decision in decisions):
         summaries = add_page_summaries(graph, decisions, config=config)
         replace_attention(graph, decisions, summaries, config=config)
@@ -68,10 +72,13 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
         if config.record:
             recordings = add_recordings(graph, config=config)
         mark_static_caches(decisions)
+        is_rewritten = True
+    rewritten = gm
+    if is_rewritten:
         graph.lint()
         rewritten = module_of(graph, gm)
     seconds = time.perf_counter() - start
     log.debug(
         "%d attention calls, %d page summaries, %.3f s", len(decisions), len(summaries), seconds
     )
-    return Rewrite(rewritten, decisions, summaries, seconds, audits, recordings)
+    return Rewrite(rewritten, decisions, summaries, seconds, audits, recordings, linear)

@@ -41,6 +41,16 @@ class Reason(enum.Enum):
     TENSOR_SUBCLASS = "query or cache is a tensor subclass (DTensor, quantised)"
 
 
+class LinearReason(enum.Enum):
+    """Why a linear layer is left to torch."""
+
+    MANY_ROWS = "many rows at once"
+    TENSOR_SUBCLASS = "input or weight is a tensor subclass (DTensor, quantised)"
+    GRADIENTS = "gradients are enabled and wanted (use torch.no_grad())"
+    DTYPE = "dtype is not float32, bfloat16 or float16, or differs (input, weight, bias, autocast)"
+    LAYOUT = "the weight is not [out_features, a multiple of 8], with rows that are contiguous"
+
+
 class Refused(Exception):
     """Raised inside the matcher where a call turns out not to be a site."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 INNER_COMPILERS = ("inductor", "aot_eager", "eager")
+LINEAR = ("auto", "torch")
 DTYPES = ("float32", "bfloat16", "float16")
 # But for the open one, which has no score.
 NO_FORCED_PAGES = {"num_sink_pages": 0, "num_recent_pages": 1}

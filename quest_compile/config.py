@@ -20,7 +20,7 @@ from quest_compile.budgets import (
     TokensOrShare,
     check_budget,
 )
-from quest_compile.choices import INNER_COMPILERS, PRESETS
+from quest_compile.choices import INNER_COMPILERS, LINEAR, PRESETS
 from quest_compile.ops import Selection, SummaryFormat, require
 
 # Fields that say which pages are selected, beside the budget.
@@ -44,6 +44,7 @@ class QuestSettings(TypedDict, total=False):
     top_p: float
     audit: int
     record: bool
+    linear: str
     inner: str
     strict: bool
     inductor_options: Mapping[str, Any] | None
@@ -78,6 +79,8 @@ class QuestConfig:
             ``report()``; 0: never.
         record: keep which pages the sparse layers attended, for ``recorded()``; the parts of their
             operator run one by one then, with the same results.
+        linear: ``"auto"``: linear layers of up to 8 rows, with plain weights on a CPU, run as
+            ``quest::linear_decode``; ``"torch"``: as they are.
         inner: what compiles the rewritten graph: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
         strict: raise when a layer that should be sparse is not, or runs uncompiled.
         inductor_options: Inductor settings, as in ``torch.compile(options=)``, for these graphs.
@@ -99,6 +102,7 @@ class QuestConfig:
     top_p: float = Selection.top_p
     audit: int = 0
     record: bool = False
+    linear: str = "auto"
     inner: str = "inductor"
     strict: bool = False
     inductor_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
@@ -107,6 +111,7 @@ class QuestConfig:
         require.integer("num_dense_layers", self.num_dense_layers, 0)
         require.integer("max_q_len", self.max_q_len, 1)
         require.integer("audit", self.audit, 0)
+        require.choice("linear", self.linear, LINEAR)
         require.choice("inner", self.inner, INNER_COMPILERS)
         for name in ("record", "strict"):
             if not isinstance(value := getattr(self, name), bool):

@@ -10,7 +10,7 @@ from quest_compile.added_inputs import AddedInputs
 from quest_compile.audits import GraphAudits
 from quest_compile.compiled_functions import CompiledFunction
 from quest_compile.config import QuestConfig
-from quest_compile.passes import Decision, Reason, Treatment
+from quest_compile.passes import Decision, LinearLayers, LinearReason, Reason, Treatment
 from quest_compile.passes.graph import example_value
 
 _OF_DECODE = frozenset(
@@ -51,6 +51,7 @@ class GraphReport:
     ``function``: what was compiled: a model, or a part of it.
     ``is_cuda_graph``: Inductor was asked to run it as a CUDA graph.
     ``audits``: of the sparse rows; reading them waits for the device. ``recordings``: their pages.
+    ``linear``: what became of the linear layers.
     """
 
     rows: tuple[ReportRow, ...]
@@ -62,6 +63,7 @@ class GraphReport:
     is_cuda_graph: bool = False
     audits: GraphAudits | None = None
     recordings: AddedInputs | None = None
+    linear: LinearLayers = LinearLayers()
 
     def audited_rows(self) -> list[tuple[ReportRow, ops.Audit | None]]:
         """Every row, the sparse ones with what their audits found; None without ``audit``."""
@@ -76,6 +78,17 @@ class GraphReport:
     def is_decode(self) -> bool:
         """Does this graph decode one token over a static cache?"""
         return any(row.reason in _OF_DECODE for row in self.rows)
+
+    @property
+    def linear_layers(self) -> str:
+        """A line on them; empty where a graph has none of few rows."""
+        linear = self.linear
+        left = (f"{count} left to torch: {why.value}" for why, count in linear.left.items())
+        if not linear.num_replaced and set(linear.left) <= {LinearReason.MANY_ROWS}:
+            return ""
+        size = f"{linear.weight_bytes / 1e6:,.1f} MB of weights per step"
+        replaced = f"{linear.num_replaced} quest::linear_decode, {size}"
+        return "linear layers: " + "; ".join([replaced, *left])
 
     @property
     def summary(self) -> str:

@@ -66,6 +66,7 @@ class Report:
                     "mode": graph.mode,
                     "inner": graph.inner,
                     "rewrite_seconds": graph.rewrite_seconds,
+                    "linear": graph.linear.as_dict(),
                     "rows": [
                         row.as_dict() | {"audit": audit and dataclasses.asdict(audit)}
                         for row, audit in graph.audited_rows()
@@ -89,6 +90,7 @@ class Report:
         lines = [f"quest_compile: CPU kernels: {_kernels()}"]
         for i, graph in enumerate(self.graphs):
             lines += ["", f"graph {i}: {graph.summary}", _settings(graph), *_table(graph)]
+            lines += [graph.linear_layers] if graph.linear_layers else []
         for note in notes_on(self.graphs):
             lines += ["", note]
         lines += ["", *dense] if dense else []
@@ -117,6 +119,7 @@ def report_rewrite(
         is_cuda_graph=_is_cuda_graph(rewrite, inner, inductor_options),
         audits=audits,
         recordings=recordings,
+        linear=rewrite.linear,
     )
     if graph.rows:
         log.info("%s", "\n".join([graph.summary, _settings(graph), *_table(graph)]))

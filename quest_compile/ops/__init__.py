@@ -11,6 +11,7 @@ from quest_compile.ops.counters import counters, reset_counters
 from quest_compile.ops.cuda_providers import cuda_kernels, provider_of
 from quest_compile.ops.cuda_providers import register as _register_cuda_kernels
 from quest_compile.ops.dense_decode import dense_decode
+from quest_compile.ops.linear_decode import linear_decode
 from quest_compile.ops.native import (
     NativeLibraryWarning,
     NativeStatus,
@@ -43,6 +44,7 @@ __all__ = [
     "cuda_kernels",
     "dense_decode",
     "empty_page_summary",
+    "linear_decode",
     "native_status",
     "new_audit_totals",
     "new_recording",

@@ -22,6 +22,8 @@ _NAMES = (
     "tokens_attended",
     "max_tokens_attended",
     "bytes_read",
+    "linear_calls",
+    "weight_bytes_read",
 )
 _counts = dict.fromkeys(_NAMES, 0)
 
@@ -43,6 +45,8 @@ def counters() -> dict[str, int]:
         tokens_attended: positions below seq_len in the pages that those selected.
         max_tokens_attended: most of them for one query of one query head.
         bytes_read: of page summaries, keys and values, by sparse_decode and dense_decode.
+        linear_calls: calls of linear_decode.
+        weight_bytes_read: of weights, by linear_decode.
     """
     counts = dict(_counts)
     if native_status().loaded:
@@ -68,6 +72,10 @@ def count_dense_call(key_cache: Tensor, value_cache: Tensor, seq_lens: Tensor) -
     if seq_lens.is_cpu:
         num_tokens = int(seq_lens.expand(key_cache.shape[0]).sum())
         _add(bytes_read=num_tokens * _bytes_of_token(key_cache, value_cache) * key_cache.shape[1])
+
+
+def count_linear_call(weight: Tensor) -> None:
+    _add(linear_calls=1, weight_bytes_read=weight.nbytes)
 
 
 def count_sparse_call(

@@ -6,4 +6,6 @@ import torch
 
 HEAD_DIM_MULTIPLE = 8
 MAX_HEAD_DIM = 256
+IN_FEATURES_MULTIPLE = 8
+MAX_LINEAR_ROWS = 8
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

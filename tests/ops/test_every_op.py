@@ -38,6 +38,8 @@ def call_of(name, inputs):
         return inputs.sparse(), inputs.settings()
     if name == "dense_decode":
         return inputs.dense(), {"scale": 0.1}
+    if name == "linear_decode":
+        return linear_arguments(inputs), {}
     if name == "share_mask":
         return (inputs.live[:, :, None],), {}
     state = (torch.zeros_like(inputs.page_summary), torch.tensor([1], device=inputs.query.device))
@@ -47,6 +49,18 @@ def call_of(name, inputs):
         lengths = (inputs.seq_lens, inputs.attn_mask)
         return (inputs.query, keys, values, position, *state, *lengths), inputs.settings()
     return (keys, inputs.seq_lens - 1, *state), case.page_format()
+
+
+def linear_arguments(inputs):
+    """A row per batch row; max_seq_len outputs."""
+    case = inputs.case
+    seeded = torch.Generator().manual_seed(0)
+    weight = torch.randn(case.max_seq_len, case.head_dim, generator=seeded).to(case.dtype)
+    return (
+        inputs.query[:, 0].contiguous(),
+        weight.to(inputs.query.device),
+        weight[:, 0].to(inputs.query.device),
+    )
 
 
 # Those of audits and recordings: test_audit.py, test_recorded_decode.py.

@@ -12,6 +12,8 @@ void share_scores(const ShareParams& p);
 int32_t select_pages(const SelectParams& p);
 void attend(const AttendParams& p);
 void combine(const CombineParams& p);
+void prepare_linear(const LinearParams& p);
+void linear(const LinearParams& p);
 
 #define QUEST_STRING_(x) #x
 #define QUEST_STRING(x) QUEST_STRING_(x)
@@ -24,7 +26,9 @@ const KernelTable kKernels = {QUEST_STRING(QUEST_ISA),
                               share_scores,
                               select_pages,
                               attend,
-                              combine};
+                              combine,
+                              prepare_linear,
+                              linear};
 
 }  // namespace QUEST_ISA
 }  // namespace quest

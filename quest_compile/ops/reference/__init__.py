@@ -8,6 +8,7 @@ Decoding is below; its parts are in
     scores.py      the score of each page, and how the heads of a group agree
     selection.py   the pages to attend
     attention.py   attention over these, or over everything
+    linear.py      linear layers, which have no page
     positions.py   which positions count for a query
 and what is kept of a page in ops/summaries.
 
@@ -25,6 +26,7 @@ from quest_compile.ops.reference.attention import (
     dense_decode,
     full_attention,
 )
+from quest_compile.ops.reference.linear import linear_decode
 from quest_compile.ops.reference.positions import each_query, join_queries, seq_len_B11
 from quest_compile.ops.reference.scores import score_pages, score_scale_of
 from quest_compile.ops.reference.selection import page_budget_of, select_pages
@@ -38,6 +40,7 @@ __all__ = [
     "each_query",
     "fits_budget",
     "full_attention",
+    "linear_decode",
     "score_and_select",
     "score_pages",
     "select_pages",
