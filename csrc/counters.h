@@ -18,6 +18,7 @@ enum class Counter {
   kTokensAttended,
   kMaxTokensAttended,
   kBytesRead,
+  kPrefillCalls,
   kCount,
 };
 

@@ -22,6 +22,7 @@ _NAMES = (
     "tokens_attended",
     "max_tokens_attended",
     "bytes_read",
+    "prefill_calls",
 )
 _counts = dict.fromkeys(_NAMES, 0)
 
@@ -43,6 +44,7 @@ def counters() -> dict[str, int]:
         tokens_attended: positions below seq_len in the pages that those selected.
         max_tokens_attended: most of them for one query of one query head.
         bytes_read: of page summaries, keys and values, by sparse_decode and dense_decode.
+        prefill_calls: calls of dense_prefill.
     """
     counts = dict(_counts)
     if native_status().loaded:
@@ -61,6 +63,10 @@ def count_update_call(num_stale: Tensor, is_new: Tensor) -> None:
     _add(update_calls=1)
     if num_stale.is_cpu:
         _add(summaries_rebuilt=int(num_stale), pages_sealed=int(is_new.sum()))
+
+
+def count_prefill_call() -> None:
+    _add(prefill_calls=1)
 
 
 def count_dense_call(key_cache: Tensor, value_cache: Tensor, seq_lens: Tensor) -> None:

@@ -38,6 +38,11 @@ def call_of(name, inputs):
         return inputs.sparse(), inputs.settings()
     if name == "dense_decode":
         return inputs.dense(), {"scale": 0.1}
+    if name == "dense_prefill":
+        query = torch.cat([inputs.query, inputs.query * 2, inputs.query * 3], 2)
+        first = inputs.seq_lens.min() - 3
+        position = first + torch.arange(3, device=query.device)
+        return (query, *inputs.dense()[1:3], position, inputs.attn_mask), {"scale": 0.1}
     if name == "share_mask":
         return (inputs.live[:, :, None],), {}
     state = (torch.zeros_like(inputs.page_summary), torch.tensor([1], device=inputs.query.device))

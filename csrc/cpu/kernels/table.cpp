@@ -12,6 +12,7 @@ void share_scores(const ShareParams& p);
 int32_t select_pages(const SelectParams& p);
 void attend(const AttendParams& p);
 void combine(const CombineParams& p);
+void prefill(const PrefillParams& p);
 
 #define QUEST_STRING_(x) #x
 #define QUEST_STRING(x) QUEST_STRING_(x)
@@ -24,7 +25,8 @@ const KernelTable kKernels = {QUEST_STRING(QUEST_ISA),
                               share_scores,
                               select_pages,
                               attend,
-                              combine};
+                              combine,
+                              prefill};
 
 }  // namespace QUEST_ISA
 }  // namespace quest

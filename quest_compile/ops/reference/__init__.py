@@ -23,6 +23,7 @@ from quest_compile.ops.reference.attention import (
     attend_all,
     attend_pages,
     dense_decode,
+    dense_prefill,
     full_attention,
 )
 from quest_compile.ops.reference.positions import each_query, join_queries, seq_len_B11
@@ -34,6 +35,7 @@ from quest_compile.ops.settings import FormatSettings, take_sparse
 __all__ = [
     "attend_pages",
     "dense_decode",
+    "dense_prefill",
     "each_query",
     "fits_budget",
     "full_attention",
