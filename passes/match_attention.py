@@ -57,7 +57,7 @@ class AttentionCall:
     queries: int | str
     site: AttentionSite | None
     reason: Reason | None
-    prefill: PrefillSite | None
+    prefill: PrefillSite | None = None
 
 
 def match_attention(graph: fx.Graph) -> list[AttentionCall]:

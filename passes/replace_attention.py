@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 
 from quest_compile.config import QuestConfig
 from quest_compile.passes.add_page_summaries import SummaryInputs
@@ -109,10 +107,10 @@ class _DerivedInputs:
         q_len, num_keys = query.shape[2], keys.shape[2]
         if site.attn_mask is None:
             size = self._size(site.query)
-            return self._once(f"{q_len}", "own", lambda: self._range(size, query.device))
+            return self._once(f"{q_len}", "own", lambda: self._range(size, query))
         if site.written is None:
             size = self._size(site.keys)
-            written = self._once(f"{num_keys}", "keys", lambda: self._range(size, query.device))
+            written = self._once(f"{num_keys}", "keys", lambda: self._range(size, query))
         else:
             written = site.written
         last, size = self._last(written), self._size(site.query)
@@ -138,19 +136,21 @@ class _DerivedInputs:
             return size
         return self._once(f"{size}", "size", lambda: self._call("size", tensor, 2))
 
-    def _range(self, size: Any, device: torch.device) -> fx.Node:
-        return self._call(torch.arange, size, device=device)
+    def _range(self, size: Any, like: torch.Tensor) -> fx.Node:
+        node = self.graph.call_function(torch.arange, (size,), {"device": like.device})
+        number = example_value(size) if isinstance(size, fx.Node) else size
+        node.meta["example_value"] = like.new_empty(number, dtype=torch.int64)
+        return node
 
-    def _call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    def _call(self, target: Any, *args: Any) -> fx.Node:
         """``target``: a function, or the name of a method."""
-        if isinstance(target, str):
-            node = self.graph.call_method(target, args, kwargs)
-            function = getattr(torch.Tensor, target)
-        else:
-            node, function = self.graph.call_function(target, args, kwargs), target
         values = [example_value(x) if isinstance(x, fx.Node) else x for x in args]
-        with detect_fake_mode(values) or contextlib.nullcontext():
-            node.meta["example_value"] = function(*values, **kwargs)
+        if isinstance(target, str):
+            node = self.graph.call_method(target, args)
+            node.meta["example_value"] = getattr(torch.Tensor, target)(*values)
+        else:
+            node = self.graph.call_function(target, args)
+            node.meta["example_value"] = target(*values)
         return node
 
     def _once(self, source: fx.Node | str, what: str, make: Callable[[], fx.Node]) -> fx.Node:
