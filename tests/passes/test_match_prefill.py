@@ -60,7 +60,8 @@ def test_over_a_static_cache(layer, position):
 
 
 def created_layer(query, key, value, key_cache, value_cache, position, attn_mask):
-    caches = [torch.zeros_like(key_cache).index_copy_(2, position, x) for x in (key, value)]
+    shape = (*key.shape[:2], MAX_SEQ_LEN, key.shape[3])
+    caches = [torch.zeros(shape).index_copy_(2, position, x) for x in (key, value)]
     return sdpa(query, repeat_kv(caches[0], 2), repeat_kv(caches[1], 2), attn_mask)
 
 
