@@ -120,7 +120,7 @@ def generated(prompt, mask=None, cache=None, prefill="dense", **settings):
     return out[:, prompt.shape[1] :], ops.counters()
 
 
-@pytest.mark.parametrize("chunk", [None, 64])
+@pytest.mark.parametrize("chunk", [None, 60])
 def test_generate_prefills_through_it_with_the_same_tokens(chunk):
     prompt, mask = random_prompt(2, 200), torch.ones(2, 200, dtype=torch.int64)
     mask[0, :30] = 0

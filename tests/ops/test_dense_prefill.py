@@ -209,6 +209,20 @@ def test_equal_logits_give_the_mean_of_the_values():
     torch.testing.assert_close(out.double(), mean.repeat_interleave(3, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neither_threads_nor_the_batch_change_a_bit(dtype):
+    made = make(Call(dtype, batch=3, q_len=400, max_seq_len=500, mask="left_padding"))
+    expected = made.run()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        assert torch.equal(made.run(), expected)
+    query, keys, values, own, mask = made.tensors
+    for row in range(3):
+        tensors = (x[row : row + 1] for x in (query, keys, values))
+        out = ops.dense_prefill(*tensors, own, mask[row : row + 1])
+        assert torch.equal(out[0], expected[row])
+
+
 def test_counts_its_calls():
     ops.reset_counters()
     make(Call()).run()
