@@ -16,6 +16,7 @@ from quest_compile.start import import_all
 BENCHMARKS = {
     "ops": "single operators against scaled_dot_product_attention and a read loop",
     "decode": "whole models, a token per step, dense and with Quest side by side",
+    "prefill": "attention of a prompt, and time to the first token of a whole model",
     "compile": "time to the first token, cold and warm, and seconds of the passes",
     "memory": "peak of a process, and what page summaries add",
     "longrun": "thousands of tokens: no step gets slower",

@@ -58,7 +58,7 @@ def passes_seconds(num_layers: int) -> tuple[list[float], dict[str, Any]]:
     num_sparse = [d.treatment is Treatment.SPARSE for d in decisions].count(True)
     if num_sparse != num_layers - 2:
         raise RefusedError(f"{num_sparse} of {num_layers} layers are sparse, not all but two")
-    replaced = num_sparse + sum(d.uses_dense_decode for d in decisions)
+    replaced = num_sparse + sum(d.operator == "dense_decode" for d in decisions)
     facts = {"layers": num_layers, "replaced_layers": replaced, "sparse_layers": num_sparse}
     return [r.seconds for r in rewrites], facts | {"nodes": len(gm.graph.nodes)}
 

@@ -35,6 +35,14 @@ def decode() -> Parser:
     return parser
 
 
+def prefill() -> Parser:
+    contexts = "2K,8K,32K"
+    parser = options.parser_of("prefill", _docstring("prefill"), rounds=5, contexts=contexts)
+    parser.set_defaults(method_seconds=60.0)
+    options.add_model_arguments(parser)
+    return parser
+
+
 def compile_() -> Parser:
     parser = options.parser_of("compile", _docstring("compile"), rounds=2, contexts="8K")
     options.add_model_arguments(parser)
@@ -89,6 +97,7 @@ def report() -> Parser:
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "ops": ops,
     "decode": decode,
+    "prefill": prefill,
     "compile": compile_,
     "memory": memory,
     "longrun": longrun,

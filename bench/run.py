@@ -14,7 +14,7 @@ from quest_compile.bench.results import load_results
 from quest_compile.identity import identity
 
 # Those that keep their results as pyperf JSON.
-DRIVEN = ("ops", "decode", "compile", "memory", "longrun", "overhead")
+DRIVEN = ("ops", "decode", "prefill", "compile", "memory", "longrun", "overhead")
 
 
 def run(args: Sequence[str]) -> Path:

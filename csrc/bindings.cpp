@@ -29,6 +29,7 @@ STABLE_TORCH_LIBRARY_IMPL(quest, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(quest, CPU, m) {
   QUEST_OPERATORS(QUEST_REGISTER_CPU)
+  QUEST_CPU_OPERATORS(QUEST_REGISTER_CPU)
   m.impl("share_mask", TORCH_BOX(&quest::share_mask));
   m.impl("linear_decode", TORCH_BOX(&quest::linear_decode));
 }

@@ -20,6 +20,7 @@ enum class Counter {
   kBytesRead,
   kLinearCalls,
   kWeightBytesRead,
+  kPrefillCalls,
   kCount,
 };
 

@@ -1,4 +1,4 @@
-// The operators that every device has; schemas and semantics: quest_compile/ops.
+// The operators; schemas and semantics: quest_compile/ops.
 #pragma once
 
 #include <optional>
@@ -10,6 +10,7 @@ namespace quest {
 
 using OutputAndLse = std::tuple<Tensor, Tensor>;
 
+// Those that every device has.
 // OPERATOR(result, name, parameters), parameters in the order of the schema.
 #define QUEST_OPERATORS(OPERATOR)                                                                  \
   OPERATOR(void, update_page_summary,                                                              \
@@ -35,9 +36,16 @@ using OutputAndLse = std::tuple<Tensor, Tensor>;
            (Tensor query, Tensor key_cache, Tensor value_cache, Tensor seq_lens,                   \
             std::optional<Tensor> attn_mask, std::optional<double> scale))
 
+// Those that have no kernels on other devices.
+#define QUEST_CPU_OPERATORS(OPERATOR)                                                \
+  OPERATOR(Tensor, dense_prefill,                                                    \
+           (Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position, \
+            std::optional<Tensor> attn_mask, std::optional<double> scale))
+
 #define QUEST_DECLARE_OPERATOR(result, name, parameters) result name parameters;
 
 QUEST_OPERATORS(QUEST_DECLARE_OPERATOR)  // on CPU tensors
+QUEST_CPU_OPERATORS(QUEST_DECLARE_OPERATOR)
 namespace cuda {
 QUEST_OPERATORS(QUEST_DECLARE_OPERATOR)  // on CUDA tensors
 }

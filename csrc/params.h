@@ -166,6 +166,48 @@ struct LinearParams {
   int64_t last_output;
 };
 constexpr int32_t kMaxLinearRows = 8;
+// Keys that prefill takes at a time: tiles begin at multiples of it.
+constexpr int64_t kPrefillTile = 128;
+
+// What a query may attend: positions [first, last), of which `mask` may forbid some.
+struct Interval {
+  int32_t first;
+  int32_t last;
+  const uint8_t* mask;  // [max_seq_len], 0 = forbidden; nullptr: none is
+};
+
+// Attention of neighbouring queries of the heads that share one KV head, over its cache.
+struct PrefillParams {
+  DType dtype;
+  int32_t num_queries;
+  int32_t num_heads;
+  int32_t head_dim;
+  int32_t value_dim;
+  const void* query;  // [num_queries, num_heads, head_dim]
+  int64_t query_stride;
+  int64_t query_head_stride;
+  const void* key;            // [max_seq_len, head_dim]
+  int64_t key_stride;         // token to token
+  const void* value;          // [max_seq_len, value_dim]
+  int64_t value_stride;       // token to token
+  const Interval* intervals;  // [num_queries, num_heads]
+  int64_t interval_stride;
+  int64_t interval_head_stride;
+  int64_t mask_stride;  // token to token
+  float scale_log2;     // softmax scale * log2(e)
+  void* out;            // [num_queries, num_heads, value_dim]
+  int64_t out_stride;
+  int64_t out_head_stride;
+  float* scratch;  // prefill_scratch(...) floats, on a cache line of its own
+};
+
+// Queries and their values, then a tile of keys and two of values, in panels of whole vectors.
+constexpr int64_t prefill_scratch(int64_t num_rows, int64_t head_dim, int64_t value_dim) {
+  constexpr int64_t kColumns = 64, kRows = 8;  // no level has wider panels, or takes more rows
+  const int64_t head = (head_dim + kColumns - 1) / kColumns * kColumns;
+  const int64_t value = (value_dim + kColumns - 1) / kColumns * kColumns;
+  return (num_rows + kRows) * (head + value + 2) + kPrefillTile * (head + 2 * value);
+}
 
 // The kernels of one instruction-set level (kernels/table.cpp).
 struct KernelTable {
@@ -182,6 +224,7 @@ struct KernelTable {
   // Makes LinearParams::factors, which `linear` reads.
   void (*prepare_linear)(const LinearParams& p);
   void (*linear)(const LinearParams& p);
+  void (*prefill)(const PrefillParams& p);
 };
 
 }  // namespace quest

@@ -64,6 +64,28 @@ def trace_to_cache(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
     return node, _head_repeats(steps, value), first
 
 
+def skip_head_repeats(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
+    """Walk an attention operand back over the repetition of its heads, if there is one.
+
+    Returns the operand before, how often each head is repeated, and the first node of the walk.
+    """
+    operand, steps = same_tensor(node), []
+    while call_name(operand) in _HEAD_REPEATS or _is_identity(operand):
+        if not operand.args or not isinstance(operand.args[0], fx.Node):
+            break
+        steps.insert(0, operand)
+        operand = same_tensor(operand.args[0])
+        value = example_value(operand)
+        names = [step for step in steps if not _is_identity(step)]
+        if names and isinstance(value, torch.Tensor) and value.ndim == 4:
+            try:
+                return operand, _head_repeats(names, value), steps[0]
+            except Refused:
+                if len(names) > 2:
+                    break
+    return same_tensor(node), 1, None
+
+
 def _is_identity(node: fx.Node) -> bool:
     """Same values, dtype and device as its first argument, whether a view or a copy."""
     if call_name(node) == "to" and node.args:

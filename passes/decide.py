@@ -32,23 +32,23 @@ class Treatment(enum.Enum):
 class Decision:
     """What becomes of one attention call.
 
-    ``uses_dense_decode``: a dense call that runs quest::dense_decode instead of SDPA.
+    ``operator``: what runs it, an operator of ``quest``; empty: SDPA, as before.
     ``needs_summary``: the page summaries of its key cache must be kept up to date in this graph.
-    ``updates_summary``: it runs quest::sparse_decode_step, which does that too.
+    ``updates_summary``: its operator does that, too.
     ``budget``: of a sparse call.
     """
 
     call: AttentionCall
     treatment: Treatment
     reason: Reason
-    uses_dense_decode: bool = False
+    operator: str = ""
     needs_summary: bool = False
     updates_summary: bool = False
     budget: LayerBudget | None = None
 
     @property
     def is_rewritten(self) -> bool:
-        return self.treatment is Treatment.SPARSE or self.uses_dense_decode or self.needs_summary
+        return bool(self.operator) or self.needs_summary
 
 
 def decide(calls: list[AttentionCall], config: QuestConfig) -> list[Decision]:
@@ -67,8 +67,10 @@ def _fuse_updates(decisions: list[Decision]) -> list[Decision]:
             seen.add(site.key_cache)
             is_sparse = decision.treatment is Treatment.SPARSE
             device = example_value(site.key_cache).device.type
-            updates = is_sparse and device in _STEP_DEVICES
-            decision = dataclasses.replace(decision, updates_summary=updates)
+            if is_sparse and device in _STEP_DEVICES:
+                decision = dataclasses.replace(
+                    decision, operator="sparse_decode_step", updates_summary=True
+                )
         fused.append(decision)
     return fused
 
@@ -78,10 +80,23 @@ def _serves_dense_decode(device: str) -> bool:
     return device == "cpu" or (device == "cuda" and ops.provider_of("dense_decode") != "torch")
 
 
+def _prefill_operator(call: AttentionCall, config: QuestConfig) -> str:
+    """What runs a call with many queries."""
+    if call.prefill is None or config.prefill == "sdpa":
+        return ""
+    query = example_value(call.prefill.query)
+    serves = ops.is_prefill_faster if config.prefill == "auto" else ops.has_prefill_kernel
+    return "dense_prefill" if serves(query.device.type, query.dtype) else ""
+
+
 def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
     site = call.site
     if site is None:
         assert call.reason is not None
+        operator = _prefill_operator(call, config)
+        # A symbolic number of queries becomes a guard, but where it decides only.
+        if operator and not guard_or_false(call.prefill.q_len <= config.max_q_len):
+            return Decision(call, Treatment.DENSE, Reason.PREFILL_ALONE, operator)
         return Decision(call, Treatment.UNTOUCHED, call.reason)
     key_cache: torch.Tensor = example_value(site.key_cache)
     reason, budget = _of_layer(call.layer, key_cache.shape[2], config)
@@ -93,11 +108,14 @@ def _decide(call: AttentionCall, config: QuestConfig) -> Decision:
         is_prefill = not has_few_queries or site.unfit is Reason.IS_CAUSAL
         unfit = Reason.PREFILL if is_prefill else site.unfit
         assert unfit is not None
-        return Decision(call, Treatment.DENSE, unfit, needs_summary=is_sparse)
+        operator = "" if has_few_queries else _prefill_operator(call, config)
+        return Decision(call, Treatment.DENSE, unfit, operator, needs_summary=is_sparse)
     if not is_sparse:
-        uses_dense_decode = _serves_dense_decode(key_cache.device.type)
-        return Decision(call, Treatment.DENSE, reason, uses_dense_decode=uses_dense_decode)
-    return Decision(call, Treatment.SPARSE, reason, needs_summary=True, budget=budget)
+        operator = "dense_decode" if _serves_dense_decode(key_cache.device.type) else ""
+        return Decision(call, Treatment.DENSE, reason, operator)
+    return Decision(
+        call, Treatment.SPARSE, reason, "sparse_decode", needs_summary=True, budget=budget
+    )
 
 
 def _of_layer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ def memory_of(node: Any) -> Any:
 
 def is_written(node: fx.Node) -> bool:
     """Does any in-place call of the graph write the memory of this node?"""
+    return next(_writes(node), None) is not None
+
+
+def _writes(node: fx.Node) -> Iterator[fx.Node]:
+    """In-place calls of the graph on the memory of this node."""
     aliases = [memory_of(node)]
     seen = set(aliases)
     while aliases:
@@ -80,11 +86,17 @@ def is_written(node: fx.Node) -> bool:
             if not user.args or user.args[0] is not alias or user in seen:
                 continue
             if is_inplace_call(user):
-                return True
-            if call_name(user) in VIEWS:
+                yield user
+            if call_name(user) in VIEWS or is_inplace_call(user):
                 seen.add(user)
                 aliases.append(user)
-    return False
+
+
+def is_written_between(
+    node: fx.Node, first: fx.Node, last: fx.Node, order: dict[fx.Node, int]
+) -> bool:
+    """Does any in-place call from ``first`` to ``last`` write the memory of this node?"""
+    return any(order[first] < order[call] < order[last] for call in _writes(node))
 
 
 def erase_dead_views(graph: fx.Graph) -> None:

@@ -15,17 +15,18 @@ import dataclasses
 import re
 from typing import Any
 
-import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
-from quest_compile.ops.limits import DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
+from quest_compile.passes.attention_arguments import (
+    SDPA,
+    arguments_by_name,
+    check_arguments,
+    check_mask,
+)
 from quest_compile.passes.cache_access import single_write, trace_to_cache
-from quest_compile.passes.graph import example_value, is_plain_tensor, same_size, source_line
+from quest_compile.passes.graph import example_value, same_size, source_line
+from quest_compile.passes.match_prefill import PrefillSite, match_prefill
 from quest_compile.passes.reasons import Reason, Refused, require
-
-SDPA = torch.nn.functional.scaled_dot_product_attention
-_SDPA_PARAMETERS = "query key value attn_mask dropout_p is_causal scale enable_gqa".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,10 @@ class AttentionSite:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCall:
-    """An attention call of the graph: its site, or the reason why it has none."""
+    """An attention call of the graph: its site, or the reason why it has none.
+
+    ``prefill``: as what quest::dense_prefill could take it, if it has many queries.
+    """
 
     node: fx.Node
     layer: int | None  # None: nothing in the graph says which
@@ -53,6 +57,7 @@ class AttentionCall:
     queries: int | str
     site: AttentionSite | None
     reason: Reason | None
+    prefill: PrefillSite | None = None
 
 
 def match_attention(graph: fx.Graph) -> list[AttentionCall]:
@@ -74,14 +79,22 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
             # A later layer may read the cache of an earlier one.
             seen.add(site.key_cache)
             layer = _layer_of_caches(site, default=layer)
-        calls.append(
-            AttentionCall(node, layer, source_line(node), _num_queries(node), site, reason)
-        )
+        source, queries = source_line(node), _num_queries(node)
+        prefill = _match_prefill(node, order)
+        calls.append(AttentionCall(node, layer, source, queries, site, reason, prefill))
     return calls
 
 
+def _match_prefill(node: fx.Node, order: dict[fx.Node, int]) -> PrefillSite | None:
+    try:
+        # Of one query Dynamo knows, and most graphs have no more.
+        return None if _num_queries(node) == 1 else match_prefill(node, order)
+    except Refused:
+        return None
+
+
 def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
-    arguments: dict[str, Any] = dict(zip(_SDPA_PARAMETERS, node.args)) | node.kwargs
+    arguments = arguments_by_name(node)
     query = arguments["query"]
     key_cache, key_repeats, key_read = trace_to_cache(arguments["key"])
     value_cache, value_repeats, value_read = trace_to_cache(arguments["value"])
@@ -94,16 +107,9 @@ def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
         key_repeats == value_repeats and key_position is value_position, Reason.KEY_VALUE_MISMATCH
     )
     tensors = [example_value(n) for n in (query, key_cache, value_cache)]
-    require(all(map(is_plain_tensor, tensors)), Reason.TENSOR_SUBCLASS)
-    _check_tensors(*tensors)
-    require(example_value(node).dtype == tensors[0].dtype, Reason.DTYPE)
+    check_arguments(arguments, *tensors, example_value(node), key_repeats)
     num_written = example_value(key_position).shape[0]
     require(num_written == tensors[0].shape[2], Reason.UNKNOWN_POSITION)
-    num_q_heads, num_kv_heads = tensors[0].shape[1], tensors[1].shape[1]
-    # One head is broadcast, more are repeated if enable_gqa says so.
-    sdpa_repeats = key_repeats == 1 and (num_kv_heads == 1 or arguments.get("enable_gqa", False))
-    require(num_kv_heads * key_repeats == num_q_heads or sdpa_repeats, Reason.HEAD_COUNTS)
-    require(not arguments.get("dropout_p", 0.0), Reason.DROPOUT)
     q_len = tensors[0].shape[2]
     unfit = _why_not_decodable(arguments, q_len, max_seq_len=tensors[1].shape[2])
     require(unfit is None or not same_size(q_len, 1), unfit)
@@ -120,48 +126,17 @@ def _match_site(node: fx.Node, order: dict[fx.Node, int]) -> AttentionSite:
     )
 
 
-def _check_tensors(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
-    tensors = (query, key_cache, value_cache)
-    require(key_cache.shape[:3] == value_cache.shape[:3], Reason.KEY_VALUE_MISMATCH)
-    require(
-        query.ndim == 4
-        and query.shape[0] == key_cache.shape[0]
-        and query.shape[1] % key_cache.shape[1] == 0,
-        Reason.HEAD_COUNTS,
-    )
-    require(
-        query.dtype in DTYPES and query.dtype == key_cache.dtype == value_cache.dtype, Reason.DTYPE
-    )
-    require(
-        _is_head_dim(key_cache.shape[3]) and _is_head_dim(value_cache.shape[3]), Reason.HEAD_DIM
-    )
-    require(key_cache.stride(3) == value_cache.stride(3) == 1, Reason.LAYOUT)
-    wants_grad = any(tensor.requires_grad for tensor in tensors)
-    require(not (torch.is_grad_enabled() and wants_grad), Reason.GRADIENTS)
-
-
 def _why_not_decodable(arguments: dict[str, Any], q_len: Any, max_seq_len: Any) -> Reason | None:
     mask = example_value(arguments.get("attn_mask"))
     if arguments.get("is_causal", False):
         return Reason.IS_CAUSAL
     if mask is None:
         return Reason.NO_MASK
-    if mask.dtype != torch.bool:
-        return Reason.MASK_DTYPE
-    if (
-        mask.ndim != 4
-        or not (same_size(mask.shape[2], 1) or same_size(mask.shape[2], q_len))
-        or not same_size(mask.shape[3], max_seq_len)
-    ):
-        return Reason.MASK_SHAPE
+    try:
+        check_mask(mask, q_len, max_seq_len)
+    except Refused as refused:
+        return refused.reason
     return None
-
-
-def _is_head_dim(size: Any) -> bool:
-    # A symbol where models of several sizes share their code: fixed by a guard.
-    if has_free_unbacked_symbols(size):
-        return False
-    return int(size) % HEAD_DIM_MULTIPLE == 0 and 0 < int(size) <= MAX_HEAD_DIM
 
 
 def _num_queries(node: fx.Node) -> int | str:

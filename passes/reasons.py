@@ -15,6 +15,7 @@ class Reason(enum.Enum):
     )
     BUDGET_COVERS_CACHE = "the budget covers the whole cache"
     PREFILL = "many queries at once: attends everything, page summaries kept up to date"
+    PREFILL_ALONE = "many queries at once: attends everything, over no static cache"
     NOT_A_CACHE = "keys or values do not come from a static cache (DynamicCache, or none)"
     COMPUTED_FROM_CACHE = "keys or values are computed from the cache at every step (MLA)"
     CACHE_CREATED_IN_GRAPH = "the cache is created inside this graph (first call of a new cache)"

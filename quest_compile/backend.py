@@ -175,7 +175,13 @@ class QuestBackend:
 
 def _check_rows(graph: GraphReport) -> None:
     """Every decode call behind the dense layers must be sparse; a prefill graph is fine."""
-    expected = (Reason.SPARSE, Reason.DENSE_LAYER, Reason.PREFILL, Reason.CACHE_CREATED_IN_GRAPH)
+    expected = (
+        Reason.SPARSE,
+        Reason.DENSE_LAYER,
+        Reason.PREFILL,
+        Reason.PREFILL_ALONE,
+        Reason.CACHE_CREATED_IN_GRAPH,
+    )
     wrong = [row for row in graph.rows if row.reason not in expected]
     if wrong:
         found = f"{len(wrong)} of {len(graph.rows)} attention calls are not as expected"

@@ -6,6 +6,8 @@ from typing import Any
 
 INNER_COMPILERS = ("inductor", "aot_eager", "eager")
 LINEAR = ("auto", "torch")
+# What attends many queries at once; "auto": whichever is known to be faster.
+PREFILLS = ("auto", "sdpa", "dense")
 DTYPES = ("float32", "bfloat16", "float16")
 # But for the open one, which has no score.
 NO_FORCED_PAGES = {"num_sink_pages": 0, "num_recent_pages": 1}

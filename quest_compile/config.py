@@ -20,7 +20,7 @@ from quest_compile.budgets import (
     TokensOrShare,
     check_budget,
 )
-from quest_compile.choices import INNER_COMPILERS, LINEAR, PRESETS
+from quest_compile.choices import INNER_COMPILERS, LINEAR, PREFILLS, PRESETS
 from quest_compile.ops import Selection, SummaryFormat, require
 
 # Fields that say which pages are selected, beside the budget.
@@ -42,6 +42,7 @@ class QuestSettings(TypedDict, total=False):
     summary: str
     sketch_bits: int
     top_p: float
+    prefill: str
     audit: int
     record: bool
     linear: str
@@ -75,6 +76,10 @@ class QuestConfig:
         sketch_bits: 1 or 2, with ``summary="sketch"``.
         top_p: of the pages that are chosen by score only the best, until they have this share of
             the softmax over the page scores; ``budget`` caps them. 1: ``budget`` alone decides.
+        prefill: what runs calls of more queries, which attend everything: ``"sdpa"``: torch;
+            ``"dense"``: our kernel, where the device has one; ``"auto"``: the one that is known to
+            be faster for this CPU and dtype. In ``generate`` only ``"dense"`` counts: it sends
+            prompts through the compiled model in chunks.
         audit: every so many calls a sparse layer computes full attention too and compares, for
             ``report()``; 0: never.
         record: keep which pages the sparse layers attended, for ``recorded()``; the parts of their
@@ -100,6 +105,7 @@ class QuestConfig:
     summary: str = SummaryFormat.summary
     sketch_bits: int = SummaryFormat.sketch_bits
     top_p: float = Selection.top_p
+    prefill: str = "auto"
     audit: int = 0
     record: bool = False
     linear: str = "auto"
@@ -113,6 +119,7 @@ class QuestConfig:
         require.integer("audit", self.audit, 0)
         require.choice("linear", self.linear, LINEAR)
         require.choice("inner", self.inner, INNER_COMPILERS)
+        require.choice("prefill", self.prefill, PREFILLS)
         for name in ("record", "strict"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {value!r}")

@@ -28,7 +28,7 @@ def wants_cuda_graph(
 
 def _decodes_on_cuda(decision: Decision) -> bool:
     site = decision.call.site
-    is_decode = decision.treatment is Treatment.SPARSE or decision.uses_dense_decode
+    is_decode = decision.treatment is Treatment.SPARSE or decision.operator == "dense_decode"
     return is_decode and site is not None and example_value(site.key_cache).device.type == "cuda"
 
 

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 from typing_extensions import Unpack
 
+from quest_compile import ops
 from quest_compile.backend import QuestBackend, QuestStrictError, backend
 from quest_compile.config import QuestSettings, takes_settings
 from quest_compile.dense_causes import causes_in_model
 
 Model = TypeVar("Model")
+# transformers compiles a prefill only where it is asked for chunks.
+_PREFILL_CHUNK = 4096
 
 
 @takes_settings
@@ -21,7 +24,9 @@ def compile_for_generate(model: Model, **settings: Unpack[QuestSettings]) -> Mod
 
     ``torch.compile(model).generate(...)`` compiles nothing: the method belongs to the model inside
     and calls it uncompiled. Here the model's own generation settings ask for a static cache and for
-    our backend, on every device. Prefill stays eager; every decode step is compiled.
+    our backend, on every device. Every decode step is compiled. Prefill stays eager, but with
+    ``prefill="dense"``, where our kernel serves the device: then prompts go through the compiled
+    model, too, in chunks of 4096 tokens (or the ``prefill_chunk_size`` that the user has set).
     ``quest_compile.warmup(model, max_cache_len)`` compiles it before the first request;
     :func:`restore` undoes it, and ``save_pretrained`` saves nothing of it.
 
@@ -46,7 +51,8 @@ def compile_for_generate(model: Model, **settings: Unpack[QuestSettings]) -> Mod
         if made.config.strict:
             raise QuestStrictError(f"strict=True: {text}")
         warnings.warn(f"{text}; decoding stays dense", stacklevel=2)
-    prepared_config.prepare(generation_config, _compile_config(made))
+    chunk = _PREFILL_CHUNK if _compiles_prefill(module, made) else None
+    prepared_config.prepare(generation_config, _compile_config(made), chunk)
     prepared_model.prepare(module, made)
     return model
 
@@ -65,6 +71,13 @@ def restore(model: Model) -> Model:
     prepared_config.restore(generation_config)
     prepared_model.restore(_module_that_generates(model))
     return model
+
+
+def _compiles_prefill(model: Any, made: QuestBackend) -> bool:
+    device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
+    if made.config.prefill != "dense" or device is None:
+        return False
+    return ops.has_prefill_kernel(device.type, dtype)
 
 
 def _module_that_generates(model: Any) -> Any:

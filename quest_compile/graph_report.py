@@ -112,13 +112,12 @@ def report_row(decision: Decision, config: QuestConfig) -> ReportRow:
         else:
             pages, tokens = "all", "all"
     attention = "sdpa"
-    if is_sparse or decision.uses_dense_decode:
-        attention = "quest::sparse_decode" if is_sparse else "quest::dense_decode"
-        attention += "_step" if decision.updates_summary else ""
-        if is_sparse and config.record:
-            attention = "quest::recorded_decode"
-    elif decision.needs_summary:
-        attention = "sdpa + page summary"
+    if decision.operator:
+        attention = f"quest::{decision.operator}"
+    if is_sparse and config.record:
+        attention = "quest::recorded_decode"
+    elif decision.needs_summary and not is_sparse:
+        attention += " + page summary"
     return ReportRow(
         call.layer,
         decision.treatment,

@@ -10,18 +10,24 @@ from typing import Any
 from transformers import CompileConfig
 
 # What is replaced; the value from before is kept under the name with this in front.
-_FIELDS = ("cache_implementation", "compile_config")
+_FIELDS = ("cache_implementation", "compile_config", "prefill_chunk_size")
 _BEFORE = "_before_quest_"
 
 
-def prepare(config: Any, compile_config: CompileConfig) -> None:
-    """Ask for a static cache and for ``compile_config``, once more where that has been done."""
+def prepare(config: Any, compile_config: CompileConfig, prefill_chunk_size: int | None) -> None:
+    """Ask for a static cache and for ``compile_config``, once more where that has been done.
+
+    ``prefill_chunk_size``: for a model whose user asks for none.
+    """
     if not hasattr(config, "_unprepared_class"):
         for name in _FIELDS:
-            setattr(config, _BEFORE + name, getattr(config, name))
+            setattr(config, _BEFORE + name, getattr(config, name, None))
         base: Any = type(config)
         config.__class__ = _prepared_class(base)
     config.cache_implementation = "static"
+    config.prefill_chunk_size = (
+        getattr(config, _BEFORE + "prefill_chunk_size") or prefill_chunk_size
+    )
     config.compile_config = compile_config
 
 

@@ -95,6 +95,8 @@ def _generate(
         _check_length(model, cache, num_prompt, generation_config, kwargs)
     if cache is not None or NEEDS_DYNAMIC_CACHE.intersection(causes):
         kwargs["cache_implementation"] = None
+    if backend.config.prefill == "dense" and (causes or not _takes_chunks(model, cache, kwargs)):
+        kwargs.setdefault("prefill_chunk_size", None)
     with counted_sparse_steps() as steps:
         out = call(**kwargs)
     if not causes and not steps.count and _num_new_tokens(model, out, inputs, kwargs) > 1:
@@ -105,6 +107,19 @@ def _generate(
                 f"strict=True: generate() ran without one sparse step\n{backend.report()}"
             )
     return out
+
+
+# Per token, and cut into chunks by transformers.
+_CHUNKED = {"inputs", "input_ids", "attention_mask", "position_ids"}
+
+
+def _takes_chunks(model: Any, cache: Any, kwargs: dict) -> bool:
+    """Chunks of transformers begin at the first token, and leave other tensors whole."""
+    others = (value for name, value in kwargs.items() if name not in _CHUNKED)
+    is_empty = cache is None or cache.get_seq_length() == 0
+    return (
+        is_empty and not model.config.is_encoder_decoder and not any(map(torch.is_tensor, others))
+    )
 
 
 def _say(backend: QuestBackend, causes: list[DenseCause]) -> None:

@@ -86,7 +86,8 @@ def _why_not_sparse(rows: Sequence[ReportRow]) -> str:
             "and check that it is the model that was compiled."
         )
     reasons = {row.reason for row in rows}
-    if reasons <= {Reason.NOT_A_CACHE, Reason.CACHE_CREATED_IN_GRAPH, Reason.PREFILL}:
+    without_decoding = {Reason.NOT_A_CACHE, Reason.CACHE_CREATED_IN_GRAPH}
+    if reasons <= without_decoding | {Reason.PREFILL, Reason.PREFILL_ALONE}:
         return (
             "No decode step over a static cache was compiled: pass past_key_values=StaticCache(...)"
             " (cache=StaticCache(...) from transformers 5.24 on; in generate: "

@@ -23,7 +23,7 @@ PREFILL = decision(treatment=Treatment.DENSE, needs_summary=True)
 
 @pytest.mark.parametrize(
     "decisions",
-    [[SPARSE], [decision(treatment=Treatment.DENSE, uses_dense_decode=True)], [PREFILL, SPARSE]],
+    [[SPARSE], [decision(treatment=Treatment.DENSE, operator="dense_decode")], [PREFILL, SPARSE]],
 )
 def test_decode_on_cuda_is_a_cuda_graph_without_a_mode(decisions):
     assert wants_cuda_graph(decisions, "inductor", None, {})

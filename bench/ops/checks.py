@@ -30,7 +30,7 @@ def check_kernels(device: str) -> dict[str, str]:
     """
     status = ops.native_status()
     if device == "cuda":
-        names = [name for name, operator in OPERATORS.items() if operator.has_kernels]
+        names = [name for name, operator in OPERATORS.items() if device in operator.kernels]
         plain = [name for name in names if ops.provider_of(name) == "torch"]
         if plain:
             raise RefusedError(f"plain torch serves, not our kernels: {', '.join(plain)}")

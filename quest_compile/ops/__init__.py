@@ -11,6 +11,7 @@ from quest_compile.ops.counters import counters, reset_counters
 from quest_compile.ops.cuda_providers import cuda_kernels, provider_of
 from quest_compile.ops.cuda_providers import register as _register_cuda_kernels
 from quest_compile.ops.dense_decode import dense_decode
+from quest_compile.ops.dense_prefill import dense_prefill, has_prefill_kernel, is_prefill_faster
 from quest_compile.ops.linear_decode import linear_decode
 from quest_compile.ops.native import (
     NativeLibraryWarning,
@@ -43,9 +44,12 @@ __all__ = [
     "counters",
     "cuda_kernels",
     "dense_decode",
+    "dense_prefill",
     "empty_page_summary",
     "linear_decode",
     "native_status",
+    "has_prefill_kernel",
+    "is_prefill_faster",
     "new_audit_totals",
     "new_recording",
     "provider_of",

@@ -119,5 +119,5 @@ operator(
     check=_check,
     reference=_audit,
     fake=lambda *tensors, **settings: None,
-    has_kernels=False,
+    kernels=(),
 )

@@ -92,8 +92,23 @@ def attention(
     *,
     takes_several: bool = True,
 ) -> None:
-    """What every attention over a cache takes; ``takes_several``: q_len may be above 1."""
-    require.tensors(query=queries, key_cache=keys, value_cache=values, seq_lens=lengths)
+    """What attention over the first positions takes; ``takes_several``: q_len may be above 1."""
+    require.tensors(seq_lens=lengths)
+    attention_over_cache(queries, keys, values, mask, scale, takes_several=takes_several)
+    seq_lens(lengths, queries, keys.shape[2], queries.shape[2])
+
+
+def attention_over_cache(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    *,
+    takes_several: bool = True,
+) -> None:
+    """What every attention over a cache takes."""
+    require.tensors(query=queries, key_cache=keys, value_cache=values)
     key_cache(keys)
     query(queries, keys.shape[1], takes_several)
     layout = "[batch, num_kv_heads, max_seq_len, head_dim]"
@@ -103,7 +118,6 @@ def attention(
     for name, tensor in (("key_cache", keys), ("value_cache", values)):
         require.dtype(name, tensor, queries.dtype)
         require.device(name, tensor, queries)
-    seq_lens(lengths, queries, keys.shape[2], queries.shape[2])
     attn_mask(mask, queries, (*queries.shape[:3], keys.shape[2]))
     scale_of_products(scale)
 

@@ -24,6 +24,7 @@ _NAMES = (
     "bytes_read",
     "linear_calls",
     "weight_bytes_read",
+    "prefill_calls",
 )
 _counts = dict.fromkeys(_NAMES, 0)
 
@@ -47,6 +48,7 @@ def counters() -> dict[str, int]:
         bytes_read: of page summaries, keys and values, by sparse_decode and dense_decode.
         linear_calls: calls of linear_decode.
         weight_bytes_read: of weights, by linear_decode.
+        prefill_calls: calls of dense_prefill.
     """
     counts = dict(_counts)
     if native_status().loaded:
@@ -65,6 +67,10 @@ def count_update_call(num_stale: Tensor, is_new: Tensor) -> None:
     _add(update_calls=1)
     if num_stale.is_cpu:
         _add(summaries_rebuilt=int(num_stale), pages_sealed=int(is_new.sum()))
+
+
+def count_prefill_call() -> None:
+    _add(prefill_calls=1)
 
 
 def count_dense_call(key_cache: Tensor, value_cache: Tensor, seq_lens: Tensor) -> None:

@@ -32,7 +32,7 @@ def register() -> None:
         names = ", ".join(_CHOICES)
         raise ValueError(f"{KERNELS_VARIABLE}: expected one of {names}, got {wanted!r}")
     for name, operator in OPERATORS.items():
-        if not operator.has_kernels:
+        if "cuda" not in operator.kernels:
             continue
         has_native = native_status().loaded and _has_native(name)
         _providers[name] = provider = _choose(name, wanted, has_native)

@@ -53,13 +53,13 @@ def warn_if_missing() -> None:
         _announce("", f"the kernels of quest_compile are not in use: {status.reason}.")
 
 
-def announce_reference(tensor: Tensor) -> None:
-    """Announce once that plain torch serves on the device of ``tensor``."""
+def announce_reference(name: str, tensor: Tensor) -> None:
+    """Announce once that plain torch serves this operator on the device of ``tensor``."""
     device = tensor.device.type
     if not native_status().loaded and device == "cpu":
         warn_if_missing()
     else:
-        _announce(device, f"quest_compile has no kernels for {device} tensors.")
+        _announce(f"{device} {name}", f"quest_compile has no kernel for quest::{name} on {device}.")
 
 
 def announce_slow(subject: str, message: str) -> None:

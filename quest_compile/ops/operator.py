@@ -16,6 +16,8 @@ from torch import Tensor
 
 from quest_compile.ops.native import announce_reference, native_status
 
+DEVICES = ("cpu", "cuda")
+
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
@@ -24,7 +26,7 @@ class Operator:
     ``check``: raises ValueError or TypeError, naming the argument.
     ``reference``: the results in plain torch, counted; serves where no kernel is registered.
     ``fake``: empty results, for tracing.
-    ``has_kernels``: CPUs and GPUs have kernels of their own.
+    ``kernels``: the devices that have kernels for it.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Operator:
     check: Callable[..., None]
     reference: Callable[..., Any]
     fake: Callable[..., Any]
-    has_kernels: bool = True
+    kernels: tuple[str, ...] = DEVICES
 
     @functools.cached_property
     def overload(self) -> Any:
@@ -65,7 +67,7 @@ class Operator:
 
     def _kernel_checks(self, first: object) -> bool:
         return (
-            self.has_kernels
+            "cpu" in self.kernels
             and isinstance(first, Tensor)
             and first.is_cpu
             and not torch.compiler.is_compiling()
@@ -76,8 +78,8 @@ class Operator:
         """In plain torch, checked."""
         tensors = self.in_full(tensors)
         self.check(*tensors, **settings)
-        if self.has_kernels:
-            announce_reference(tensors[0])
+        if self.kernels:
+            announce_reference(self.name, tensors[0])
         return self.reference(*tensors, **settings)
 
     def trace(self, *tensors: Any, **settings: Any) -> Any:
@@ -96,10 +98,10 @@ def operator(
     check: Callable[..., None],
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    has_kernels: bool = True,
+    kernels: tuple[str, ...] = DEVICES,
 ) -> Operator:
     """Declares ``quest::<name>``. Kernels may be registered before or after this."""
-    made = OPERATORS[name] = Operator(name, schema, check, reference, fake, has_kernels)
+    made = OPERATORS[name] = Operator(name, schema, check, reference, fake, kernels)
     torch.library.define(f"quest::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"quest::{name}", "CompositeExplicitAutograd", made.serve)
     torch.library.register_fake(f"quest::{name}", made.trace)

@@ -90,5 +90,5 @@ operator(
     fake=lambda query, key_cache, value_cache, *rest, **settings: empty_attention(
         query, value_cache
     ),
-    has_kernels=False,
+    kernels=(),
 )

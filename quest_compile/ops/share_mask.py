@@ -24,7 +24,7 @@ _OPERATOR = operator(
     check=_check,
     reference=reference.share_mask,
     fake=_fake,
-    has_kernels=False,
+    kernels=(),
 )
 
 

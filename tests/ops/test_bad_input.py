@@ -55,6 +55,8 @@ def good_arguments(op, summary="sketch"):
     arguments = without(arguments, "page_summary", "summary", "sketch_bits")
     if op == "dense_decode":
         return without(arguments, "page_size")
+    if op == "dense_prefill":
+        return {**without(arguments, "page_size", "seq_lens"), "cache_position": torch.tensor([99])}
     if op == "attend_pages":
         return {**arguments, "page_indices": inputs.pages(inputs.scores())}
     arguments = without(arguments, "query", "key_cache", "value_cache")
@@ -225,6 +227,15 @@ BAD = (
     *bads_of_seq_lens("dense_decode"),
     Bad("dense_decode", "scale", becomes(INF)),
     Bad("dense_decode", "query", lambda x: x.expand(2, 8, 65, 64), "seq_lens: expected"),
+    *bads_of_attention("dense_prefill"),
+    *bads_of_mask("dense_prefill"),
+    Bad("dense_prefill", "cache_position", becomes(torch.tensor([-1]))),
+    Bad("dense_prefill", "cache_position", becomes(torch.tensor([128]))),
+    Bad("dense_prefill", "cache_position", torch.Tensor.short),
+    Bad("dense_prefill", "cache_position", lambda x: x[None]),
+    Bad("dense_prefill", "cache_position", lambda x: x.repeat(2)),
+    Bad("dense_prefill", "cache_position", lambda x: x.to("meta")),
+    Bad("dense_prefill", "scale", becomes(NAN)),
     *bads_of_attention("attend_pages"),
     *bads_of_mask("attend_pages"),
     *bads_of_seq_lens("attend_pages"),

@@ -40,6 +40,11 @@ def call_of(name, inputs):
         return inputs.dense(), {"scale": 0.1}
     if name == "linear_decode":
         return linear_arguments(inputs), {}
+    if name == "dense_prefill":
+        query = torch.cat([inputs.query, inputs.query * 2, inputs.query * 3], 2)
+        # Of all rows, and live in each.
+        position = torch.arange(10, 13, device=query.device)
+        return (query, *inputs.dense()[1:3], position, inputs.attn_mask), {"scale": 0.1}
     if name == "share_mask":
         return (inputs.live[:, :, None],), {}
     state = (torch.zeros_like(inputs.page_summary), torch.tensor([1], device=inputs.query.device))

@@ -9,7 +9,7 @@ from passes_layers import SUPPORTED, capture, enable_gqa_layer, inputs, transfor
 from quest_compile.config import QuestConfig
 from quest_compile.passes import Reason, Treatment, run_passes
 
-SPARSE = QuestConfig(budget=48, num_dense_layers=0)
+SPARSE = QuestConfig(budget=48, num_dense_layers=0, prefill="sdpa")
 QUEST = torch.ops.quest
 
 
@@ -108,7 +108,7 @@ def test_a_graph_with_nothing_to_rewrite_comes_back_as_it_was():
     assert rewritten.state_values() == []
 
 
-def test_prefill_keeps_sdpa_and_updates_the_summaries():
+def test_prefill_updates_the_summaries():
     _, _, rewritten = rewrite(transformers_layer, *inputs(q_len=9))
     assert_is_prefill(rewritten)
 
@@ -121,7 +121,7 @@ def assert_is_prefill(rewritten, reason=Reason.PREFILL):
 
 
 def test_max_q_len_says_what_a_prefill_is():
-    config = QuestConfig(budget=48, num_dense_layers=0, max_q_len=4)
+    config = QuestConfig(budget=48, num_dense_layers=0, max_q_len=4, prefill="sdpa")
     assert_is_prefill(rewrite(transformers_layer, *inputs(q_len=5), config=config)[2])
     _, _, rewritten = rewrite(transformers_layer, *inputs(q_len=4), config=config)
     assert rewritten.decisions[0].treatment is Treatment.SPARSE

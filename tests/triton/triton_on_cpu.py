@@ -47,6 +47,6 @@ def pytest_configure():
         hostile.every_case = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
     library = torch.library.Library("quest", "IMPL", "CPU")
     for name, operator in OPERATORS.items():
-        if operator.has_kernels:
+        if "cuda" in operator.kernels:
             library.impl(name, cuda_providers.triton_operator(name))
     cuda_providers._libraries.append(library)

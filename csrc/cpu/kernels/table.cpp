@@ -14,6 +14,7 @@ void attend(const AttendParams& p);
 void combine(const CombineParams& p);
 void prepare_linear(const LinearParams& p);
 void linear(const LinearParams& p);
+void prefill(const PrefillParams& p);
 
 #define QUEST_STRING_(x) #x
 #define QUEST_STRING(x) QUEST_STRING_(x)
@@ -28,7 +29,8 @@ const KernelTable kKernels = {QUEST_STRING(QUEST_ISA),
                               attend,
                               combine,
                               prepare_linear,
-                              linear};
+                              linear,
+                              prefill};
 
 }  // namespace QUEST_ISA
 }  // namespace quest

@@ -24,6 +24,7 @@ from quest_compile.ops.reference.attention import (
     attend_all,
     attend_pages,
     dense_decode,
+    dense_prefill,
     full_attention,
 )
 from quest_compile.ops.reference.linear import linear_decode
@@ -37,6 +38,7 @@ from quest_compile.ops.summaries import SUMMARIES
 __all__ = [
     "attend_pages",
     "dense_decode",
+    "dense_prefill",
     "each_query",
     "fits_budget",
     "full_attention",

@@ -47,6 +47,16 @@ def dense_decode(query, key_cache, value_cache, seq_lens, attn_mask=None, *, sca
     return join_queries(outs)
 
 
+def dense_prefill(query, key_cache, value_cache, cache_position, attn_mask=None, *, scale=None):
+    """Attention of each query over the live positions up to its own."""
+    outs = []
+    for i in range(query.shape[2]):
+        mask = None if attn_mask is None else attn_mask[:, :, min(i, attn_mask.shape[2] - 1), None]
+        query_i, seq_lens = query[:, :, i : i + 1], cache_position[i : i + 1] + 1
+        outs.append(attend_all(query_i, key_cache, value_cache, seq_lens, mask, scale=scale))
+    return join_queries(outs)
+
+
 def attend_all(query, key_cache, value_cache, seq_lens, attn_mask, *, scale):
     """A tile at a time; a tile without any live position changes no bit."""
     num_kv_heads, max_seq_len = key_cache.shape[1:3]
