@@ -58,6 +58,9 @@ def cache_names() -> tuple[str, ...]:
 
 def rewind(cache: Any, length: int) -> None:
     """Make the cache continue at position ``length``; keys and values stay as they are."""
+    if hasattr(cache, "rewind"):
+        cache.rewind(length)
+        return
     for layer in cache.layers:
         if torch.is_tensor(getattr(layer, "cumulative_length", None)):
             layer.cumulative_length.fill_(length)
