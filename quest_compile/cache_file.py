@@ -268,7 +268,7 @@ def checksum(*tensors: torch.Tensor) -> int:
     """CRC-32 of the elements in their order."""
     crc = 0
     for tensor in tensors:
-        crc = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, crc)
     return crc
 
 

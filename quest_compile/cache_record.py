@@ -62,8 +62,8 @@ class Record:
         """
         if not data:
             raise ValueError(
-                f"path: {path} was written behind what had been saved, and not saved again: "
-                "delete it and begin anew"
+                f"path: {path} was written in front of the end of what had been saved, and not "
+                "saved again: delete it and begin anew"
             )
         text, _, ids = data.partition(b"\n")
         fields = json.loads(text)

@@ -47,7 +47,7 @@ def weights_checksum(model: Any) -> int:
         for part in _parts(tensor):
             crc = zlib.crc32(f"{name} {list(part.shape)} {part.dtype}".encode(), crc)
             first = part.detach().as_strided((min(_SAMPLE, part.numel()),), (1,))
-            crc = zlib.crc32(first.cpu().contiguous().view(torch.uint8).numpy(), crc)
+            crc = zlib.crc32(first.cpu().contiguous().view(torch.uint8).numpy().data, crc)
     return crc
 
 

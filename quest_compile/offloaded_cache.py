@@ -45,6 +45,8 @@ class OffloadedStaticCache(StaticCache):
         OSError: the folder cannot be written; when the first tokens come: the disk is full.
     """
 
+    layers: list[Any]
+
     def __init__(
         self,
         config: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from transformers.cache_utils import StaticLayer
@@ -21,6 +22,10 @@ class OffloadedLayer(StaticLayer):
 
     ``record``: of the cache, for what does not change.
     """
+
+    keys: Any
+    values: Any
+    cumulative_length: Any
 
     def __init__(self, file: CacheFile, record: Record, num_layers: int, is_in_file: bool) -> None:
         super().__init__(max_cache_len=record.max_cache_len)
