@@ -16,14 +16,16 @@ def prefill(
     *,
     part: int | None = None,
     on_part: Callable[[int], Any] = lambda num_tokens: None,
+    cache: Any = None,
 ) -> Any:
-    """A new StaticCache of ``max_seq_len`` positions that holds ``tokens`` [B, T]; eager.
+    """A new StaticCache of ``max_seq_len`` positions, or ``cache``, that holds ``tokens`` [B, T].
 
-    All at once, or ``part`` tokens after the other; ``on_part`` gets the number of each.
+    Eager; all at once, or ``part`` tokens after the other; ``on_part`` gets the number of each.
     """
     from transformers import StaticCache
 
-    cache = StaticCache(config=model.config, max_cache_len=max_seq_len)
+    if cache is None:
+        cache = StaticCache(config=model.config, max_cache_len=max_seq_len)
     position = 0
     with torch.no_grad():
         for some in tokens.split(part or tokens.shape[1], dim=1):

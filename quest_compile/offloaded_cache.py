@@ -111,7 +111,7 @@ class OffloadedStaticCache(StaticCache):
             if differing:
                 raise ValueError(f"config: {file.path} is of another model, with {differing}")
             if model is not None and record.weights not in (None, weights_checksum(model)):
-                raise ValueError(f"model: {file.path} is of a model with other weights")
+                raise ValueError(f"model: {file.path} is of a model with other weights or dtype")
             if tokens is not None:
                 record.check_tokens(tokens, file.path)
             cache = cls.__new__(cls)

@@ -177,7 +177,9 @@ def test_of_other_weights_is_refused_where_both_are_known(tmp_path, text):
     fill(cache, text)
     cache.save()
     cache.close()
-    with pytest.raises(ValueError, match="model: .*book.kv is of a model with other weights"):
+    with pytest.raises(
+        ValueError, match="model: .*book.kv is of a model with other weights or dtype"
+    ):
         OffloadedStaticCache.open(CONFIG, tmp_path / "book.kv", model=other)
     OffloadedStaticCache.open(CONFIG, tmp_path / "book.kv", model=one).close()
 

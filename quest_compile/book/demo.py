@@ -10,6 +10,7 @@ import torch
 from quest_compile import book, ops
 from quest_compile.backend import QuestBackend
 from quest_compile.book.chat import chat
+from quest_compile.text_cache import TextCache
 from quest_compile.decoding import greedy_step, rewind
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, print_comparison
@@ -57,7 +58,16 @@ def run(args: argparse.Namespace, quest: QuestBackend) -> int:
         f"{torch.get_num_threads()} threads on {args.device}.",
         flush=True,
     )
-    reading = read(model, tokenizer, book.text(), _CHAT_ROOM if args.chat else _ROOM)
+    # A file serves the questions and conversations alike.
+    room = _CHAT_ROOM if args.chat or args.cache_file else _ROOM
+    file = TextCache(args.cache_file, quest.config) if args.cache_file else None
+    reading = read(model, tokenizer, book.text(), room, file=file)
+    if reading.is_reopened:
+        print(
+            f"{args.cache_file}: its {reading.length} tokens were read before; opened in "
+            f"{reading.seconds:.1f} s.",
+            flush=True,
+        )
     with_quest = torch.compile(model, backend=quest)
     if args.chat:
         return chat(reading, with_quest, quest)
@@ -98,7 +108,8 @@ def _ask_both(reading: Reading, steps: dict[str, Step], quest: QuestBackend) -> 
     sparse.counters, dense.counters = ops.counters(), dict.fromkeys(ops.counters(), 0)
     print(f"\n{quest.report()}\n")
     cells = [f"{right[run.name]}/{len(tasks)} right" for run in (sparse, dense)]
-    print(f"Reading the book took {reading.seconds:.0f} s, once for all questions.")
+    if not reading.is_reopened:
+        print(f"Reading the book took {reading.seconds:.0f} s, once for all questions.")
     print_comparison(sparse, dense, quest.config, reading, (cells[0], cells[1]))
     return 0
 
