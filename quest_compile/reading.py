@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from quest_compile.text_cache import TextCache
 from quest_compile.decoding import greedy_step, prefill, rewind
 from quest_compile.progress import progress_bar
+from quest_compile.text_cache import TextCache
 
 Step = Callable[..., Any]
 # Tokens that go through the model at once while it reads: a bar that moves every few seconds.

@@ -15,6 +15,8 @@ import torch
 import transformers
 from killed_writers import CONFIG, MAX_SEQ_LEN, states_of
 from killed_writers import __file__ as killed_writers
+from limited_decoder import CACHE_BYTES
+from limited_decoder import __file__ as limited_decoder
 
 from quest_compile import OffloadedStaticCache
 from quest_compile.cache_file import CacheFile
@@ -244,3 +246,17 @@ def test_a_full_disk_is_found_with_the_first_tokens(tmp_path, text):
     fill(cache, text)
     cache.save(text)
     assert int(reopened(tmp_path / "book.kv").get_seq_length()) == LENGTH
+
+
+def test_a_process_with_less_memory_than_its_cache_decodes_the_same_tokens(tmp_path):
+    def decoded(kind, limit):
+        command = [sys.executable, limited_decoder, kind, str(limit), str(tmp_path / "book.kv")]
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    limit = CACHE_BYTES // 2
+    found, expected, failed = decoded("file", limit), decoded("memory", 0), decoded("memory", limit)
+    assert found.returncode == expected.returncode == 0, found.stderr + expected.stderr
+    assert len(found.stdout.split()) == 8 and found.stdout == expected.stdout
+    assert failed.returncode != 0 and "allocate memory" in failed.stderr

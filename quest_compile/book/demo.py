@@ -10,7 +10,6 @@ import torch
 from quest_compile import book, ops
 from quest_compile.backend import QuestBackend
 from quest_compile.book.chat import chat
-from quest_compile.text_cache import TextCache
 from quest_compile.decoding import greedy_step, rewind
 from quest_compile.inner import inner_compiler
 from quest_compile.measure import Run, print_comparison
@@ -19,6 +18,7 @@ from quest_compile.reading import Reading, Step, answer, print_piece, read
 from quest_compile.real_model import SOURCES, model_folder
 from quest_compile.real_model.fetch import FetchError, fetch
 from quest_compile.real_model.load import load_model, load_tokenizer
+from quest_compile.text_cache import TextCache
 from quest_compile.waiting import waiting
 
 NAME = "smollm2"
