@@ -12,7 +12,18 @@ if not is_waiting():
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    """What needs transformers is imported when it is asked for."""
+    if name == "OffloadedStaticCache":
+        from quest_compile.offloaded_cache import OffloadedStaticCache
+
+        return OffloadedStaticCache
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
+    "OffloadedStaticCache",
     "QuestBackend",
     "QuestConfig",
     "QuestStrictError",

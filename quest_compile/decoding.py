@@ -16,16 +16,18 @@ def prefill(
     *,
     part: int | None = None,
     on_part: Callable[[int], Any] = lambda num_tokens: None,
+    cache: Any = None,
     compiled: Callable[..., Any] | None = None,
 ) -> Any:
-    """A new StaticCache of ``max_seq_len`` positions that holds ``tokens`` [B, T].
+    """A new StaticCache of ``max_seq_len`` positions, or ``cache``, that holds ``tokens`` [B, T].
 
     All at once, or ``part`` tokens after the other; ``on_part`` gets the number of each. Eager, but
     for ``compiled``: the model for what takes one graph, whole parts behind the first.
     """
     from transformers import StaticCache
 
-    cache = StaticCache(config=model.config, max_cache_len=max_seq_len)
+    if cache is None:
+        cache = StaticCache(config=model.config, max_cache_len=max_seq_len)
     position = 0
     with torch.no_grad():
         for some in tokens.split(part or tokens.shape[1], dim=1):
@@ -62,6 +64,9 @@ def cache_names() -> tuple[str, ...]:
 
 def rewind(cache: Any, length: int) -> None:
     """Make the cache continue at position ``length``; keys and values stay as they are."""
+    if hasattr(cache, "rewind"):
+        cache.rewind(length)
+        return
     for layer in cache.layers:
         if torch.is_tensor(getattr(layer, "cumulative_length", None)):
             layer.cumulative_length.fill_(length)

@@ -50,7 +50,7 @@ def _run_book(args: argparse.Namespace) -> dict[str, Any]:
     from quest_compile.book import demo as book_demo
 
     quest = _backend_of(args, DEFAULT_BUDGET)
-    if not book_demo.have_model(is_needed=args.chat):
+    if not book_demo.have_model(is_needed=args.chat or args.cache_file is not None):
         return _run_recall(args)
     return book_demo.run(args, quest)
 

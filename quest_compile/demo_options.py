@@ -16,12 +16,19 @@ RECALL_BUDGET = 256
 EXAMPLES = """\
   quest-compile demo
   quest-compile demo --chat
+  quest-compile demo --chat --cache-file book.kv
   quest-compile demo --model smollm2 --prompt-file long.txt --budget 512"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help=f"{MODEL_HELP}; default: smollm2, which reads a book")
     parser.add_argument("--chat", action="store_true", help="ask the book questions of your own")
+    parser.add_argument(
+        "--cache-file",
+        type=Path,
+        metavar="PATH",
+        help="keep what was read of the book here, and do not read it again the next time",
+    )
     parser.add_argument(
         "--recall", action="store_true", help="a tiny model shipped here, 32 questions, no network"
     )
@@ -45,6 +52,11 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--chat asks the book, and --recall has none: leave one of them out")
     if args.json and args.chat:
         raise ValueError("--chat is for people, and --json for machines: leave one of them out")
+    if args.cache_file is not None:
+        if args.recall or args.model is not None:
+            raise ValueError("--cache-file keeps the book: leave --recall and --model out")
+        if args.device != "cpu":
+            raise ValueError(f"--cache-file is for --device cpu, got {args.device}")
     if args.model is None:
         if args.prompt_file is not None:
             raise ValueError("--prompt-file needs --model")

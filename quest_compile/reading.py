@@ -15,6 +15,7 @@ from quest_compile.backend import backend
 from quest_compile.context_length import context_length
 from quest_compile.decoding import greedy_step, prefill, rewind
 from quest_compile.progress import progress_bar
+from quest_compile.text_cache import TextCache
 
 Step = Callable[..., Any]
 # Tokens that go through the model at once while it reads: a bar that moves every few seconds.
@@ -29,7 +30,10 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 @dataclasses.dataclass
 class Reading:
-    """``cache`` holds the ``tokens`` [1, T] and has room for ``room`` more."""
+    """``cache`` holds the ``tokens`` [1, T] and has room for ``room`` more.
+
+    ``seconds``: it took to read them, or to open the file where they had been read before.
+    """
 
     model: Any
     tokenizer: Any
@@ -37,6 +41,7 @@ class Reading:
     room: int
     cache: Any
     seconds: float
+    is_reopened: bool = False
 
     @property
     def length(self) -> int:
@@ -58,11 +63,15 @@ class Answer:
     step_seconds: list[float] = dataclasses.field(default_factory=list)
 
 
-def read(model: Any, tokenizer: Any, text: str, room: int) -> Reading:
-    """Fill a new cache with the text, in parts, with a progress bar.
+def read(
+    model: Any, tokenizer: Any, text: str, room: int, *, file: TextCache | None = None
+) -> Reading:
+    """Fill a new cache with the text, in parts, with a progress bar; or open the file that has it.
 
     Raises:
-        ValueError: the text has no token, or with ``room`` more than the model can take.
+        ValueError: the text has no token, or with ``room`` more than the model can take; the file
+            is of another model or text, or not to be opened for another reason.
+        OSError: the file cannot be written.
     """
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids.to(model.device)
     length = ids.shape[1]
@@ -73,6 +82,10 @@ def read(model: Any, tokenizer: Any, text: str, room: int) -> Reading:
             f"with room for {room} tokens of questions and answers"
         )
     start = time.perf_counter()
+    if file is not None and file.path.exists():
+        cache = file.reopened(model, ids, room)
+        return Reading(model, tokenizer, ids, room, cache, time.perf_counter() - start, True)
+    cache = None if file is None else file.new(model, length + room)
     with progress_bar(length, "token") as progress:
         progress.doing("reading")
         cache = prefill(
@@ -81,8 +94,11 @@ def read(model: Any, tokenizer: Any, text: str, room: int) -> Reading:
             length + room,
             part=_PART,
             on_part=progress.update,
+            cache=cache,
             compiled=_with_fast_attention(model) if length >= _LONG else None,
         )
+    if file is not None:
+        cache.save(ids)
     return Reading(model, tokenizer, ids, room, cache, time.perf_counter() - start)
 
 

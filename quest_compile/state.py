@@ -6,8 +6,10 @@ caches, and costs 0.15 us to find. A copy of a cache (deepcopy, pickle) starts w
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 _ANNOUNCED_AFTER = 32
 _is_announced = False
 _ATTRIBUTE = "_quest_page_summaries"
+_BEFORE_WRITE = "_quest_before_write"
 
 
 class PageSummaryState:
@@ -29,10 +32,12 @@ class PageSummaryState:
     ``version``: the cache's version counter after our last call; None for inference tensors,
     which have none (there only what the device itself can see is left).
     ``is_new``: no step has ended with this state.
+    ``before_write``: see :func:`call_before_writes`.
     """
 
     __slots__ = (
         "address",
+        "before_write",
         "foreign_writes",
         "has_version",
         "is_new",
@@ -52,6 +57,7 @@ class PageSummaryState:
         self.foreign_writes = 0
         self.is_new = True
         self.address = key_cache.data_ptr()
+        self.before_write: Callable[[], None] | None = getattr(key_cache, _BEFORE_WRITE, None)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """What a graph takes, in the order of ``SummaryInputs``."""
@@ -87,6 +93,8 @@ def state_of(key_cache: torch.Tensor, page_format: ops.SummaryFormat) -> PageSum
         setattr(key_cache, _ATTRIBUTE, states)
     state = states.get(page_format)
     if state is None or state.address != key_cache.data_ptr():
+        if state is None and states and hasattr(key_cache, _BEFORE_WRITE):
+            _note_other_format(next(iter(states)), page_format)
         state = states[page_format] = PageSummaryState(key_cache, page_format)
     elif state.has_version and state.version != key_cache._version:
         state.invalidate()
@@ -110,8 +118,46 @@ def _note_foreign_write(state: PageSummaryState) -> None:
         )
 
 
+@functools.cache
+def _note_other_format(saved: ops.SummaryFormat, page_format: ops.SummaryFormat) -> None:
+    """Once in a process; of a large file all keys are a long read."""
+    log.warning(
+        "a cache in a file has page summaries of %s, and %s is wanted: made from all keys now "
+        "(give OffloadedStaticCache the settings of the backend)",
+        saved,
+        page_format,
+    )
+
+
 def record_own_write(key_cache: torch.Tensor, state: PageSummaryState) -> None:
     """Called after each step: what the cache's version is once our graph has written it."""
     state.is_new = False
     if state.has_version:
         state.version = key_cache._version
+
+
+def call_before_writes(key_cache: torch.Tensor, function: Callable[[], None]) -> None:
+    """Have ``function`` called before every compiled step that writes this cache."""
+    setattr(key_cache, _BEFORE_WRITE, function)
+
+
+def restore_state(
+    key_cache: torch.Tensor, page_format: ops.SummaryFormat, rows: torch.Tensor
+) -> None:
+    """``rows``: the summaries of the first pages of this cache, [batch, num_kv_heads, pages, ...],
+    kept since its keys were written."""
+    state = state_of(key_cache, page_format)
+    state.page_summary[:, :, : rows.shape[2]].copy_(rows)
+    state.num_sealed[0] = rows.shape[2]
+    state.version = key_cache._version
+
+
+def current_rows(
+    key_cache: torch.Tensor, page_format: ops.SummaryFormat, length: int
+) -> torch.Tensor:
+    """The summaries of the complete pages of ``length`` positions, made where they are not."""
+    state = state_of(key_cache, page_format)
+    last = torch.tensor([length - 1], device=key_cache.device)
+    ops.update_page_summary(key_cache, last, *state.tensors(), **page_format.as_kwargs())
+    state.version = key_cache._version
+    return state.page_summary[:, :, : length // page_format.page_size]

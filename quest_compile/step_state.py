@@ -52,6 +52,8 @@ def with_state(
             steps.count += 1
         owners = [(args[i], state_of(args[i], page_format)) for i, _ in cache_indices]
         for (key_cache, state), (_, value_index) in zip(owners, cache_indices):
+            if state.before_write is not None:
+                state.before_write()
             if state.is_new:
                 for tensor in (key_cache, args[value_index], state.page_summary):
                     use_huge_pages(tensor)

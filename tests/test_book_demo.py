@@ -2,16 +2,18 @@
 
 import argparse
 import builtins
+import gc
 import json
 
 import pytest
 import torch
 from test_cli import model_folder  # noqa: F401
-from tiny_models import SHORT
+from tiny_models import SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import book, cli
 from quest_compile.book import demo as book_demo
+from quest_compile.decoding import step_inputs
 from quest_compile.real_model import fetch
 
 SENTENCES = [f"{each.begun} {each.rest}." for each in book.PLACED]
@@ -33,6 +35,7 @@ def tiny_book(model_folder, monkeypatch):  # noqa: F811
 
 def arguments(**given):
     defaults = {"device": "cpu", "dtype": "float32", "chat": False, "quantize": None}
+    defaults["cache_file"] = None
     return argparse.Namespace(**defaults | given)
 
 
@@ -96,3 +99,45 @@ def test_without_the_model_it_says_why_and_goes_on(monkeypatch, tmp_path, capsys
     out, err = capsys.readouterr()
     assert json.loads(out) == {"methods": []} and "No smollm2" in err
     assert cli.main(["demo", "--chat"]) == 2
+
+
+def test_a_file_keeps_what_was_read(tiny_book, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "book.kv"
+    quest = quest_compile.backend(**SHORT, budget=64, inner="eager")
+    printed = []
+    for _ in range(2):
+        assert book_demo.run(arguments(cache_file=path), quest)
+        printed.append(capsys.readouterr().out)
+        # The second reads nothing.
+        monkeypatch.setattr("quest_compile.reading.prefill", None)
+        torch._dynamo.reset()
+        gc.collect()
+    first, second = ([line for line in out.splitlines() if "  ... " in line] for out in printed)
+    assert len(first) == 4
+    assert [line.rpartition("  [")[0] for line in first] == [
+        line.rpartition("  [")[0] for line in second
+    ]
+    assert "Reading the book took" in printed[0] and "Reading the book" not in printed[1]
+    assert f"{path}: its 528 tokens were read before; opened in" in printed[1]
+    assert all("Quest was active: 40 sparse attention calls" in out for out in printed)
+
+
+def test_a_file_of_another_book_or_model_is_refused_in_a_line(tiny_book, tmp_path, capsys):
+    path = tmp_path / "book.kv"
+    for epsilon, message in (
+        (1e-6, f"tokens: {path} is of another text"),
+        (0.5, f"config: {path} is of another model, with rms_norm_eps 0.5 and not 1e-06"),
+    ):
+        model, tokens = tiny_model("llama", rms_norm_eps=epsilon), random_prompt(1, 40)
+        cache = quest_compile.OffloadedStaticCache(model.config, 64, path=path)
+        with torch.no_grad():
+            model(**step_inputs(cache, tokens, 0))
+        cache.save(tokens)
+        cache.close()
+        assert cli.main(["demo", "--cache-file", str(path)]) == 2
+        shown = capsys.readouterr().err
+        assert shown.endswith("\n") and shown.count("\n") == 1
+        assert f"quest-compile demo: --cache-file: {message}" in shown
+        path.unlink()
+    assert cli.main(["demo", "--recall", "--cache-file", str(path)]) == 2
+    assert "--cache-file keeps the book: leave --recall" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from quest_compile.reading import Reading, Step, answer, print_piece, read
 from quest_compile.real_model import SOURCES, model_folder
 from quest_compile.real_model.fetch import FetchError, fetch
 from quest_compile.real_model.load import load_model, load_tokenizer
+from quest_compile.text_cache import TextCache
 
 NAME = "smollm2"
 # For the questions, which take their places in turn, or for a conversation.
@@ -58,7 +59,16 @@ def run(args: argparse.Namespace, quest: QuestBackend) -> dict[str, Any]:
         f"{torch.get_num_threads()} threads on {args.device}.",
         flush=True,
     )
-    reading = read(model, tokenizer, book.text(), _CHAT_ROOM if args.chat else _ROOM)
+    # A file serves the questions and conversations alike.
+    room = _CHAT_ROOM if args.chat or args.cache_file else _ROOM
+    file = TextCache(args.cache_file, quest.config) if args.cache_file else None
+    reading = read(model, tokenizer, book.text(), room, file=file)
+    if reading.is_reopened:
+        print(
+            f"{args.cache_file}: its {reading.length} tokens were read before; opened in "
+            f"{reading.seconds:.1f} s.",
+            flush=True,
+        )
     with_quest = torch.compile(model, backend=quest)
     if args.chat:
         chat(reading, with_quest, quest)
@@ -99,7 +109,8 @@ def _ask_both(reading: Reading, steps: dict[str, Step], quest: QuestBackend) -> 
     # Dense attention is transformers' own and calls none of our operators: all of this is Quest's.
     sparse.counters, dense.counters = ops.counters(), dict.fromkeys(ops.counters(), 0)
     print(f"\n{quest.report()}\n")
-    print(f"Reading the book took {reading.seconds:.0f} s, once for all questions.")
+    if not reading.is_reopened:
+        print(f"Reading the book took {reading.seconds:.0f} s, once for all questions.")
     num_right = (right[sparse.name], right[dense.name])
     return print_comparison(sparse, dense, quest, reading, num_right, len(tasks))
 
