@@ -57,7 +57,7 @@ _OPERATOR = operator(
     check=_check,
     reference=_reference,
     fake=_fake,
-    has_kernels=False,
+    kernels=("cpu",),
 )
 
 
