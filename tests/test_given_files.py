@@ -4,8 +4,10 @@ import os
 import socket
 
 import pytest
-from tiny_models import tiny_model
+import transformers
+from tiny_models import FAMILIES, tiny_model
 
+from quest_compile.context_length import context_length
 from quest_compile.eval.jsonl import read_rows
 from quest_compile.real_model import find
 from quest_compile.real_model.load import load_model, load_tokenizer, warn_beyond_context
@@ -75,6 +77,22 @@ def test_a_folder_with_a_broken_model_is_one_line(tmp_path):
     for load in (load_tokenizer, lambda name: load_model(name, "float32", "cpu")):
         with pytest.raises(ValueError, match=f"^cannot load .*model {tmp_path}: .*$"):
             load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        (None, 2048),
+    ],
+)
+def test_rotary_factors_that_stretch_the_context_count(rope, expected):
+    assert context_length(FAMILIES["llama"].config(rope_scaling=rope)) == expected
+
+
+def test_a_model_without_a_limit_has_none():
+    assert context_length(transformers.MambaConfig()) is None
 
 
 def test_more_tokens_than_the_model_was_made_for_are_said(capsys):

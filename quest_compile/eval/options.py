@@ -19,7 +19,8 @@ EXAMPLES = """\
   quest-compile eval ./my-model --tasks copy --lengths 4096 --budgets 512 2K 0.05
   quest-compile eval recall --tasks recall-16 --json > results.json"""
 
-_QUICK_SAMPLES = 20
+# Per task, and each has a context of its own to read: most of the time.
+_QUICK_SAMPLES = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
