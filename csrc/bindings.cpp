@@ -31,7 +31,6 @@ STABLE_TORCH_LIBRARY_IMPL(quest, CPU, m) {
   QUEST_OPERATORS(QUEST_REGISTER_CPU)
   QUEST_CPU_OPERATORS(QUEST_REGISTER_CPU)
   m.impl("share_mask", TORCH_BOX(&quest::share_mask));
-  m.impl("linear_decode", TORCH_BOX(&quest::linear_decode));
 }
 
 #ifdef QUEST_HAVE_CUDA

@@ -37,10 +37,11 @@ using OutputAndLse = std::tuple<Tensor, Tensor>;
             std::optional<Tensor> attn_mask, std::optional<double> scale))
 
 // Those that have no kernels on other devices.
-#define QUEST_CPU_OPERATORS(OPERATOR)                                                \
-  OPERATOR(Tensor, dense_prefill,                                                    \
+#define QUEST_CPU_OPERATORS(OPERATOR)                                                  \
+  OPERATOR(Tensor, dense_prefill,                                                      \
            (Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position, \
-            std::optional<Tensor> attn_mask, std::optional<double> scale))
+            std::optional<Tensor> attn_mask, std::optional<double> scale))             \
+  OPERATOR(Tensor, linear_decode, (Tensor x, Tensor weight, std::optional<Tensor> bias))
 
 #define QUEST_DECLARE_OPERATOR(result, name, parameters) result name parameters;
 

@@ -118,7 +118,7 @@ def test_a_file_keeps_what_was_read(tiny_book, monkeypatch, tmp_path, capsys):
         line.rpartition("  [")[0] for line in second
     ]
     assert "Reading the book took" in printed[0] and "Reading the book" not in printed[1]
-    assert f"{path}: its 528 tokens were read before; opened in" in printed[1]
+    assert f"{path}: its 516 tokens were read before; opened in" in printed[1]
     assert all("Quest was active: 40 sparse attention calls" in out for out in printed)
 
 

@@ -10,6 +10,5 @@ void update(const UpdateArguments& u);
 Tensor decode(const SparseArguments& arguments, const Tensor& seq_lens);
 
 Tensor share_mask(Tensor attn_mask);
-Tensor linear_decode(Tensor x, Tensor weight, std::optional<Tensor> bias);
 
 }  // namespace quest
