@@ -172,6 +172,7 @@ def _settings(graph: GraphReport) -> str:
     selection = config.selection(LayerBudget(0, sys.maxsize))
     parts = [f"budget {budget}", str(config.page_format), str(selection), f"inner {graph.inner}"]
     parts += [f"mode {graph.mode}"] if graph.mode else []
+    parts += ["linear torch"] if config.linear == "torch" else []
     parts += ["CUDA graph"] if graph.is_cuda_graph else []
     return ", ".join(parts)
 

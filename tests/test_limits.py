@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quest_compile.passes import Reason
+from quest_compile.passes import LinearReason, Reason
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -26,6 +26,13 @@ def test_an_explanation_begins_with_what_the_report_prints_and_says_more(name, t
     assert text == Reason[name].value
     assert len(cause) > 20
     assert cause != text
+
+
+def test_every_reason_to_leave_a_linear_layer_is_explained():
+    text = (DOCS / "limits.md").read_text("utf-8")
+    section = text.partition("## Linear layers")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| .{20,} \|$", section, re.MULTILINE)
+    assert rows == [reason.value for reason in LinearReason]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -15,7 +15,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "sanitized"
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon")
-TESTS = ("tests/ops/test_fuzz.py", "tests/ops/test_update_page_summary.py")
+TESTS = (
+    "tests/ops/test_fuzz.py",
+    "tests/ops/test_update_page_summary.py",
+    "tests/ops/test_linear_decode.py",
+)
 NUM_CALLS = 20
 
 

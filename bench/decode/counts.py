@@ -82,6 +82,7 @@ class StepCounts:
         found: dict[str, Any] = {
             "sparse_calls_per_step": counted["sparse_calls"] / steps,
             "dense_calls_per_step": counted["dense_calls"] / steps,
+            "linear_calls_per_step": counted["linear_calls"] / steps,
             "tokens_read_per_query": float(self._cache.layers[0].keys.shape[2]),
             "kv_bytes_per_step": self._all_bytes,
         }

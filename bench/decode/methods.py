@@ -14,7 +14,9 @@ from quest_compile.bench.settings import FACTS, Setting
 from quest_compile.config import QuestConfig
 from quest_compile.inner import inner_compiler
 
-DENSE_METHODS = ("dense_transformers", "dense_enable_gqa", "dense_decode")
+# All tokens through our operators: what runs the linear layers.
+_OURS = {"dense_decode_linear_torch": "torch", "dense_decode": "auto"}
+DENSE_METHODS = ("dense_transformers", "dense_enable_gqa", *_OURS)
 
 
 def names_of(settings: list[Setting], wanted: list[str] | None) -> list[str]:
@@ -31,9 +33,9 @@ def compilation_of(
     inner = inner_compiler(wanted, [next(model.parameters())])
     by_name = {setting.name: setting for setting in settings}
     config = None
-    if name == "dense_decode":
+    if name in _OURS:
         num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        config = QuestConfig(num_dense_layers=num_layers, inner=inner)
+        config = QuestConfig(num_dense_layers=num_layers, inner=inner, linear=_OURS[name])
     elif name in by_name:
         config = by_name[name].config.replace({"inner": inner})
     backend: Any = inner if config is None else quest_compile.backend(**config.as_dict())

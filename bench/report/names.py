@@ -12,6 +12,7 @@ from quest_compile.bench.settings import MORE, QUEST
 
 _NAMES = {
     "dense_decode": "`dense_decode`, all tokens",
+    "dense_decode_linear_torch": "`dense_decode`, linear layers of torch",
     "llama_cpp_flash": "llama.cpp, flash attention",
     "llama_cpp": "llama.cpp",
     "sdpa_group_as_q_len": "torch SDPA, query heads of a group as positions",

@@ -24,7 +24,7 @@ pytestmark = [
 def test_methods_side_by_side_prove_what_they_did(tmp_path):
     assert bench_decode.main([*TINY, *FAST, "--output", str(tmp_path)]) == 0
     results = {r.method: r for r in load_results(tmp_path)}
-    dense = ["dense_transformers", "dense_enable_gqa", "dense_decode"]
+    dense = list(methods.DENSE_METHODS)
     assert sorted(results) == sorted([*dense, "quest_64", "read_loop"])
     assert len({r.workload for r in results.values()}) == 1
     quest, ours = results["quest_64"].metadata, results["dense_decode"].metadata
@@ -32,6 +32,8 @@ def test_methods_side_by_side_prove_what_they_did(tmp_path):
     assert quest["sparse_calls_per_step"] == 2
     assert ours["sparse_calls_per_step"] == 0
     assert ours["dense_calls_per_step"] == 4
+    assert ours["linear_calls_per_step"] == quest["linear_calls_per_step"] == 7 * 4 + 1
+    assert results["dense_decode_linear_torch"].metadata["linear_calls_per_step"] == 0
     assert 48 < quest["tokens_read_per_query"] <= 64
     assert quest["kv_bytes_per_step"] < ours["kv_bytes_per_step"]
     assert len({results[name].metadata["digest"] for name in dense}) == 1

@@ -1,5 +1,5 @@
-"""Summaries, scores and selections with the kernels of every instruction set that this machine and
-build have.
+"""Summaries, scores, selections and linear layers with the kernels of every instruction set that
+this machine and build have.
 
 A process picks its kernels at its first call and keeps them: each level has one of its own.
 """
@@ -20,6 +20,7 @@ TESTS = (
     "test_score_pages.py",
     "test_select_pages.py",
     "test_selection_shares.py",
+    "test_linear_decode.py",
 )
 
 
