@@ -37,8 +37,8 @@ using OutputAndLse = std::tuple<Tensor, Tensor>;
             std::optional<Tensor> attn_mask, std::optional<double> scale))
 
 // Those that have no kernels on other devices.
-#define QUEST_CPU_OPERATORS(OPERATOR)                                                \
-  OPERATOR(Tensor, dense_prefill,                                                    \
+#define QUEST_CPU_OPERATORS(OPERATOR)                                                  \
+  OPERATOR(Tensor, dense_prefill,                                                      \
            (Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_position, \
             std::optional<Tensor> attn_mask, std::optional<double> scale))
 
