@@ -69,7 +69,8 @@ def skip_head_repeats(node: Any) -> tuple[fx.Node, int, fx.Node | None]:
 
     Returns the operand before, how often each head is repeated, and the first node of the walk.
     """
-    operand, steps = same_tensor(node), []
+    steps: list[fx.Node] = []
+    operand = same_tensor(node)
     while call_name(operand) in _HEAD_REPEATS or _is_identity(operand):
         if not operand.args or not isinstance(operand.args[0], fx.Node):
             break

@@ -85,8 +85,12 @@ def _prefill_operator(call: AttentionCall, config: QuestConfig) -> str:
     if call.prefill is None or config.prefill == "sdpa":
         return ""
     query = example_value(call.prefill.query)
-    serves = ops.is_prefill_faster if config.prefill == "auto" else ops.has_prefill_kernel
-    return "dense_prefill" if serves(query.device.type, query.dtype) else ""
+    device = query.device.type
+    if config.prefill == "auto":
+        is_used = ops.is_prefill_faster(device, query.dtype)
+    else:
+        is_used = ops.has_prefill_kernel(device)
+    return "dense_prefill" if is_used else ""
 
 
 def _decide(call: AttentionCall, config: QuestConfig) -> Decision:

@@ -60,8 +60,11 @@ class AttentionCall:
     prefill: PrefillSite | None = None
 
 
-def match_attention(graph: fx.Graph) -> list[AttentionCall]:
-    """List the attention calls in graph order. Linear in the size of the graph."""
+def match_attention(graph: fx.Graph, *, prefill: bool = True) -> list[AttentionCall]:
+    """List the attention calls in graph order. Linear in the size of the graph.
+
+    ``prefill``: look for what dense_prefill can take, too; questions about sizes become guards.
+    """
     nodes = list(graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
     calls: list[AttentionCall] = []
@@ -80,8 +83,8 @@ def match_attention(graph: fx.Graph) -> list[AttentionCall]:
             seen.add(site.key_cache)
             layer = _layer_of_caches(site, default=layer)
         source, queries = source_line(node), _num_queries(node)
-        prefill = _match_prefill(node, order)
-        calls.append(AttentionCall(node, layer, source, queries, site, reason, prefill))
+        many = _match_prefill(node, order) if prefill else None
+        calls.append(AttentionCall(node, layer, source, queries, site, reason, many))
     return calls
 
 

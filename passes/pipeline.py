@@ -58,7 +58,8 @@ def run_passes(gm: fx.GraphModule, *, config: QuestConfig) -> Rewrite:
     their operator; ``gm`` itself is not edited."""
     start = time.perf_counter()
     graph = copy_graph(gm)
-    decisions = decide(match_attention(graph), config)
+    calls = match_attention(graph, prefill=config.prefill != "sdpa")
+    decisions = decide(calls, config)
     summaries: list[SummaryInputs] = []
     audits: list[fx.Node] = []
     recordings: list[fx.Node] = []

@@ -17,12 +17,10 @@ def prefill(
     part: int | None = None,
     on_part: Callable[[int], Any] = lambda num_tokens: None,
     cache: Any = None,
-    compiled: Callable[..., Any] | None = None,
 ) -> Any:
     """A new StaticCache of ``max_seq_len`` positions, or ``cache``, that holds ``tokens`` [B, T].
 
-    All at once, or ``part`` tokens after the other; ``on_part`` gets the number of each. Eager, but
-    for ``compiled``: the model for what takes one graph, whole parts behind the first.
+    Eager; all at once, or ``part`` tokens after the other; ``on_part`` gets the number of each.
     """
     from transformers import StaticCache
 
@@ -31,9 +29,7 @@ def prefill(
     position = 0
     with torch.no_grad():
         for some in tokens.split(part or tokens.shape[1], dim=1):
-            is_alike = position > 0 and some.shape[1] == part
-            call = compiled if is_alike and compiled is not None else model
-            call(**step_inputs(cache, some, position), logits_to_keep=1)
+            model(**step_inputs(cache, some, position), logits_to_keep=1)
             position += some.shape[1]
             on_part(some.shape[1])
     return cache

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from quest_compile import ops
-from quest_compile.backend import backend
 from quest_compile.context_length import context_length
 from quest_compile.decoding import greedy_step, prefill, rewind
 from quest_compile.progress import progress_bar
@@ -20,10 +18,6 @@ from quest_compile.text_cache import TextCache
 Step = Callable[..., Any]
 # Tokens that go through the model at once while it reads: a bar that moves every few seconds.
 _PART = 256
-# Tokens from which on attention is so much of the time that looking for it pays.
-_LONG = 4096
-# Of graphs that prefill only: no page summaries, and no compiler but the rewriting.
-_PREFILL = {"num_dense_layers": sys.maxsize, "inner": "eager"}
 # What the tokenizer gives for half a character.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -88,25 +82,10 @@ def read(
     cache = None if file is None else file.new(model, length + room)
     with progress_bar(length, "token") as progress:
         progress.doing("reading")
-        cache = prefill(
-            model,
-            ids,
-            length + room,
-            part=_PART,
-            on_part=progress.update,
-            cache=cache,
-            compiled=_with_fast_attention(model) if length >= _LONG else None,
-        )
+        cache = prefill(model, ids, length + room, part=_PART, on_part=progress.update, cache=cache)
     if file is not None:
         cache.save(ids)
     return Reading(model, tokenizer, ids, room, cache, time.perf_counter() - start)
-
-
-def _with_fast_attention(model: Any) -> Callable[..., Any] | None:
-    """The model with our attention of many queries, where it is known to be faster."""
-    if not ops.is_prefill_faster(model.device.type, model.dtype):
-        return None
-    return torch.compile(model, backend=backend(**_PREFILL))
 
 
 def answer(

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from quest_compile import ops
 from quest_compile.bench.ops.checks import check_kernels
 from quest_compile.bench.results import RefusedError
 from quest_compile.bench.shapes import Layer
 
+# Any: its stub takes no unpacked tensors.
+sdpa: Any = torch.nn.functional.scaled_dot_product_attention
 # Of the result that is checked, at its end.
 _CHECKED_QUERIES = 16
 # Rows of the matrix whose product with another says what the process can do.

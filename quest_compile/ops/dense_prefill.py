@@ -83,7 +83,7 @@ def dense_prefill(
     return _OPERATOR(*tensors, scale=scale)
 
 
-def has_prefill_kernel(device: str, dtype: torch.dtype) -> bool:
+def has_prefill_kernel(device: str) -> bool:
     """Is there more than plain torch for dense_prefill?"""
     return device in _OPERATOR.kernels and native_status().loaded
 
@@ -92,7 +92,7 @@ def is_prefill_faster(device: str, dtype: torch.dtype) -> bool:
     """Is dense_prefill known to be faster than scaled_dot_product_attention here?"""
     kernels = native_status().info.split()[0]
     return (
-        has_prefill_kernel(device, dtype)
+        has_prefill_kernel(device)
         and dtype in _FASTER.get(kernels, ())
         and not torch.cpu._is_amx_tile_supported()
     )

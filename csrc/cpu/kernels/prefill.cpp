@@ -161,7 +161,8 @@ class Prefill {
     for (int i = 0; i < kProductRows && first_row + i < num_rows; ++i) {
       for (int column = 0; column < value_columns; column += kPanelWidth) {
         const int64_t panel = static_cast<int64_t>(column) * kSteps;
-        const int width = value_columns - column < kPanelWidth ? value_columns - column : kPanelWidth;
+        const int width =
+            value_columns - column < kPanelWidth ? value_columns - column : kPanelWidth;
         for (int s = all.begin / P::kDepth; s < all.end / P::kDepth; ++s) {
           const int64_t at = panel + s * kPanelWidth;
           for (int d = 0; d < width; ++d) {
@@ -176,8 +177,12 @@ class Prefill {
   Span span_of(int row) const {
     if (row >= num_rows) return {0, 0};
     const int64_t begin = interval(row).first - tile, end = interval(row).last - tile;
-    const Span span = {static_cast<int>(begin < 0 ? 0 : begin < kTile ? begin : kTile),
-                       static_cast<int>(end < 0 ? 0 : end < kTile ? end : kTile)};
+    const Span span = {static_cast<int>(begin < 0       ? 0
+                                        : begin < kTile ? begin
+                                                        : kTile),
+                       static_cast<int>(end < 0       ? 0
+                                        : end < kTile ? end
+                                                      : kTile)};
     return span.begin < span.end ? span : Span{0, 0};
   }
 
@@ -189,7 +194,8 @@ class Prefill {
       V sum[kProductRows][kPanelVectors];
       multiply<P>(rows, query_words, packed_keys + t * query_words, query_words, sum);
       for (int i = 0; i < kProductRows; ++i) {
-        for (int v = 0; v < kPanelVectors; ++v) store(logits[i] + t + v * kWidth, sum[i][v] * scale);
+        for (int v = 0; v < kPanelVectors; ++v)
+          store(logits[i] + t + v * kWidth, sum[i][v] * scale);
       }
     }
   }
@@ -197,7 +203,8 @@ class Prefill {
   // -inf where this row may not attend.
   void forbid(int row, Span own, Span all, float* logits) const {
     for (int t = all.begin; t < own.begin; ++t) logits[t] = -kInfinity;
-    for (int t = own.begin > own.end ? own.begin : own.end; t < all.end; ++t) logits[t] = -kInfinity;
+    for (int t = own.begin > own.end ? own.begin : own.end; t < all.end; ++t)
+      logits[t] = -kInfinity;
     const uint8_t* const mask = own.begin < own.end ? interval(row).mask : nullptr;
     if (!mask) return;
     for (int t = own.begin; t < own.end; ++t) {

@@ -79,8 +79,8 @@ template <class P, int kRows, int kVectors>
 QUEST_INLINE void multiply(const typename P::Word* rows, int64_t row_stride,
                            const typename P::Word* panel, int64_t steps,
                            V (&sums)[kRows][kVectors]) {
-  _Pragma("GCC unroll 24")
-  for (int i = 0; i < kRows * kVectors; ++i) sums[i / kVectors][i % kVectors] = zero();
+  _Pragma("GCC unroll 24") for (int i = 0; i < kRows * kVectors; ++i)
+      sums[i / kVectors][i % kVectors] = zero();
   for (int64_t s = 0; s < steps; ++s) {
     typename P::Operand columns[kVectors];
     QUEST_UNROLL
