@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny_models import SHORT, random_prompt, tiny_model
+from tiny_models import FAMILIES, SHORT, random_prompt, tiny_model
 
 import quest_compile
 from quest_compile import OffloadedStaticCache, ops, state
@@ -204,6 +204,37 @@ def test_models_that_it_does_not_fit_are_refused(family, message, tmp_path):
     with pytest.raises(ValueError, match=f"config: .*{message}"):
         OffloadedStaticCache(config, 64, path=tmp_path / "book.kv")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_same_logits_or_is_refused(family, tmp_path):
+    line, tokens = FAMILIES[family], random_prompt(1, 40)
+    try:
+        model = tiny_model(family)
+    except Exception as error:
+        pytest.skip(f"not in this transformers: {error}")
+
+    def logits(cache):
+        found = []
+        with torch.no_grad():
+            for begin, end in ((0, 38), (38, 39), (39, 40)):
+                inputs = step_inputs(cache, tokens[:, begin:end], begin)
+                if line.positions:
+                    inputs["position_ids"] = torch.arange(begin, end)[None]
+                if line.full_mask:
+                    inputs["attention_mask"] = (torch.arange(MAX_SEQ_LEN) < end).long()[None]
+                found.append(model(**inputs).logits)
+        return torch.cat(found, 1)
+
+    try:
+        cache = in_file(model, tmp_path)
+    except ValueError as error:
+        assert "all layers of the model have to attend the whole context" in str(error)
+        return
+    assert torch.equal(logits(cache), logits(in_memory(model)))
+    cache.save(tokens)
+    assert int(reopened(cache, model, tmp_path, tokens=tokens).get_seq_length()) == 40
 
 
 def test_arguments_are_checked(tmp_path):
