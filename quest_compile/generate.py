@@ -75,8 +75,9 @@ def restore(model: Model) -> Model:
 
 def _compiles_prefill(model: Any, made: QuestBackend) -> bool:
     device = getattr(model, "device", None)
-    is_asked = made.config.prefill == "dense" and device is not None
-    return is_asked and ops.has_prefill_kernel(device.type)
+    if made.config.prefill != "dense" or device is None:
+        return False
+    return ops.has_prefill_kernel(device.type)
 
 
 def _module_that_generates(model: Any) -> Any:
