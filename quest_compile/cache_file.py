@@ -10,16 +10,17 @@ A record is written once everything it speaks of is on the disk.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import mmap
 import os
 import struct
 import weakref
 import zlib
-from typing import Any, NamedTuple
 
 import torch
+
+from quest_compile.file_region import Region
+from quest_compile.locked_file import open_locked
 
 _HEAD = struct.Struct("<16sIQ")
 _MAGIC, _VERSION = b"quest_compile kv", 1
@@ -27,26 +28,6 @@ _MAGIC, _VERSION = b"quest_compile kv", 1
 _RECORD = struct.Struct("<QQI")
 _FIRST_SLOT = 4096
 _HUGE_PAGE = 2 * 2**20
-
-
-class Region(NamedTuple):
-    """Where a tensor lies in the file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def as_json(self) -> list[Any]:
-        return [self.offset, list(self.shape), str(self.dtype).removeprefix("torch.")]
-
-    @classmethod
-    def from_json(cls, saved: list[Any]) -> Region:
-        offset, shape, dtype = saved
-        return cls(offset, tuple(shape), getattr(torch, dtype))
 
 
 class CacheFile:
@@ -80,7 +61,7 @@ class CacheFile:
             )
         named = f"{path}.unsaved"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        file = cls(path, named, _opened(named, flags, "make"))
+        file = cls(path, named, open_locked(named, flags, "make"))
         os.ftruncate(file._fd, 0)
         return file
 
@@ -93,7 +74,7 @@ class CacheFile:
             OSError: it cannot be read and written.
             ValueError: it is not the file of a cache.
         """
-        file = cls(path, path, _opened(path, os.O_RDWR | os.O_CLOEXEC, "open"))
+        file = cls(path, path, open_locked(path, os.O_RDWR | os.O_CLOEXEC, "open"))
         try:
             file._read_head()
         except BaseException:
@@ -167,7 +148,7 @@ class CacheFile:
         flat = torch.frombuffer(memory, dtype=region.dtype)
         # Not a view: a cache has a version counter of its own.
         return torch.empty(0, dtype=region.dtype).set_(
-            flat.untyped_storage(), 0, region.shape, _strides(region.shape)
+            flat.untyped_storage(), 0, region.shape, region.strides
         )
 
     def flush(self) -> None:
@@ -233,43 +214,10 @@ class CacheFile:
         self._close()
 
 
-def _opened(name: str, flags: int, verb: str) -> int:
-    """The file of this name, locked.
-
-    Raises:
-        BlockingIOError: it is locked.
-        OSError: it cannot be opened.
-    """
-    while True:
-        try:
-            fd = os.open(name, flags, 0o666)
-        except OSError as error:
-            text = f"path: cannot {verb} {name}: {error.strerror}"
-            raise type(error)(error.errno, text) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its owner may have renamed or deleted it in between.
-            if os.path.exists(name) and os.path.samestat(os.fstat(fd), os.stat(name)):
-                return fd
-        except BlockingIOError as error:
-            os.close(fd)
-            text = f"path: {name} is in use, by another process or another cache of this one"
-            raise BlockingIOError(error.errno, text) from None
-        os.close(fd)
-
-
 def _close(fd: int, named: str, path: str, owner: int) -> None:
     if named != path and os.getpid() == owner and os.path.exists(named):
         os.unlink(named)
     os.close(fd)
-
-
-def checksum(*tensors: torch.Tensor) -> int:
-    """CRC-32 of the elements in their order."""
-    crc = 0
-    for tensor in tensors:
-        crc = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, crc)
-    return crc
 
 
 def _crc(number: int, data: bytes) -> int:
@@ -278,7 +226,3 @@ def _crc(number: int, data: bytes) -> int:
 
 def _aligned(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from quest_compile.cache_file import Region
+from quest_compile.file_region import Region
 from quest_compile.ops import SummaryFormat
 
 # Of a record without its tokens, at most.

@@ -69,7 +69,7 @@ class OffloadedStaticCache(StaticCache):
             num_dense_layers=num_dense_layers,
             page_format=SummaryFormat(page_size, summary, sketch_bits),
         )
-        self._set_up(config, record, CacheFile.create(os.fspath(path)))
+        self._set_up(config, record, CacheFile.create(_absolute(path)))
 
     def _set_up(self, config: Any, record: Record, file: CacheFile) -> None:
         super().__init__(config=config, max_cache_len=record.max_cache_len)
@@ -104,7 +104,7 @@ class OffloadedStaticCache(StaticCache):
                 written in front of the end of what had been saved, and not saved again.
         """
         _check_config(config)
-        file = CacheFile.open(os.fspath(path))
+        file = CacheFile.open(_absolute(path))
         try:
             record = Record.from_bytes(file.read_record(), file.path)
             differing = differing_fields(record.config, config_fields(config))
@@ -181,6 +181,10 @@ class OffloadedStaticCache(StaticCache):
             "an OffloadedStaticCache is its file and cannot be copied: go back with "
             "rewind(length), or save() it, copy the file and open() that"
         )
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.fsdecode(path))
 
 
 def _check_config(config: Any) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import StaticLayer
 
-from quest_compile.cache_file import CacheFile, Region, checksum
+from quest_compile.cache_file import CacheFile
 from quest_compile.cache_record import Record, SavedLayer
+from quest_compile.file_region import Region, checksum
 from quest_compile.ops import empty_page_summary
 from quest_compile.state import call_before_writes, current_rows, restore_state
 
