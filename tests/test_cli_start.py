@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from interruptible import start_interruptible
 
 from quest_compile import cli
 
@@ -118,7 +119,7 @@ def test_what_is_not_installed_is_said_with_the_way_to_install_it(
 
 @pytest.mark.parametrize("command", [["demo", "--recall"], ["eval", "recall", "--out", "."]])
 def test_ctrl_c_ends_a_command_with_one_line(command, tmp_path):
-    process = subprocess.Popen(
+    process = start_interruptible(
         [sys.executable, "-u", "-m", "quest_compile", *command],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip

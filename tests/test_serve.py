@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from interruptible import start_interruptible
 from tiny_models import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 for package in ("fastapi", "uvicorn", "openai", "accelerate"):
@@ -41,7 +42,7 @@ class Server:
         command = [sys.executable, "-m", "quest_compile", "serve", self.model, *arguments]
         with log.open("w") as file:
             command += ["--host", self.host, "--port", "0", "--json"]
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            self.process = start_interruptible(command, stdout=file, stderr=subprocess.STDOUT)
         self._wait()
 
     def _wait(self):
