@@ -10,9 +10,9 @@ from transformers.cache_utils import StaticLayer
 
 from quest_compile.cache_file import CacheFile
 from quest_compile.cache_record import Record, SavedLayer
-from quest_compile.file_region import Region, checksum
+from quest_compile.file_region import Region, checksum, copy_bytes
 from quest_compile.ops import empty_page_summary
-from quest_compile.state import call_before_writes, current_rows, restore_state
+from quest_compile.state import call_before_writes, current_rows, rows_to_restore
 
 _KINDS = ("keys", "values")
 
@@ -100,7 +100,7 @@ class OffloadedLayer(StaticLayer):
         """What is in memory goes to the file."""
         rows = self._rows_in_memory(length)
         for name, tensor in rows.items():
-            self._file.map(self._regions[name])[:, :, : tensor.shape[2]].copy_(tensor)
+            copy_bytes(self._file.map(self._regions[name])[:, :, : tensor.shape[2]], tensor)
         return SavedLayer(self._regions, checksum(*rows.values()))
 
     def _rows_in_memory(self, length: int) -> dict[str, torch.Tensor]:
@@ -117,17 +117,17 @@ class OffloadedLayer(StaticLayer):
         ]
         self.lazy_initialization(*like)
         self.cumulative_length.fill_(length)
-        num_rows = length // self._record.page_format.page_size if self._is_in_file else length
-        names = ("summary",) if self._is_in_file else _KINDS
-        rows = [self._file.map(saved.regions[name])[:, :, :num_rows] for name in names]
-        if checksum(*rows) != saved.checksum:
-            return False
+        rows = self._rows_to_restore(length)
+        for name, tensor in rows.items():
+            copy_bytes(tensor, self._file.map(saved.regions[name])[:, :, : tensor.shape[2]])
+        return checksum(*rows.values()) == saved.checksum
+
+    def _rows_to_restore(self, length: int) -> dict[str, torch.Tensor]:
         if self._is_in_file:
-            restore_state(self.keys, self._record.page_format, *rows)
-        else:
-            for kind, tensor in zip(_KINDS, rows):
-                getattr(self, kind)[:, :, :length].copy_(tensor)
-        return True
+            page_format = self._record.page_format
+            num_pages = length // page_format.page_size
+            return {"summary": rows_to_restore(self.keys, page_format, num_pages)}
+        return {kind: getattr(self, kind)[:, :, :length] for kind in _KINDS}
 
 
 def _before_write(file: CacheFile, cumulative_length: torch.Tensor) -> None:

@@ -141,15 +141,15 @@ def call_before_writes(key_cache: torch.Tensor, function: Callable[[], None]) ->
     setattr(key_cache, _BEFORE_WRITE, function)
 
 
-def restore_state(
-    key_cache: torch.Tensor, page_format: ops.SummaryFormat, rows: torch.Tensor
-) -> None:
-    """``rows``: the summaries of the first pages of this cache, [batch, num_kv_heads, pages, ...],
-    kept since its keys were written."""
+def rows_to_restore(
+    key_cache: torch.Tensor, page_format: ops.SummaryFormat, num_pages: int
+) -> torch.Tensor:
+    """Where the caller has to put the summaries of the first pages, which it has kept since the
+    keys were written: [batch, num_kv_heads, num_pages, ...]."""
     state = state_of(key_cache, page_format)
-    state.page_summary[:, :, : rows.shape[2]].copy_(rows)
-    state.num_sealed[0] = rows.shape[2]
+    state.num_sealed[0] = num_pages
     state.version = key_cache._version
+    return state.page_summary[:, :, :num_pages]
 
 
 def current_rows(
