@@ -179,5 +179,6 @@ def _settings(graph: GraphReport) -> str:
 
 def _kernels() -> str:
     status = ops.native_status()
-    info = status.info if status.loaded else f"torch reference, slow ({status.reason})"
+    cpu = status.info.partition(" cuda:")[0]
+    info = cpu if status.loaded else f"torch reference, slow ({status.reason})"
     return f"{info}; CUDA kernels: {ops.cuda_kernels()}" if torch.cuda.is_available() else info
