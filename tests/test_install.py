@@ -154,6 +154,7 @@ def test_wheel_works_outside_the_repository(native_wheel: Path, tmp_path: Path) 
     assert all(command in help_text for command in ("demo", "explain", "bench"))
 
 
+@pytest.mark.nightly
 @needs_compiler
 def test_editable_install_follows_the_tree(
     unpacked_sdist: Path, native_wheel: Path, tmp_path: Path
