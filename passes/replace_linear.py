@@ -40,24 +40,27 @@ def replace_linear(graph: fx.Graph, *, config: QuestConfig) -> LinearLayers:
         return LinearLayers()
     num_replaced, weight_bytes = 0, 0
     left: dict[LinearReason, int] = {}
+    # The input of one may be the output of another.
+    made: dict[fx.Node, fx.Node] = {}
     for layer in list(match_linear(graph)):
         if layer.reason is not None:
             left[layer.reason] = left.get(layer.reason, 0) + 1
             continue
-        _replace(graph, layer)
+        made[layer.node] = _replace(graph, layer, made.get(layer.x, layer.x))
         num_replaced += 1
         weight_bytes += int(example_value(layer.weight).nbytes)
     return LinearLayers(num_replaced, weight_bytes, left)
 
 
-def _replace(graph: fx.Graph, layer: LinearLayer) -> None:
+def _replace(graph: fx.Graph, layer: LinearLayer, x: fx.Node) -> fx.Node:
     node, weight = layer.node, layer.weight
     with graph.inserting_before(node):
         if layer.is_transposed:
             weight = graph.call_method("t", (weight,))
             weight.meta["example_value"] = example_value(layer.weight).t()
         bias = () if layer.bias is None else (layer.bias,)
-        new = graph.call_function(torch.ops.quest.linear_decode.default, (layer.x, weight, *bias))
+        new = graph.call_function(torch.ops.quest.linear_decode.default, (x, weight, *bias))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+    return new

@@ -90,7 +90,7 @@ def test_the_recipe_of_the_document_runs_in_one_graph(adapters, tmp_path, monkey
 
 
 def test_an_adapter_over_the_limit_of_graphs_runs_dense_and_is_in_the_report():
-    """torch keeps 8 graphs of a function; here 2."""
+    """torch keeps 8 graphs of a function or more; here 2."""
     model, backend = base(), backend_of()
     for i in range(3):
         config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
@@ -109,4 +109,3 @@ def test_an_adapter_over_the_limit_of_graphs_runs_dense_and_is_in_the_report():
     assert f"{function}: calls that fit none of its 2 graphs run uncompiled" in str(
         backend.report()
     )
-    assert torch._dynamo.config.recompile_limit == 8
