@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import CompileConfig
 
+from quest_compile.prepared_class import prepared_class
+
 # What is replaced; the value from before is kept under the name with this in front.
 _FIELDS = ("cache_implementation", "compile_config", "prefill_chunk_size")
 _BEFORE = "_before_quest_"
@@ -55,21 +57,5 @@ def _prepared_class(base: Any) -> Any:
         restore(original)
         original.save_pretrained(*args, **kwargs)
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _new, (base,), vars(self)
-
-    fields = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "__reduce_ex__": reduce,
-        "_unprepared_class": base,
-        "to_dict": to_dict,
-        "save_pretrained": save_pretrained,
-    }
-    return type(base.__name__, (base,), fields)
-
-
-def _new(base: Any) -> Any:
-    prepared = _prepared_class(base)
-    return prepared.__new__(prepared)
+    fields = {"to_dict": to_dict, "save_pretrained": save_pretrained}
+    return prepared_class(base, _prepared_class, fields)

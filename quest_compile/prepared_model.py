@@ -23,6 +23,7 @@ from quest_compile.dense_causes import (
     causes_in_model,
     setting_of_call,
 )
+from quest_compile.prepared_class import prepared_class
 from quest_compile.step_state import counted_sparse_steps
 
 # Bound to the model they were made for: no copy of it may have them.
@@ -61,25 +62,15 @@ def _prepared_class(base: Any) -> Any:
         call = functools.partial(base.prepare_inputs_for_generation, self, input_ids, *args)
         return _with_its_cache(call, kwargs)
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        state = {name: value for name, value in vars(self).items() if name not in _COMPILED}
-        return _new, (base,), state
-
     fields = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "__reduce_ex__": reduce,
-        "_unprepared_class": base,
         "generate": generate,
         "prepare_inputs_for_generation": prepare_inputs_for_generation,
     }
-    return type(base.__name__, (base,), fields)
+    return prepared_class(base, _prepared_class, fields, _without_compiled)
 
 
-def _new(base: Any) -> Any:
-    prepared = _prepared_class(base)
-    return prepared.__new__(prepared)
+def _without_compiled(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name not in _COMPILED}
 
 
 def _generate(
